@@ -1,0 +1,634 @@
+//! The entry frame: the bytes the leader encodes once, every log stores and every wire carries.
+//!
+//! ```text
+//!  0        4       8              16             24                  30    31    32
+//!  +--------+-------+--------------+--------------+-------------------+-----+-----+---------+
+//!  | length | crc   | index        | term         | leader time in ms | kind|flags| session?| command
+//!  | u32    | u32   | u64          | u64          | 48 bits           | u8  | u8  | 16 bytes|
+//!  +--------+-------+--------------+--------------+-------------------+-----+-----+---------+
+//! ```
+//!
+//! Little-endian. `length` counts the whole frame. `crc` is the CRC-32C of the group id (8 bytes),
+//! the length field, and everything from byte 8 on. A frame of another group never validates.
+
+use core::fmt;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::checksum::crc32c_append;
+use crate::types::{EntryId, GroupId, Index, Term};
+
+/// The bytes of a frame before session fields and command.
+pub const ENTRY_HEADER_BYTES: usize = 32;
+const SESSION_BYTES: usize = 16;
+const FLAG_SESSION: u8 = 1;
+const LEADER_TIME_MS_MAX: u64 = (1 << 48) - 1;
+
+/// What an entry asks of the replicas that apply it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum EntryKind {
+    /// A command for the state machine. An empty one only fills its place (a leader's first entry).
+    Command,
+    /// One membership change of the simple form (thesis §4.1; etcd's `EntryConfChange`).
+    MembershipSimple,
+    /// A membership change of the general form, joint if need be (thesis §4.3;
+    /// etcd's `EntryConfChangeV2`).
+    Membership,
+}
+
+impl EntryKind {
+    const fn to_byte(self) -> u8 {
+        match self {
+            Self::Command => 0,
+            Self::MembershipSimple => 1,
+            Self::Membership => 2,
+        }
+    }
+
+    const fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Command),
+            1 => Some(Self::MembershipSimple),
+            2 => Some(Self::Membership),
+            _ => None,
+        }
+    }
+
+    /// Whether the entry changes the membership.
+    #[must_use]
+    pub const fn is_membership(self) -> bool {
+        matches!(self, Self::MembershipSimple | Self::Membership)
+    }
+}
+
+/// Whose command it is and which of theirs, so that a retry is applied once. Source: thesis §6.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Session {
+    /// The client.
+    pub client: u64,
+    /// The client's number for this command.
+    pub serial: u64,
+}
+
+/// Why bytes are no run of entry frames. The bytes are refused whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// The bytes end before the frame does.
+    #[error("frame at byte {offset} is cut short")]
+    Truncated {
+        /// Where the frame starts.
+        offset: usize,
+    },
+    /// The length field is below the header's size.
+    #[error("frame at byte {offset} claims {length} bytes, fewer than its header")]
+    Length {
+        /// Where the frame starts.
+        offset: usize,
+        /// What it claims.
+        length: u32,
+    },
+    /// The checksum does not match: damage, or a frame of another group.
+    #[error("frame at byte {offset} fails its checksum")]
+    Checksum {
+        /// Where the frame starts.
+        offset: usize,
+    },
+    /// A kind or flag of a later version.
+    #[error("frame at byte {offset} has kind {kind} and flags {flags:#x}, unknown to this version")]
+    Unknown {
+        /// Where the frame starts.
+        offset: usize,
+        /// The kind byte.
+        kind: u8,
+        /// The flags byte.
+        flags: u8,
+    },
+    /// The index does not follow the one before, the term falls, or either is out of range.
+    #[error("frame at byte {offset} carries {found}, which does not follow the entry before it")]
+    Order {
+        /// Where the frame starts.
+        offset: usize,
+        /// What it carries.
+        found: EntryId,
+    },
+    /// There is no frame at all.
+    #[error("no frame")]
+    Empty,
+}
+
+/// One entry inside a [`Batch`], checked when the batch was made.
+#[derive(Clone, Copy)]
+pub struct EntryRef<'a> {
+    frame: &'a [u8],
+}
+
+impl<'a> EntryRef<'a> {
+    /// The index.
+    #[must_use]
+    pub fn index(self) -> Index {
+        Index::new(read_u64(self.frame, 8))
+    }
+
+    /// The term.
+    #[must_use]
+    pub fn term(self) -> Term {
+        Term::new(read_u64(self.frame, 16))
+    }
+
+    /// Index and term.
+    #[must_use]
+    pub fn id(self) -> EntryId {
+        EntryId::new(self.term(), self.index())
+    }
+
+    /// The leader's time when it appended the entry, in milliseconds; never falls within a group.
+    #[must_use]
+    pub fn leader_time_ms(self) -> u64 {
+        read_u64(self.frame, 24) & LEADER_TIME_MS_MAX
+    }
+
+    /// The kind.
+    #[must_use]
+    pub fn kind(self) -> EntryKind {
+        EntryKind::from_byte(self.frame[30]).expect("the kind was checked when the batch was made")
+    }
+
+    /// The client session, if the entry carries one.
+    #[must_use]
+    pub fn session(self) -> Option<Session> {
+        (self.frame[31] & FLAG_SESSION != 0).then(|| Session {
+            client: read_u64(self.frame, ENTRY_HEADER_BYTES),
+            serial: read_u64(self.frame, ENTRY_HEADER_BYTES + 8),
+        })
+    }
+
+    /// The command, or the encoded membership change.
+    #[must_use]
+    pub fn payload(self) -> &'a [u8] {
+        &self.frame[payload_start(self.frame[31])..]
+    }
+
+    /// The whole frame.
+    #[must_use]
+    pub const fn frame(self) -> &'a [u8] {
+        self.frame
+    }
+}
+
+impl fmt::Debug for EntryRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {:?} {} bytes",
+            self.id(),
+            self.kind(),
+            self.payload().len()
+        )
+    }
+}
+
+/// A run of entries of one group with consecutive indexes: one buffer, shared, never copied.
+///
+/// Invariant: at least one frame; every frame complete and checked; indexes rise by one; terms
+/// never fall.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Batch {
+    bytes: Bytes,
+    first: EntryId,
+    last: EntryId,
+}
+
+impl Batch {
+    /// Checks `bytes` as frames of `group` and takes them, without a copy.
+    ///
+    /// # Errors
+    ///
+    /// [`FrameError`] says what is wrong, and where.
+    pub fn decode(group: GroupId, bytes: Bytes) -> Result<Self, FrameError> {
+        let mut offset = 0;
+        let mut first = None;
+        let mut last: Option<EntryId> = None;
+        while offset < bytes.len() {
+            let frame = check_frame(group, &bytes, offset)?;
+            let id = EntryRef { frame }.id();
+            let follows = match last {
+                None => id.index > Index::ZERO && id.term > Term::ZERO,
+                Some(last) => id.index == last.index.next() && id.term >= last.term,
+            };
+            if !follows || id.index.get() >= u64::MAX - 1 || id.term.get() >= u64::MAX - 1 {
+                return Err(FrameError::Order { offset, found: id });
+            }
+            first = first.or(Some(id));
+            last = Some(id);
+            offset += frame.len();
+        }
+        match (first, last) {
+            (Some(first), Some(last)) => Ok(Self { bytes, first, last }),
+            _ => Err(FrameError::Empty),
+        }
+    }
+
+    /// The first entry.
+    #[must_use]
+    pub const fn first(&self) -> EntryId {
+        self.first
+    }
+
+    /// The last entry.
+    #[must_use]
+    pub const fn last(&self) -> EntryId {
+        self.last
+    }
+
+    /// The number of entries; never 0.
+    #[must_use]
+    #[expect(clippy::len_without_is_empty, reason = "a batch is never empty")]
+    pub fn len(&self) -> usize {
+        usize::try_from(self.last.index.distance_from(self.first.index) + 1)
+            .expect("as many frames lie in memory")
+    }
+
+    /// The frames, one after the other.
+    #[must_use]
+    pub const fn bytes(&self) -> &Bytes {
+        &self.bytes
+    }
+
+    /// The size of all frames.
+    #[must_use]
+    pub const fn size_bytes(&self) -> usize {
+        self.bytes.len()
+    }
+
+    /// The entries, in order.
+    pub fn iter(&self) -> Iter<'_> {
+        Iter { rest: &self.bytes }
+    }
+
+    /// The payload of `entry`, an entry of this batch, sharing the batch's buffer.
+    ///
+    /// # Panics
+    ///
+    /// If `entry` is not of this batch.
+    #[must_use]
+    pub fn payload_bytes(&self, entry: EntryRef<'_>) -> Bytes {
+        self.bytes.slice_ref(entry.payload())
+    }
+
+    /// The part from `index` on, or `None` if it is empty.
+    #[must_use]
+    pub fn from_index(&self, index: Index) -> Option<Self> {
+        if index <= self.first.index {
+            return Some(self.clone());
+        }
+        if index > self.last.index {
+            return None;
+        }
+        let (offset, entry) = self.find(index);
+        Some(Self {
+            bytes: self.bytes.slice(offset..),
+            first: entry.id(),
+            last: self.last,
+        })
+    }
+
+    /// The part up to and with `index`, or `None` if it is empty.
+    #[must_use]
+    pub fn up_to_index(&self, index: Index) -> Option<Self> {
+        if index >= self.last.index {
+            return Some(self.clone());
+        }
+        if index < self.first.index {
+            return None;
+        }
+        let (offset, entry) = self.find(index);
+        Some(Self {
+            bytes: self.bytes.slice(..offset + entry.frame.len()),
+            first: self.first,
+            last: entry.id(),
+        })
+    }
+
+    /// The longest part from the start that takes at most `size_bytes_max`, but at least one entry.
+    #[must_use]
+    pub fn up_to_size(&self, size_bytes_max: usize) -> Self {
+        if self.bytes.len() <= size_bytes_max {
+            return self.clone();
+        }
+        let mut end = 0;
+        let mut last = self.first;
+        for entry in self.iter() {
+            if end > 0 && end + entry.frame.len() > size_bytes_max {
+                break;
+            }
+            end += entry.frame.len();
+            last = entry.id();
+        }
+        Self {
+            bytes: self.bytes.slice(..end),
+            first: self.first,
+            last,
+        }
+    }
+
+    /// The term of the entry at `index`, or `None` if it is not in this batch.
+    #[must_use]
+    pub fn term_at(&self, index: Index) -> Option<Term> {
+        if index < self.first.index || index > self.last.index {
+            return None;
+        }
+        if self.first.term == self.last.term {
+            return Some(self.first.term);
+        }
+        Some(self.find(index).1.term())
+    }
+
+    fn find(&self, index: Index) -> (usize, EntryRef<'_>) {
+        let mut offset = 0;
+        for entry in self.iter() {
+            if entry.index() == index {
+                return (offset, entry);
+            }
+            offset += entry.frame.len();
+        }
+        unreachable!("callers ask for an index within the batch");
+    }
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Batch({}..={}, {} bytes)",
+            self.first,
+            self.last,
+            self.bytes.len()
+        )
+    }
+}
+
+impl<'a> IntoIterator for &'a Batch {
+    type Item = EntryRef<'a>;
+    type IntoIter = Iter<'a>;
+
+    fn into_iter(self) -> Iter<'a> {
+        self.iter()
+    }
+}
+
+/// The entries of a [`Batch`].
+#[derive(Clone, Debug)]
+pub struct Iter<'a> {
+    rest: &'a [u8],
+}
+
+impl<'a> Iterator for Iter<'a> {
+    type Item = EntryRef<'a>;
+
+    fn next(&mut self) -> Option<EntryRef<'a>> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let (frame, rest) = self.rest.split_at(length_at(self.rest, 0));
+        self.rest = rest;
+        Some(EntryRef { frame })
+    }
+}
+
+/// Encodes entries into one buffer. The leader's side of the frame.
+///
+/// Indexes are given by the builder: the first entry gets `first`, each further one the next.
+#[derive(Debug)]
+pub struct BatchBuilder {
+    group: GroupId,
+    bytes: BytesMut,
+    term: Term,
+    first: Index,
+    next: Index,
+}
+
+impl BatchBuilder {
+    /// Starts a batch of `group` in `term` at index `first`, with room for `capacity_bytes`.
+    #[must_use]
+    pub fn new(group: GroupId, term: Term, first: Index, capacity_bytes: usize) -> Self {
+        let bytes = BytesMut::with_capacity(capacity_bytes);
+        Self {
+            group,
+            bytes,
+            term,
+            first,
+            next: first,
+        }
+    }
+
+    /// The size of the frame of a command of `payload_bytes`.
+    #[must_use]
+    pub const fn frame_bytes(payload_bytes: usize, has_session: bool) -> usize {
+        ENTRY_HEADER_BYTES + payload_bytes + if has_session { SESSION_BYTES } else { 0 }
+    }
+
+    /// Appends one entry and returns its index.
+    ///
+    /// # Panics
+    ///
+    /// If the frame would pass 4 GiB; proposals are bounded far below that.
+    pub fn push(
+        &mut self,
+        kind: EntryKind,
+        leader_time_ms: u64,
+        session: Option<Session>,
+        payload: &[u8],
+    ) -> Index {
+        let index = self.next;
+        let length = u32::try_from(Self::frame_bytes(payload.len(), session.is_some()))
+            .expect("a proposal is bounded far below 4 GiB");
+        let flags = if session.is_some() { FLAG_SESSION } else { 0 };
+        let time_kind_flags = leader_time_ms.min(LEADER_TIME_MS_MAX)
+            | u64::from(kind.to_byte()) << 48
+            | u64::from(flags) << 56;
+        let start = self.bytes.len();
+        self.bytes
+            .reserve(Self::frame_bytes(payload.len(), session.is_some()));
+        self.bytes.put_u32_le(length);
+        self.bytes.put_u32_le(0);
+        self.bytes.put_u64_le(index.get());
+        self.bytes.put_u64_le(self.term.get());
+        self.bytes.put_u64_le(time_kind_flags);
+        if let Some(session) = session {
+            self.bytes.put_u64_le(session.client);
+            self.bytes.put_u64_le(session.serial);
+        }
+        self.bytes.put_slice(payload);
+        let crc = frame_crc(self.group, &self.bytes[start..]);
+        self.bytes[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+        self.next = self.next.next();
+        index
+    }
+
+    /// The index the next entry will get.
+    #[must_use]
+    pub const fn next_index(&self) -> Index {
+        self.next
+    }
+
+    /// Ends the batch; `None` if nothing was pushed.
+    #[must_use]
+    pub fn finish(self) -> Option<Batch> {
+        let last = self.next.previous().filter(|&last| last >= self.first)?;
+        Some(Batch {
+            bytes: self.bytes.freeze(),
+            first: EntryId::new(self.term, self.first),
+            last: EntryId::new(self.term, last),
+        })
+    }
+}
+
+fn check_frame(group: GroupId, bytes: &[u8], offset: usize) -> Result<&[u8], FrameError> {
+    let rest = &bytes[offset..];
+    if rest.len() < ENTRY_HEADER_BYTES {
+        return Err(FrameError::Truncated { offset });
+    }
+    let length = length_at(rest, 0);
+    let (kind, flags) = (rest[30], rest[31]);
+    if length < payload_start(flags) {
+        let length = u32::try_from(length).unwrap_or(u32::MAX);
+        return Err(FrameError::Length { offset, length });
+    }
+    let Some(frame) = rest.get(..length) else {
+        return Err(FrameError::Truncated { offset });
+    };
+    if read_u32(frame, 4) != frame_crc(group, frame) {
+        return Err(FrameError::Checksum { offset });
+    }
+    if EntryKind::from_byte(kind).is_none() || flags & !FLAG_SESSION != 0 {
+        return Err(FrameError::Unknown {
+            offset,
+            kind,
+            flags,
+        });
+    }
+    Ok(frame)
+}
+
+fn frame_crc(group: GroupId, frame: &[u8]) -> u32 {
+    let mut seed = [0; 12];
+    seed[..8].copy_from_slice(&group.get().to_le_bytes());
+    seed[8..].copy_from_slice(&frame[..4]);
+    crc32c_append(crc32c_append(0, &seed), &frame[8..])
+}
+
+const fn payload_start(flags: u8) -> usize {
+    if flags & FLAG_SESSION != 0 {
+        ENTRY_HEADER_BYTES + SESSION_BYTES
+    } else {
+        ENTRY_HEADER_BYTES
+    }
+}
+
+fn length_at(bytes: &[u8], offset: usize) -> usize {
+    usize::try_from(read_u32(bytes, offset)).expect("usize has at least 32 bits")
+}
+
+fn read_u32(bytes: &[u8], offset: usize) -> u32 {
+    let field = bytes[offset..offset + 4].try_into().expect("four bytes");
+    u32::from_le_bytes(field)
+}
+
+fn read_u64(bytes: &[u8], offset: usize) -> u64 {
+    let field = bytes[offset..offset + 8].try_into().expect("eight bytes");
+    u64::from_le_bytes(field)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn group() -> GroupId {
+        GroupId::new(7).expect("valid")
+    }
+
+    fn batch() -> Batch {
+        let mut builder = BatchBuilder::new(group(), Term::new(3), Index::new(5), 0);
+        builder.push(EntryKind::Command, 1_000, None, b"");
+        builder.push(
+            EntryKind::Command,
+            1_001,
+            Some(Session {
+                client: 9,
+                serial: 4,
+            }),
+            b"abc",
+        );
+        builder.push(EntryKind::Membership, 1_002, None, b"change");
+        builder.finish().expect("three entries")
+    }
+
+    #[test]
+    fn frames_survive_the_round_trip() {
+        let batch = batch();
+        let again = Batch::decode(group(), batch.bytes().clone()).expect("valid");
+        assert_eq!(batch, again);
+        let entries: Vec<_> = again.iter().collect();
+        assert_eq!(entries.len(), again.len());
+        assert_eq!(entries[0].payload(), b"");
+        assert_eq!(
+            entries[1].session(),
+            Some(Session {
+                client: 9,
+                serial: 4
+            })
+        );
+        assert_eq!(entries[1].payload(), b"abc");
+        assert_eq!(entries[1].leader_time_ms(), 1_001);
+        assert_eq!(entries[2].kind(), EntryKind::Membership);
+        assert_eq!(entries[2].id(), EntryId::new(Term::new(3), Index::new(7)));
+    }
+
+    #[test]
+    fn any_flipped_bit_is_refused() {
+        let bytes = batch().bytes().clone();
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert!(Batch::decode(group(), flipped.into()).is_err(), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn any_cut_inside_a_frame_is_refused() {
+        let batch = batch();
+        let mut ends = vec![0];
+        for entry in &batch {
+            ends.push(ends[ends.len() - 1] + entry.frame().len());
+        }
+        for cut in 0..batch.size_bytes() {
+            let result = Batch::decode(group(), batch.bytes().slice(..cut));
+            assert_eq!(result.is_ok(), cut > 0 && ends.contains(&cut), "cut {cut}");
+        }
+    }
+
+    #[test]
+    fn frames_of_another_group_are_refused() {
+        let other = GroupId::new(8).expect("valid");
+        let result = Batch::decode(other, batch().bytes().clone());
+        assert_eq!(result, Err(FrameError::Checksum { offset: 0 }));
+    }
+
+    #[test]
+    fn slices_are_what_they_say() {
+        let batch = batch();
+        let tail = batch.from_index(Index::new(6)).expect("two entries");
+        assert_eq!((tail.first().index, tail.len()), (Index::new(6), 2));
+        let head = batch.up_to_index(Index::new(6)).expect("two entries");
+        assert_eq!((head.last().index, head.len()), (Index::new(6), 2));
+        assert_eq!(batch.from_index(Index::new(8)), None);
+        assert_eq!(batch.up_to_index(Index::new(4)), None);
+        assert_eq!(batch.up_to_size(1).len(), 1);
+        assert_eq!(batch.up_to_size(90).len(), 2);
+        assert_eq!(batch.term_at(Index::new(7)), Some(Term::new(3)));
+        for part in [tail, head, batch.up_to_size(1)] {
+            assert_eq!(Batch::decode(group(), part.bytes().clone()), Ok(part));
+        }
+    }
+}

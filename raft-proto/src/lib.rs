@@ -1,0 +1,18 @@
+//! The pure protocol core of a multi-group Raft library: types, codec and state machine.
+//!
+//! No clock, no randomness but a seed, no thread, no lock and no I/O.
+#![cfg_attr(not(feature = "std"), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+mod checksum;
+mod entry;
+mod types;
+
+pub use checksum::crc32c_append;
+pub use entry::{
+    Batch, BatchBuilder, ENTRY_HEADER_BYTES, EntryKind, EntryRef, FrameError, Iter as BatchIter,
+    Session,
+};
+pub use types::{EntryId, GroupId, HardState, HostId, Index, InvalidId, ReplicaId, Term, Time};

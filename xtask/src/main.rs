@@ -1,0 +1,2 @@
+//! Development, test and release commands.
+fn main() {}
