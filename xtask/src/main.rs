@@ -1,2 +1,54 @@
-//! Development, test and release commands.
-fn main() {}
+//! The commands of this repository: `cargo xtask <command>`.
+//!
+//! One module per command; `main` only dispatches. xtask links none of the crates it builds: it looks
+//! at a cluster from outside, by process and by port.
+
+#![expect(clippy::print_stdout, reason = "a command answers on standard output")]
+#![expect(
+    clippy::print_stderr,
+    reason = "a command reports its progress on standard error"
+)]
+
+mod certs;
+mod ci;
+mod conformance;
+mod test;
+mod tidy;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Development, test and release commands",
+    version
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Runs every test of the workspace and sums what the suites did.
+    Test(test::Test),
+    /// Runs what CI runs: format, lints, tests, docs, tidy, conformance, demo.
+    Ci(ci::Ci),
+    /// Checks the rules that a compiler does not know: layers, sources, manifests.
+    Tidy,
+    /// Makes a CA and a certificate for each host.
+    Certs(certs::Certs),
+    /// Runs raft-proto's conformance suites and prints a line for each.
+    Conformance(conformance::Conformance),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().command {
+        Command::Test(test) => test.run(),
+        Command::Ci(ci) => ci.run(),
+        Command::Tidy => tidy::run(),
+        Command::Certs(certs) => certs.run(),
+        Command::Conformance(conformance) => conformance.run(),
+    }
+}

@@ -1,0 +1,137 @@
+//! `cargo xtask ci`: exactly what CI runs.
+
+mod no_std;
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail, ensure};
+use comfy_table::{Table, presets};
+
+use crate::{conformance, test, tidy, workspace};
+
+#[derive(clap::Args)]
+pub(crate) struct Ci {
+    /// Runs only the steps of these names.
+    #[arg(long, value_delimiter = ',')]
+    only: Vec<String>,
+}
+
+/// What a step came to, beside having passed or failed itself.
+#[derive(Default)]
+struct Counts {
+    passed: u64,
+    failed: u64,
+}
+
+type Step = (&'static str, fn(&mut Counts) -> Result<()>);
+
+/// The steps, cheapest verdicts first.
+const STEPS: &[Step] = &[
+    ("fmt", |_| cargo(&["fmt", "--all", "--check"])),
+    ("tidy", |_| tidy::run()),
+    ("clippy", |_| clippy(&[])),
+    ("clippy-features", |_| clippy(&["--all-features"])),
+    ("docs", |_| docs()),
+    ("no-std", |_| no_std::run()),
+    ("test", tests),
+    ("conformance", |_| conformance()),
+];
+
+impl Ci {
+    pub(crate) fn run(self) -> Result<()> {
+        for name in &self.only {
+            ensure!(
+                STEPS.iter().any(|(step, _)| step == name),
+                "there is no step {name:?}"
+            );
+        }
+        let mut counts = Counts::default();
+        let mut rows = Vec::new();
+        for (name, step) in STEPS {
+            if !self.only.is_empty() && !self.only.iter().any(|only| only == name) {
+                continue;
+            }
+            eprintln!("== {name}");
+            let begin = Instant::now();
+            let outcome = step(&mut counts);
+            match &outcome {
+                Ok(()) => counts.passed += 1,
+                Err(error) => {
+                    counts.failed += 1;
+                    eprintln!("== {name} failed: {error:#}");
+                }
+            }
+            rows.push((*name, outcome.is_ok(), begin.elapsed()));
+        }
+        println!("\n{}", summary(&rows));
+        println!("{} passed, {} failed", counts.passed, counts.failed);
+        if counts.failed > 0 {
+            std::process::exit(1);
+        }
+        Ok(())
+    }
+}
+
+fn summary(rows: &[(&str, bool, Duration)]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING);
+    for (name, passed, duration) in rows {
+        let verdict = if *passed { "passed" } else { "FAILED" };
+        table.add_row([*name, verdict, &format!("{:.1} s", duration.as_secs_f64())]);
+    }
+    table
+}
+
+fn cargo(arguments: &[&str]) -> Result<()> {
+    let status = workspace::cargo().args(arguments).status()?;
+    ensure!(status.success(), "cargo {} failed", arguments.join(" "));
+    Ok(())
+}
+
+fn clippy(more: &[&str]) -> Result<()> {
+    let mut arguments = vec![
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--profile",
+        "ci",
+        "--locked",
+    ];
+    arguments.extend(more);
+    arguments.extend(["--", "-D", "warnings"]);
+    cargo(&arguments)
+}
+
+fn docs() -> Result<()> {
+    let status = workspace::cargo()
+        .args([
+            "doc",
+            "--workspace",
+            "--no-deps",
+            "--document-private-items",
+        ])
+        .args(["--profile", "ci", "--locked"])
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .status()?;
+    ensure!(status.success(), "the docs have warnings");
+    Ok(())
+}
+
+fn tests(counts: &mut Counts) -> Result<()> {
+    let outcome = test::run(&[])?;
+    counts.passed += outcome.passed;
+    counts.failed += outcome.failed;
+    ensure!(outcome.ok, "the tests did not pass");
+    Ok(())
+}
+
+fn conformance() -> Result<()> {
+    if !conformance::runners_exist() {
+        println!("raft-proto has no conformance runners yet");
+        return Ok(());
+    }
+    match conformance::run(None)? {
+        0 => Ok(()),
+        failed => bail!("{failed} families failed"),
+    }
+}

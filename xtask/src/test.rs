@@ -1,0 +1,183 @@
+//! `cargo xtask test`: every test of the workspace, and what the suites did.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+
+use crate::workspace;
+
+/// Kinds of work that some suite must report: a sum of zero means that a suite silently did nothing.
+///
+/// This is the one place that lists them; a suite that brings a new kind adds it here.
+const EXPECTED: &[&str] = &[];
+
+/// Every kind of work that a suite may report.
+const KNOWN: &[&str] = &["scripts", "seeds", "crash_states", "bits", "cases"];
+
+#[derive(clap::Args)]
+pub(crate) struct Test {
+    /// Arguments for `cargo test`, such as a filter; sums are then printed but not demanded.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// What a run of all tests came to.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    /// Tests and doctests that passed.
+    pub(crate) passed: u64,
+    /// Those that failed.
+    pub(crate) failed: u64,
+    /// Whether cargo ended well and no expected sum was zero.
+    pub(crate) ok: bool,
+}
+
+impl Test {
+    pub(crate) fn run(self) -> Result<()> {
+        let outcome = run(&self.arguments)?;
+        println!(
+            "tests: {} passed, {} failed",
+            outcome.passed, outcome.failed
+        );
+        if !outcome.ok {
+            bail!("the tests did not pass");
+        }
+        Ok(())
+    }
+}
+
+/// Runs all tests and doctests, echoing cargo's output.
+pub(crate) fn run(arguments: &[String]) -> Result<Outcome> {
+    let directory = workspace::target_dir().join("test-report");
+    fs::create_dir_all(&directory)?;
+    let report = directory.join("report.jsonl");
+    fs::write(&report, "")?;
+
+    let mut command = workspace::cargo();
+    command.args([
+        "test",
+        "--workspace",
+        "--profile",
+        "ci",
+        "--locked",
+        "--no-fail-fast",
+    ]);
+    command.args(arguments).env("RAFT_TEST_REPORT", &report);
+    let mut outcome = Outcome::default();
+    outcome.ok = workspace::run_lines(&mut command, |line| {
+        println!("{line}");
+        if let Some((passed, failed)) = result_line(line) {
+            outcome.passed += passed;
+            outcome.failed += failed;
+        }
+    })?;
+
+    let sums = sums(&fs::read_to_string(&report)?)?;
+    print_sums(&sums, &report);
+    if arguments.is_empty() {
+        for key in zeros(&sums) {
+            eprintln!("no suite did any work of the kind `{key}`");
+            outcome.ok = false;
+        }
+    }
+    Ok(outcome)
+}
+
+/// Work by kind, and by suite within it.
+type Sums = BTreeMap<String, BTreeMap<String, u64>>;
+
+fn sums(report: &str) -> Result<Sums> {
+    let mut sums = Sums::new();
+    for line in report.lines().filter(|line| !line.trim().is_empty()) {
+        let value: serde_json::Map<String, serde_json::Value> =
+            serde_json::from_str(line).with_context(|| format!("not a report line: {line}"))?;
+        let suite = value
+            .get("suite")
+            .and_then(|suite| suite.as_str())
+            .unwrap_or("?");
+        for key in KNOWN {
+            if let Some(value) = value.get(*key) {
+                let count = value
+                    .as_u64()
+                    .with_context(|| format!("not a count: {line}"))?;
+                *sums
+                    .entry((*key).to_owned())
+                    .or_default()
+                    .entry(suite.to_owned())
+                    .or_default() += count;
+            }
+        }
+    }
+    Ok(sums)
+}
+
+/// The kinds that were expected or reported, and whose sum is zero.
+fn zeros(sums: &Sums) -> Vec<String> {
+    KNOWN
+        .iter()
+        .filter(|key| {
+            let total = sums.get(**key).map(|suites| suites.values().sum::<u64>());
+            total == Some(0) || (total.is_none() && EXPECTED.contains(key))
+        })
+        .map(|key| (*key).to_owned())
+        .collect()
+}
+
+fn print_sums(sums: &Sums, report: &Path) {
+    println!("\nwhat the suites did ({}):", report.display());
+    for (key, suites) in sums {
+        let by_suite: Vec<String> = suites
+            .iter()
+            .map(|(suite, count)| format!("{suite} {count}"))
+            .collect();
+        println!(
+            "  {key}: {} ({})",
+            suites.values().sum::<u64>(),
+            by_suite.join(", ")
+        );
+    }
+}
+
+/// Reads `test result: ok. 3 passed; 1 failed; ...`.
+fn result_line(line: &str) -> Option<(u64, u64)> {
+    let rest = line.trim_start().strip_prefix("test result: ")?;
+    let count = |word: &str| {
+        rest.split([';', '.'])
+            .find_map(|part| part.trim().strip_suffix(word)?.trim().parse::<u64>().ok())
+    };
+    Some((count("passed")?, count("failed")?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_result_line_gives_its_counts() {
+        let line = "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        assert_eq!(result_line(line), Some((12, 3)));
+        assert_eq!(result_line("test hazard_1_refused ... ok"), None);
+    }
+
+    #[test]
+    fn report_lines_sum_by_kind_and_suite() {
+        let sums = sums("{\"suite\":\"a\",\"seeds\":2}\n{\"suite\":\"b\",\"seeds\":3,\"bits\":7}\n\n{\"suite\":\"a\",\"seeds\":1}\n").expect("it parses");
+        assert_eq!(sums["seeds"]["a"], 3);
+        assert_eq!(sums["seeds"]["b"], 3);
+        assert_eq!(sums["bits"]["b"], 7);
+    }
+
+    #[test]
+    fn a_reported_zero_fails() {
+        let sums = sums("{\"suite\":\"a\",\"seeds\":0}\n").expect("it parses");
+        assert!(zeros(&sums).contains(&"seeds".to_owned()));
+    }
+
+    #[test]
+    fn a_broken_report_line_is_an_error() {
+        assert!(sums("{\"suite\":\"a\",\"seeds\":\"many\"}").is_err());
+        assert!(sums("seeds").is_err());
+    }
+}
