@@ -9,12 +9,22 @@
     reason = "a command reports its progress on standard error"
 )]
 
+mod bench;
 mod certs;
 mod ci;
+mod client;
+mod cluster;
 mod conformance;
+mod demo;
+mod programs;
+mod report;
+mod resp;
+mod slots;
 mod test;
 mod tidy;
 mod workspace;
+
+use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
@@ -31,6 +41,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Starts a cluster, takes it through a crash, snapshots and a joining host, and checks all.
+    Demo(demo::Demo),
     /// Runs every test of the workspace and sums what the suites did.
     Test(test::Test),
     /// Runs what CI runs: format, lints, tests, docs, tidy, conformance, demo.
@@ -39,16 +51,30 @@ enum Command {
     Tidy,
     /// Makes a CA and a certificate for each host.
     Certs(certs::Certs),
+    /// Measures.
+    Bench(bench::Bench),
     /// Runs raft-proto's conformance suites and prints a line for each.
     Conformance(conformance::Conformance),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> anyhow::Result<()> {
+    match command {
+        Command::Demo(demo) => demo.run(),
         Command::Test(test) => test.run(),
         Command::Ci(ci) => ci.run(),
         Command::Tidy => tidy::run(),
         Command::Certs(certs) => certs.run(),
+        Command::Bench(bench) => bench.run(),
         Command::Conformance(conformance) => conformance.run(),
     }
 }
