@@ -21,7 +21,7 @@ const CLOCK_MARGIN: Duration = Duration::from_secs(60 * 60);
 
 #[derive(clap::Args)]
 pub(crate) struct Certs {
-    /// The folder for ca.pem, ca.key, host-<n>.pem and host-<n>.key; a CA that is there is reused.
+    /// The folder for ca.pem, ca.key, host-N.pem and host-N.key; a CA that is there is reused.
     #[arg(long)]
     out: PathBuf,
     /// The deployment that the certificates are good for.

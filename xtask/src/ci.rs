@@ -160,7 +160,7 @@ fn kv_exists() -> bool {
 
 /// Stock Redis programs against a running cluster.
 fn redis() -> Result<()> {
-    let cluster = demo::Cluster::start(REDIS_GROUPS, BuildProfile::Ci)?;
+    let cluster = demo::Cluster::start(REDIS_GROUPS, 0, BuildProfile::Ci)?;
     let port = cluster.any_redis_port()?.to_string();
     let cli = ["redis-cli", "-c", "-p", &port];
     for (arguments, wanted) in [

@@ -29,21 +29,19 @@ pub(crate) enum Operation {
 }
 
 /// The value that a key is given: unique, and known to whoever reads the key.
-pub(crate) fn value_of(key: &str) -> Vec<u8> {
-    /// Large enough for logs of several segments with some ten thousand keys.
-    const VALUE_BYTES: usize = 256;
+pub(crate) fn value_of(key: &str, bytes: usize) -> Vec<u8> {
     let mut value = format!("{key}=").into_bytes();
     // FNV-1a, then a linear congruence for filler that differs from key to key.
     let mut state = key.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
     });
-    while value.len() < VALUE_BYTES {
+    while value.len() < bytes {
         state = state
             .wrapping_mul(6_364_136_223_846_793_005)
             .wrapping_add(1_442_695_040_888_963_407);
         value.extend_from_slice(format!("{:016x}", state).as_bytes());
     }
-    value.truncate(VALUE_BYTES);
+    value.truncate(bytes.max(key.len() + 1));
     value
 }
 
@@ -54,6 +52,8 @@ pub(crate) struct Hosts {
     pub(crate) redis: BTreeMap<u64, SocketAddr>,
     /// Number of groups.
     pub(crate) groups: u64,
+    /// Size of the values that clients write.
+    pub(crate) value_bytes: usize,
 }
 
 /// A client. It remembers who leads what, as it was told.
@@ -186,7 +186,11 @@ impl Client {
         for at in places {
             let key = &keys[*at];
             match operation {
-                Operation::Set => connection.push(&[b"SET", key.as_bytes(), &value_of(key)]),
+                Operation::Set => connection.push(&[
+                    b"SET",
+                    key.as_bytes(),
+                    &value_of(key, self.hosts.value_bytes),
+                ]),
                 Operation::Get => connection.push(&[b"GET", key.as_bytes()]),
             }
         }
@@ -232,10 +236,10 @@ impl Client {
                     .redis
                     .iter()
                     .find(|(_, redis)| **redis == address);
-                // A host that joined later may lead; then any other host will say the same again.
                 match moved {
                     Some((leader, _)) => drop(self.leaders.insert(group, *leader)),
-                    None => bail!("moved to {address}, where no host is known"),
+                    // To a host that is gone, as long as the others do not know better.
+                    None => self.ask_another(host, key),
                 }
             }
             Some("CLUSTERDOWN") => self.ask_another(host, key),
@@ -278,9 +282,13 @@ mod tests {
 
     #[test]
     fn values_differ_by_key_and_have_one_size() {
-        assert_ne!(value_of("a"), value_of("b"));
-        assert_eq!(value_of("a"), value_of("a"));
-        assert_eq!(value_of("a").len(), value_of("some longer key").len());
+        assert_ne!(value_of("a", 64), value_of("b", 64));
+        assert_eq!(value_of("a", 64), value_of("a", 64));
+        assert_eq!(value_of("a", 64).len(), 64);
+        assert!(
+            value_of("a", 0) != value_of("b", 0),
+            "whatever the size, values differ"
+        );
     }
 
     /// Answers every read of a connection with the next of `answers`, then closes it.
@@ -301,7 +309,11 @@ mod tests {
     }
 
     fn set_one(redis: BTreeMap<u64, SocketAddr>) -> Result<Vec<(usize, Value)>> {
-        let mut client = Client::new(Hosts { redis, groups: 4 });
+        let mut client = Client::new(Hosts {
+            redis,
+            groups: 4,
+            value_bytes: 64,
+        });
         let mut answers = Vec::new();
         client.run(
             Operation::Set,
@@ -329,6 +341,18 @@ mod tests {
         let first = serve(vec![String::new()]);
         let hosts = BTreeMap::from([(1, first), (2, second), (3, third)]);
         assert_eq!(set_one(hosts).expect("it is set").len(), 1);
+    }
+
+    #[test]
+    fn a_redirection_to_a_host_that_is_gone_leads_to_the_next() {
+        let second = serve(vec!["+OK\r\n".to_owned()]);
+        let first = serve(vec!["-MOVED 3 127.0.0.1:1\r\n".to_owned()]);
+        assert_eq!(
+            set_one(BTreeMap::from([(1, first), (2, second)]))
+                .expect("it is set")
+                .len(),
+            1
+        );
     }
 
     #[test]

@@ -30,6 +30,14 @@ const HOSTS: u64 = 3;
 const DEPLOYMENT: &str = "demo";
 const START_PATIENCE: Duration = Duration::from_secs(60);
 
+/// Groups and keys of `--small`.
+const SMALL: (u64, u64) = (16, 40_000);
+/// Each group keeps 100 entries behind its snapshot; these must be well under a quarter of all.
+const KEYS_PER_GROUP_MIN: u64 = 600;
+/// A host's log has at least some thirty segments of 1 MiB, so that one more or less decides nothing.
+const LOG_BYTES_MIN: u64 = 32 << 20;
+const VALUE_BYTES_MIN: usize = 256;
+
 #[derive(clap::Args)]
 pub(crate) struct Demo {
     /// Prints the outcome as JSON, as it does anyway where standard output is no terminal.
@@ -52,9 +60,6 @@ pub(crate) struct Demo {
     build_profile: BuildProfile,
 }
 
-/// Entries that each group keeps behind its snapshot, as `kv` is configured.
-const COMPACTION_OVERHEAD: u64 = 100;
-
 impl Demo {
     /// The tour as CI runs it.
     pub(crate) fn for_ci() -> Self {
@@ -73,32 +78,32 @@ impl Demo {
         if self.small {
             (self.groups, self.keys) = SMALL;
         }
-        // Each group must outgrow what it keeps behind its snapshot; slots are not quite even.
+        let keys_min = self.groups * KEYS_PER_GROUP_MIN;
         ensure!(
-            self.keep || self.keys >= self.groups * COMPACTION_OVERHEAD * 2,
-            "{} keys are too few for {} groups to compact their logs; at least {} are needed",
+            self.keep || self.keys >= keys_min,
+            "{} keys are too few for {} groups: what each keeps behind its snapshot would outweigh \
+             what goes; at least {keys_min} are needed",
             self.keys,
             self.groups,
-            self.groups * COMPACTION_OVERHEAD * 2
         );
+        let value_bytes = usize::try_from(LOG_BYTES_MIN / self.keys)?.max(VALUE_BYTES_MIN);
         if self.keep {
-            let cluster = Cluster::start(self.groups, self.build_profile)?;
+            let cluster = Cluster::start(self.groups, value_bytes, self.build_profile)?;
             cluster.explain();
             return cluster.keep();
         }
         let verifier = Verifier::build(self.build_profile)?;
-        let cluster = Cluster::start(self.groups, self.build_profile)?;
+        let cluster = Cluster::start(self.groups, value_bytes, self.build_profile)?;
         cluster.explain();
         let json = self.json || !std::io::stdout().is_terminal();
         tour::run(cluster, self.keys, &verifier, json)
     }
 }
 
-const SMALL: (u64, u64) = (16, 40_000);
-
 /// A running cluster of `kv` processes.
 pub(crate) struct Cluster {
     groups: u64,
+    value_bytes: usize,
     program: PathBuf,
     dir: Option<RunDir>,
     addresses: BTreeMap<u64, (SocketAddr, SocketAddr)>,
@@ -107,7 +112,7 @@ pub(crate) struct Cluster {
 
 impl Cluster {
     /// Builds `kv`, makes certificates and starts three hosts; returns when every group has a leader.
-    pub(crate) fn start(groups: u64, profile: BuildProfile) -> Result<Self> {
+    pub(crate) fn start(groups: u64, value_bytes: usize, profile: BuildProfile) -> Result<Self> {
         let step = Step::begin("build", 1);
         let program = programs::example("raft-host", "kv", profile)?;
         step.end("the example kv of raft-host");
@@ -122,6 +127,7 @@ impl Cluster {
         certs::make(&dir.path().join("certs"), DEPLOYMENT, &hosts, 30)?;
         let mut cluster = Self {
             groups,
+            value_bytes,
             program,
             dir: Some(dir),
             addresses,
@@ -229,6 +235,7 @@ impl Cluster {
         Hosts {
             redis,
             groups: self.groups,
+            value_bytes: self.value_bytes,
         }
     }
 

@@ -133,7 +133,7 @@ impl Tour {
         let mut wrong = BTreeMap::new();
         for (host, address) in &hosts.redis {
             client::read_locally(*address, &self.acked, |at, answer| {
-                if !traffic::holds(&answer, &self.acked[at]) {
+                if !traffic::holds(&answer, &self.acked[at], hosts.value_bytes) {
                     *wrong.entry(*host).or_insert(0_u64) += 1;
                 }
                 step.add(1);

@@ -45,7 +45,7 @@ pub(super) fn find_lost(
     let lost = in_parallel(hosts, keys, |client, keys| {
         let mut lost = Vec::new();
         client.run(Operation::Get, keys, PATIENCE, |at, answer| {
-            if !holds(&answer, &keys[at]) {
+            if !holds(&answer, &keys[at], hosts.value_bytes) {
                 lost.push(keys[at].clone());
             }
             on_read();
@@ -56,8 +56,8 @@ pub(super) fn find_lost(
 }
 
 /// Whether the answer to a read is the value that the key was given.
-pub(super) fn holds(answer: &Value, key: &str) -> bool {
-    matches!(answer, Value::Bulk(Some(value)) if *value == value_of(key))
+pub(super) fn holds(answer: &Value, key: &str, bytes: usize) -> bool {
+    matches!(answer, Value::Bulk(Some(value)) if *value == value_of(key, bytes))
 }
 
 fn is_ok(answer: &Value) -> bool {
@@ -147,8 +147,8 @@ mod tests {
 
     #[test]
     fn only_the_very_value_of_a_key_holds() {
-        assert!(holds(&Value::Bulk(Some(value_of("k"))), "k"));
-        assert!(!holds(&Value::Bulk(Some(value_of("l"))), "k"));
-        assert!(!holds(&Value::Bulk(None), "k"));
+        assert!(holds(&Value::Bulk(Some(value_of("k", 9))), "k", 9));
+        assert!(!holds(&Value::Bulk(Some(value_of("l", 9))), "k", 9));
+        assert!(!holds(&Value::Bulk(None), "k", 9));
     }
 }
