@@ -174,12 +174,47 @@ fn check_names(files: &[SourceFile]) -> Vec<Problem> {
     if has_tests && !paths.contains(deviations) {
         problems.push(Problem::of(deviations, "is missing"));
     }
+    for file in files.iter().filter(|file| file.path.ends_with(".md")) {
+        for link in dead_links(&file.path, &file.text, &paths) {
+            problems.push(Problem::of(
+                &file.path,
+                format!("links to {link}, which is not there"),
+            ));
+        }
+    }
     for file in files {
         if is_dead(&file.path, files) {
             problems.push(Problem::of(&file.path, "no module declares this file"));
         }
     }
     problems
+}
+
+/// Links of a page to files of the repository that do not exist.
+fn dead_links(path: &str, text: &str, paths: &BTreeSet<&str>) -> Vec<String> {
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let targets = text
+        .split("](")
+        .skip(1)
+        .filter_map(|rest| rest.split([')', '#']).next());
+    targets
+        .filter(|target| !target.is_empty() && !target.contains("://"))
+        .filter(|target| {
+            let mut parts: Vec<&str> = folder.split('/').filter(|part| !part.is_empty()).collect();
+            for part in target.split('/') {
+                match part {
+                    ".." => drop(parts.pop()),
+                    "" | "." => {}
+                    part => parts.push(part),
+                }
+            }
+            let wanted = parts.join("/");
+            !paths
+                .iter()
+                .any(|path| *path == wanted || path.starts_with(&format!("{wanted}/")))
+        })
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Whether a module's file is declared by none of the files that could.
@@ -292,6 +327,18 @@ mod tests {
             .collect();
         assert!(places.contains(&"README.md".to_owned()));
         assert!(places.contains(&"raft-proto/tests/data/DEVIATIONS.md".to_owned()));
+    }
+
+    #[test]
+    fn a_link_to_nothing_is_found() {
+        let paths = BTreeSet::from(["README.md", "docs/A.md", "raft-log/FORMAT.md"]);
+        let text =
+            "[a](A.md#top) [b](../README.md) [c](../raft-log) [d](https://x.example) [e](#here)";
+        assert_eq!(dead_links("docs/B.md", text, &paths), Vec::<String>::new());
+        assert_eq!(
+            dead_links("docs/B.md", "[a](README.md)", &paths),
+            ["README.md"]
+        );
     }
 
     #[test]
