@@ -7,7 +7,14 @@
 extern crate alloc;
 
 mod checksum;
+mod config;
 mod entry;
+mod membership;
+mod message;
+mod progress;
+mod raft;
+mod raft_log;
+mod ready;
 mod types;
 
 pub use checksum::crc32c_append;
@@ -16,3 +23,14 @@ pub use entry::{
     Session,
 };
 pub use types::{EntryId, GroupId, HardState, HostId, Index, InvalidId, ReplicaId, Term, Time};
+
+pub use config::{Config, ConfigError};
+pub use membership::{
+    Change, ChangeKind, Membership, MembershipChange, MembershipDecodeError, MembershipError,
+    Transition,
+};
+pub use message::{Body, DecodeError, Envelope, Message, SnapshotMeta};
+pub use raft::{Proposal, ProposeError, Proposed, Raft, Refused, SnapshotStatus};
+pub use ready::{
+    AfterSync, Fetch, Fetched, ReadState, Ready, Restored, Role, SoftState, SubmissionId, TermRun,
+};

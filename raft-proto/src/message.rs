@@ -1,0 +1,397 @@
+//! The messages between replicas, and their bytes.
+//!
+//! ```text
+//! envelope: version u8, kind u8, flags u16, reserved u32, group u64, epoch u64, from u64, to u64,
+//!           term u64, then the body's fixed fields, then its entries or membership
+//! ```
+//! Little-endian.
+
+use alloc::vec::Vec;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::entry::{Batch, FrameError};
+use crate::membership::{Membership, MembershipDecodeError};
+use crate::types::{EntryId, GroupId, Index, ReplicaId, Term};
+
+const VERSION: u8 = 1;
+/// The bytes of an envelope before its body.
+pub const ENVELOPE_HEADER_BYTES: usize = 48;
+/// What a forwarded proposal may carry.
+const FORWARDED_MAX: u32 = 65_536;
+
+/// A snapshot's place and the membership in force there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotMeta {
+    /// The last entry it covers.
+    pub id: EntryId,
+    /// The membership as of that entry.
+    pub membership: Membership,
+}
+
+/// What a replica says to another of its group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Message {
+    /// The sender.
+    pub from: ReplicaId,
+    /// The receiver.
+    pub to: ReplicaId,
+    /// The sender's term; for a pre-vote the term it would stand in.
+    pub term: Term,
+    /// What it says.
+    pub body: Body,
+}
+
+/// The content of a message. Source: thesis Figure 3.1, §9.6 (pre-vote), §6.4 (ReadIndex).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Body {
+    /// Would you vote for me?
+    PreVote {
+        /// The last entry of the asker's log.
+        last: EntryId,
+    },
+    /// The answer.
+    PreVoteResponse {
+        /// No.
+        is_rejected: bool,
+    },
+    /// Vote for me.
+    Vote {
+        /// The last entry of the candidate's log.
+        last: EntryId,
+        /// The leader asked for this election: a lease does not stand against it.
+        is_transfer: bool,
+    },
+    /// The answer.
+    VoteResponse {
+        /// No.
+        is_rejected: bool,
+    },
+    /// Entries to append.
+    Append {
+        /// The entry before them.
+        prev: EntryId,
+        /// The leader's commit index.
+        commit: Index,
+        /// The entries.
+        entries: Vec<Batch>,
+    },
+    /// The answer.
+    AppendResponse {
+        /// The last index that matches, or the one refused.
+        index: Index,
+        /// Where the logs may match, if refused.
+        rejected: Option<EntryId>,
+    },
+    /// I lead.
+    Heartbeat {
+        /// What the follower may commit.
+        commit: Index,
+        /// The ReadIndex round it confirms; 0 for none.
+        round: u64,
+    },
+    /// The answer.
+    HeartbeatResponse {
+        /// The round confirmed.
+        round: u64,
+    },
+    /// You need a snapshot: this one.
+    Snapshot {
+        /// Its place.
+        meta: SnapshotMeta,
+    },
+    /// Stand for election now.
+    TimeoutNow,
+    /// A follower's wish to hand the leadership over.
+    TransferLeader {
+        /// To whom.
+        to: ReplicaId,
+    },
+    /// A follower's read.
+    ReadIndex {
+        /// The follower's own number for it.
+        user: u64,
+    },
+    /// The answer.
+    ReadIndexResponse {
+        /// The follower's number.
+        user: u64,
+        /// What must be applied before the read.
+        index: Index,
+    },
+}
+
+impl Body {
+    const fn kind(&self) -> u8 {
+        match self {
+            Self::PreVote { .. } => 1,
+            Self::PreVoteResponse { .. } => 2,
+            Self::Vote { .. } => 3,
+            Self::VoteResponse { .. } => 4,
+            Self::Append { .. } => 5,
+            Self::AppendResponse { .. } => 6,
+            Self::Heartbeat { .. } => 7,
+            Self::HeartbeatResponse { .. } => 8,
+            Self::Snapshot { .. } => 9,
+            Self::TimeoutNow => 10,
+            Self::TransferLeader { .. } => 11,
+            Self::ReadIndex { .. } => 12,
+            Self::ReadIndexResponse { .. } => 13,
+        }
+    }
+}
+
+impl Message {
+    /// Whether it travels on the control lane: votes, heartbeats and their answers.
+    #[must_use]
+    pub const fn is_control(&self) -> bool {
+        !matches!(self.body, Body::Append { .. } | Body::AppendResponse { .. })
+    }
+}
+
+/// A message with the group it belongs to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Envelope {
+    /// The group.
+    pub group: GroupId,
+    /// The group's epoch.
+    pub epoch: u64,
+    /// The message.
+    pub message: Message,
+}
+
+/// Bytes that are no envelope. The connection they came by is not to be trusted further.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum DecodeError {
+    /// They end too early.
+    #[error("cut short")]
+    Truncated,
+    /// There are bytes left over.
+    #[error("{0} bytes left over")]
+    Overlong(usize),
+    /// A version or kind that this build does not know.
+    #[error("version {version} kind {kind} is unknown")]
+    Unknown {
+        /// The version.
+        version: u8,
+        /// The kind.
+        kind: u8,
+    },
+    /// A field out of its range.
+    #[error("{0} is out of range")]
+    Field(&'static str),
+    /// The entries are damaged.
+    #[error(transparent)]
+    Entries(#[from] FrameError),
+    /// The membership is damaged.
+    #[error(transparent)]
+    Membership(#[from] MembershipDecodeError),
+}
+
+impl Envelope {
+    /// The size of its encoding.
+    #[must_use]
+    pub fn encoded_bytes(&self) -> usize {
+        ENVELOPE_HEADER_BYTES
+            + match &self.message.body {
+                Body::Append { entries, .. } => {
+                    24 + entries.iter().map(Batch::size_bytes).sum::<usize>()
+                }
+                Body::Snapshot { .. } => 16 + 256,
+                _ => 25,
+            }
+    }
+
+    /// Appends its bytes to `out`.
+    pub fn encode_into(&self, out: &mut BytesMut) {
+        let message = &self.message;
+        out.put_u8(VERSION);
+        out.put_u8(message.body.kind());
+        out.put_bytes(0, 6);
+        out.put_u64_le(self.group.get());
+        out.put_u64_le(self.epoch);
+        out.put_u64_le(message.from.get());
+        out.put_u64_le(message.to.get());
+        out.put_u64_le(message.term.get());
+        match &message.body {
+            Body::PreVote { last } => put_id(out, *last),
+            Body::Vote { last, is_transfer } => {
+                put_id(out, *last);
+                out.put_u8(u8::from(*is_transfer));
+            }
+            Body::PreVoteResponse { is_rejected } | Body::VoteResponse { is_rejected } => {
+                out.put_u8(u8::from(*is_rejected));
+            }
+            Body::Append {
+                prev,
+                commit,
+                entries,
+            } => {
+                put_id(out, *prev);
+                out.put_u64_le(commit.get());
+                for batch in entries {
+                    out.put_slice(batch.bytes());
+                }
+            }
+            Body::AppendResponse { index, rejected } => {
+                out.put_u64_le(index.get());
+                if let Some(hint) = rejected {
+                    put_id(out, *hint);
+                }
+            }
+            Body::Heartbeat { commit, round } => {
+                out.put_u64_le(commit.get());
+                out.put_u64_le(*round);
+            }
+            Body::HeartbeatResponse { round } => out.put_u64_le(*round),
+            Body::Snapshot { meta } => {
+                put_id(out, meta.id);
+                out.put_slice(&meta.membership.encode());
+            }
+            Body::TimeoutNow => {}
+            Body::TransferLeader { to } => out.put_u64_le(to.get()),
+            Body::ReadIndex { user } => out.put_u64_le(*user),
+            Body::ReadIndexResponse { user, index } => {
+                out.put_u64_le(*user);
+                out.put_u64_le(index.get());
+            }
+        }
+    }
+
+    /// Reads one envelope, all of `bytes`; its entries share them.
+    ///
+    /// # Errors
+    ///
+    /// [`DecodeError`]: nothing of it is to be believed.
+    pub fn decode(mut bytes: Bytes) -> Result<Self, DecodeError> {
+        if bytes.len() < ENVELOPE_HEADER_BYTES {
+            return Err(DecodeError::Truncated);
+        }
+        let (version, kind) = (bytes.get_u8(), bytes.get_u8());
+        bytes.advance(6);
+        let group = GroupId::new(bytes.get_u64_le()).ok_or(DecodeError::Field("group"))?;
+        let epoch = bytes.get_u64_le();
+        let from = ReplicaId::new(bytes.get_u64_le()).ok_or(DecodeError::Field("from"))?;
+        let to = ReplicaId::new(bytes.get_u64_le()).ok_or(DecodeError::Field("to"))?;
+        let term = Term::new(number(&mut bytes, "term")?);
+        if version != VERSION {
+            return Err(DecodeError::Unknown { version, kind });
+        }
+        let body = match kind {
+            1 => Body::PreVote {
+                last: id(&mut bytes)?,
+            },
+            2 => Body::PreVoteResponse {
+                is_rejected: flag(&mut bytes)?,
+            },
+            3 => Body::Vote {
+                last: id(&mut bytes)?,
+                is_transfer: flag(&mut bytes)?,
+            },
+            4 => Body::VoteResponse {
+                is_rejected: flag(&mut bytes)?,
+            },
+            5 => {
+                let prev = id(&mut bytes)?;
+                let commit = Index::new(number(&mut bytes, "commit")?);
+                let entries = if bytes.is_empty() {
+                    Vec::new()
+                } else {
+                    alloc::vec![Batch::decode(group, bytes.split_off(0))?]
+                };
+                Body::Append {
+                    prev,
+                    commit,
+                    entries,
+                }
+            }
+            6 => {
+                let index = Index::new(number(&mut bytes, "index")?);
+                let rejected = if bytes.is_empty() {
+                    None
+                } else {
+                    Some(id(&mut bytes)?)
+                };
+                Body::AppendResponse { index, rejected }
+            }
+            7 => Body::Heartbeat {
+                commit: Index::new(number(&mut bytes, "commit")?),
+                round: number(&mut bytes, "round")?,
+            },
+            8 => Body::HeartbeatResponse {
+                round: number(&mut bytes, "round")?,
+            },
+            9 => {
+                let id = id(&mut bytes)?;
+                let membership = Membership::decode(&bytes.split_off(0))?;
+                Body::Snapshot {
+                    meta: SnapshotMeta { id, membership },
+                }
+            }
+            10 => Body::TimeoutNow,
+            11 => {
+                let to = ReplicaId::new(number(&mut bytes, "target")?);
+                Body::TransferLeader {
+                    to: to.ok_or(DecodeError::Field("target"))?,
+                }
+            }
+            12 => Body::ReadIndex {
+                user: number(&mut bytes, "user")?,
+            },
+            13 => Body::ReadIndexResponse {
+                user: number(&mut bytes, "user")?,
+                index: Index::new(number(&mut bytes, "index")?),
+            },
+            _ => return Err(DecodeError::Unknown { version, kind }),
+        };
+        if bytes.has_remaining() {
+            return Err(DecodeError::Overlong(bytes.len()));
+        }
+        Ok(Self {
+            group,
+            epoch,
+            message: Message {
+                from,
+                to,
+                term,
+                body,
+            },
+        })
+    }
+}
+
+fn put_id(out: &mut BytesMut, id: EntryId) {
+    out.put_u64_le(id.term.get());
+    out.put_u64_le(id.index.get());
+}
+
+/// A number, below the two values that no index and no term may take.
+fn number(bytes: &mut Bytes, field: &'static str) -> Result<u64, DecodeError> {
+    if bytes.len() < 8 {
+        return Err(DecodeError::Truncated);
+    }
+    let value = bytes.get_u64_le();
+    if value >= u64::MAX - 1 {
+        Err(DecodeError::Field(field))
+    } else {
+        Ok(value)
+    }
+}
+
+fn id(bytes: &mut Bytes) -> Result<EntryId, DecodeError> {
+    let term = Term::new(number(bytes, "entry term")?);
+    Ok(EntryId::new(
+        term,
+        Index::new(number(bytes, "entry index")?),
+    ))
+}
+
+fn flag(bytes: &mut Bytes) -> Result<bool, DecodeError> {
+    match bytes.try_get_u8() {
+        Ok(0) => Ok(false),
+        Ok(1) => Ok(true),
+        Ok(_) => Err(DecodeError::Field("flag")),
+        Err(_) => Err(DecodeError::Truncated),
+    }
+}

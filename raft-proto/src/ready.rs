@@ -1,0 +1,153 @@
+//! What the core wants done.
+
+use alloc::vec::Vec;
+
+use crate::entry::Batch;
+use crate::membership::Membership;
+use crate::message::{Message, SnapshotMeta};
+use crate::types::{EntryId, HardState, Index, ReplicaId, Term};
+
+/// Numbers what was given out to be made durable: one more each time, complete in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SubmissionId(pub u64);
+
+/// Entries of one term, from `first` to the next run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TermRun {
+    /// The first index of the run.
+    pub first: Index,
+    /// Its term.
+    pub term: Term,
+}
+
+/// A value that must not leave before its submission is durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[must_use]
+pub struct AfterSync<T>(T);
+
+impl<T> AfterSync<T> {
+    pub(crate) const fn new(held: T) -> Self {
+        Self(held)
+    }
+
+    /// Lets it go: the submission it came with is durable.
+    pub fn release(self) -> T {
+        self.0
+    }
+
+    /// Looks at it.
+    pub const fn held(&self) -> &T {
+        &self.0
+    }
+}
+
+/// A replica's part in its term. Source: thesis §3.3.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Follows a leader, or waits for one.
+    Follower,
+    /// Asks whether an election could be won.
+    PreCandidate,
+    /// Stands for election.
+    Candidate,
+    /// Leads.
+    Leader,
+}
+
+/// Role and leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SoftState {
+    /// This replica's role.
+    pub role: Role,
+    /// The leader it knows.
+    pub leader: Option<ReplicaId>,
+}
+
+/// A read that may be served once `index` is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReadState {
+    /// The caller's number.
+    pub user: u64,
+    /// What must be applied first.
+    pub index: Index,
+}
+
+/// Entries the core needs and no longer holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    /// From here.
+    pub first: Index,
+    /// To here, inclusive.
+    pub last: Index,
+    /// At most so much, but at least one entry.
+    pub bytes_max: usize,
+}
+
+/// The answer to a [`Fetch`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fetched {
+    /// The entries.
+    Entries {
+        /// Where the fetch began.
+        first: Index,
+        /// What the log holds from there.
+        batches: Vec<Batch>,
+    },
+    /// The log could not give them.
+    Failed {
+        /// Where the fetch began.
+        first: Index,
+    },
+}
+
+/// What the core wants done, in this order of importance: make `hard_state`, `snapshot` and
+/// `entries` durable and call `persisted(submission)`; send `messages` now and
+/// `messages_after_sync` when that is done; apply `committed`.
+#[derive(Debug, Default)]
+pub struct Ready {
+    /// The number to report when what must be durable is.
+    pub submission: Option<SubmissionId>,
+    /// Changed term, vote or commit.
+    pub hard_state: Option<HardState>,
+    /// Whether term, vote, entries or a snapshot are among what must be durable.
+    pub must_sync: bool,
+    /// Entries to append; the first one's index overwrites the log from there.
+    pub entries: Vec<Batch>,
+    /// A received snapshot: the log restarts behind it.
+    pub snapshot: Option<SnapshotMeta>,
+    /// May leave now.
+    pub messages: Vec<Message>,
+    /// May leave when `submission` is durable.
+    pub messages_after_sync: Vec<AfterSync<Message>>,
+    /// Committed and durable here; each entry once, in order.
+    pub committed: Vec<Batch>,
+    /// Entries wanted from the log.
+    pub fetch: Vec<Fetch>,
+    /// Reads that may be served.
+    pub reads: Vec<ReadState>,
+    /// Reads that will not be answered; ask again.
+    pub reads_dropped: Vec<u64>,
+    /// Changed role or leader.
+    pub soft_state: Option<SoftState>,
+}
+
+/// Where a replica starts from.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// The last durable one.
+    pub hard_state: HardState,
+    /// The newest recorded snapshot.
+    pub snapshot: Option<SnapshotMeta>,
+    /// The first index the log holds or will hold; 0 counts as 1.
+    pub first: Index,
+    /// The last entry.
+    pub last: EntryId,
+    /// The terms of `first - 1` to `last`.
+    pub terms: Vec<TermRun>,
+    /// What the state machine has applied.
+    pub applied: Index,
+    /// The membership as of `applied`.
+    pub membership: Membership,
+    /// The indexes of membership entries in the log.
+    pub membership_entries: Vec<Index>,
+}
