@@ -1,0 +1,113 @@
+//! The file-system seam, shared with raft-snapshot.
+//!
+//! Appends of the log are submitted and completed ([`Vfs::submit`], [`Vfs::completions`]), so that
+//! a simulated disk can be slow. Everything else is a plain call, made at open or on threads that
+//! may wait.
+
+use std::fmt::Debug;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use raft_proto::Time;
+
+#[cfg(feature = "sim")]
+mod sim;
+mod std_vfs;
+
+#[cfg(feature = "sim")]
+pub use sim::SimVfs;
+pub use std_vfs::StdVfs;
+
+/// Names an open file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FileId(pub u64);
+
+/// Names a submitted operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OpId(pub u64);
+
+/// An operation that may take its time.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// Writes the buffers one after the other from `offset` on.
+    Write {
+        /// The file.
+        file: FileId,
+        /// Where.
+        offset: u64,
+        /// What.
+        buffers: Vec<Bytes>,
+    },
+    /// Makes the file's content durable.
+    Sync {
+        /// The file.
+        file: FileId,
+    },
+}
+
+/// What became of a submitted operation.
+#[derive(Debug)]
+pub struct OpDone {
+    /// Which.
+    pub op: OpId,
+    /// How it ended.
+    pub result: Result<(), VfsError>,
+}
+
+/// A file-system call that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("{op} {path:?}: {source}")]
+pub struct VfsError {
+    /// What was tried.
+    pub op: &'static str,
+    /// On what.
+    pub path: PathBuf,
+    /// Why it failed.
+    pub source: io::Error,
+}
+
+/// What a directory holds.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DirEntry {
+    /// The name.
+    pub name: String,
+    /// Whether it is a directory; a symbolic link is neither.
+    pub is_dir: bool,
+    /// Whether it is a plain file.
+    pub is_file: bool,
+}
+
+/// A file system.
+pub trait Vfs: Send + Sync + Debug {
+    /// Makes a directory and those above it.
+    fn create_dir_all(&self, path: &Path) -> Result<(), VfsError>;
+    /// Lists a directory, in order of names; empty if there is none.
+    fn list(&self, path: &Path) -> Result<Vec<DirEntry>, VfsError>;
+    /// Opens a file that exists, or makes an empty one.
+    fn open(&self, path: &Path, create: bool) -> Result<FileId, VfsError>;
+    /// Closes it.
+    fn close(&self, file: FileId);
+    /// The length.
+    fn len(&self, file: FileId) -> Result<u64, VfsError>;
+    /// Gives the file `len` bytes of zeroes, really written.
+    fn prepare(&self, file: FileId, len: u64) -> Result<(), VfsError>;
+    /// Reads at most `len` bytes at `offset`; fewer at the end.
+    fn read(&self, file: FileId, offset: u64, len: usize) -> Result<Bytes, VfsError>;
+    /// Writes and waits.
+    fn write(&self, file: FileId, offset: u64, data: &[u8]) -> Result<(), VfsError>;
+    /// Makes the content durable and waits.
+    fn sync(&self, file: FileId) -> Result<(), VfsError>;
+    /// Makes a directory's entries durable and waits.
+    fn sync_dir(&self, path: &Path) -> Result<(), VfsError>;
+    /// Renames; fails if the new name is taken by a file or a non-empty directory.
+    fn rename(&self, from: &Path, to: &Path) -> Result<(), VfsError>;
+    /// Removes a file.
+    fn remove_file(&self, path: &Path) -> Result<(), VfsError>;
+    /// Removes a directory and all below it.
+    fn remove_dir_all(&self, path: &Path) -> Result<(), VfsError>;
+    /// Begins an operation.
+    fn submit(&self, op: Op) -> OpId;
+    /// Takes what has ended. A real file system does the work here and now.
+    fn completions(&self, now: Time) -> Vec<OpDone>;
+}
