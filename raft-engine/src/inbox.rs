@@ -1,0 +1,112 @@
+//! A worker's one inbox: bounded in bytes, drained in one go.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::Thread;
+use std::time::Duration;
+
+/// Wakes the thread that drives a worker. Without a thread (under simulation) it only remembers.
+#[derive(Debug, Default)]
+pub(crate) struct Wake {
+    is_set: AtomicBool,
+    thread: OnceLock<Thread>,
+}
+
+impl Wake {
+    /// Names the calling thread as the one to wake.
+    pub(crate) fn attach(&self) {
+        self.thread.get_or_init(std::thread::current);
+    }
+
+    pub(crate) fn set(&self) {
+        if !self.is_set.swap(true, Ordering::AcqRel)
+            && let Some(thread) = self.thread.get()
+        {
+            thread.unpark();
+        }
+    }
+
+    /// Whether it was set since the last call.
+    pub(crate) fn take(&self) -> bool {
+        self.is_set.swap(false, Ordering::AcqRel)
+    }
+
+    /// Parks until it is set or `timeout` has passed.
+    pub(crate) fn wait(&self, timeout: Duration) {
+        if !self.is_set.load(Ordering::Acquire) {
+            std::thread::park_timeout(timeout);
+        }
+    }
+}
+
+/// The inbox was full and took nothing.
+#[derive(Debug)]
+pub(crate) struct Full<T>(pub(crate) T);
+
+/// Many senders, one owner. What callers and peers send is bounded; notices of our own workers,
+/// whose room was reserved with the work they answer, are always taken.
+#[derive(Debug)]
+pub(crate) struct Inbox<T> {
+    items: Mutex<Vec<T>>,
+    /// Bytes of bounded items that lie in `items`.
+    bytes: AtomicUsize,
+    bytes_max: usize,
+    wake: Arc<Wake>,
+}
+
+impl<T> Inbox<T> {
+    pub(crate) fn new(bytes_max: usize, wake: Arc<Wake>) -> Self {
+        Self {
+            items: Mutex::new(Vec::new()),
+            bytes: AtomicUsize::new(0),
+            bytes_max,
+            wake,
+        }
+    }
+
+    /// Takes an item of `bytes`, unless the bound is met.
+    pub(crate) fn push(&self, item: T, bytes: usize) -> Result<(), Full<T>> {
+        if self.bytes.load(Ordering::Relaxed).saturating_add(bytes) > self.bytes_max {
+            return Err(Full(item));
+        }
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.notice(item);
+        Ok(())
+    }
+
+    /// Takes a notice, always.
+    pub(crate) fn notice(&self, item: T) {
+        self.lock().push(item);
+        self.wake.set();
+    }
+
+    /// Swaps all that lies here for the empty `drained`.
+    pub(crate) fn drain(&self, drained: &mut Vec<T>) {
+        debug_assert!(drained.is_empty());
+        let mut items = self.lock();
+        std::mem::swap(&mut *items, drained);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<T>> {
+        // A push or swap cannot leave the vector half changed.
+        self.items.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bounded_items_are_refused_at_the_bound_and_notices_never() {
+        let inbox = Inbox::new(10, Arc::default());
+        assert!(inbox.push('a', 6).is_ok());
+        assert!(inbox.push('b', 6).is_err());
+        inbox.notice('n');
+        let mut drained = Vec::new();
+        inbox.drain(&mut drained);
+        assert_eq!(drained, ['a', 'n']);
+        assert!(inbox.push('c', 10).is_ok());
+    }
+}
