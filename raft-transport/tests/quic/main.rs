@@ -1,0 +1,6 @@
+//! The transport over real QUIC on the loopback interface, with certificates made on the spot.
+
+mod common;
+mod messages;
+mod refusals;
+mod snapshots;
