@@ -265,14 +265,6 @@ fn take(
                         len: batch.size_bytes(),
                     },
                 );
-                if batch.first().index > state.last.index.next() {
-                    // The entries before lay in a segment that is gone: they were compacted.
-                    let before = batch.first().index.previous().unwrap_or_default();
-                    state.terms = vec![TermRun {
-                        first: before,
-                        term: batch.first().term,
-                    }];
-                }
                 state.append(&batch);
             }
         }

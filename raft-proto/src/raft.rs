@@ -140,7 +140,8 @@ pub struct Raft {
     rounds: VecDeque<ReadRound>,
     next_round: u64,
     waiting_reads: Vec<PendingRead>,
-    forwarded_reads: BTreeSet<u64>,
+    /// Reads sent to the leader, and when they are given up.
+    forwarded_reads: BTreeMap<u64, u64>,
     messages: Vec<Message>,
     after_sync: Vec<Message>,
     reads: Vec<ReadState>,
@@ -210,7 +211,7 @@ impl Raft {
             rounds: VecDeque::new(),
             next_round: 1,
             waiting_reads: Vec::new(),
-            forwarded_reads: BTreeSet::new(),
+            forwarded_reads: BTreeMap::new(),
             messages: Vec::new(),
             after_sync: Vec::new(),
             reads: Vec::new(),
@@ -367,7 +368,9 @@ impl Raft {
             };
             return Some(self.heartbeat_at.min(check).min(self.transfer_deadline));
         }
-        self.is_promotable().then(|| self.heard_at + self.timeout)
+        let read = self.forwarded_reads.values().copied().min();
+        let election = self.is_promotable().then(|| self.heard_at + self.timeout);
+        read.into_iter().chain(election).min()
     }
 
     /// Moves time on. After a gap each timer fires once.
@@ -376,6 +379,13 @@ impl Raft {
             return;
         }
         self.tick = tick;
+        let dropped = &mut self.reads_dropped;
+        self.forwarded_reads.retain(|&user, give_up_at| {
+            if *give_up_at <= tick {
+                dropped.push(user);
+            }
+            *give_up_at > tick
+        });
         if self.is_leader() {
             if self.transfer_deadline <= tick {
                 self.abort_transfer();
@@ -1162,7 +1172,7 @@ impl Raft {
             }
             Body::ReadIndex { user } => self.on_read(Some(from), user),
             Body::ReadIndexResponse { user, index } => {
-                if self.forwarded_reads.remove(&user) {
+                if self.forwarded_reads.remove(&user).is_some() {
                     self.reads.push(ReadState { user, index });
                 }
             }
@@ -1504,7 +1514,8 @@ impl Raft {
         let Some(leader) = self.leader else {
             return Err(Refused::Dropped("no leader"));
         };
-        self.forwarded_reads.insert(user);
+        let give_up_at = self.tick + self.config.election_timeout_ticks_min;
+        self.forwarded_reads.insert(user, give_up_at);
         self.send(leader, Body::ReadIndex { user });
         Ok(())
     }
@@ -1573,7 +1584,7 @@ impl Raft {
         self.reads_dropped
             .extend(own.filter(|read| read.from.is_none()).map(|read| read.user));
         self.reads_dropped
-            .extend(core::mem::take(&mut self.forwarded_reads));
+            .extend(core::mem::take(&mut self.forwarded_reads).into_keys());
     }
 }
 

@@ -158,6 +158,7 @@ impl RaftLog {
         self.cache_bytes = 0;
         self.committed = id.index;
         self.applying = id.index;
+        self.stable = self.stable.min(id.index);
         self.given = id.index;
         for given in &mut self.in_progress {
             given.last = None;

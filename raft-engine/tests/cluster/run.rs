@@ -108,7 +108,7 @@ impl Run {
         let hosts = (1..=3)
             .map(|id| Host {
                 id: host(id),
-                vfs: Arc::new(SimVfs::new(rng.next())),
+                vfs: disk(rng.next()),
                 outbox: outbox(),
                 running: None,
                 restart_at: Some(Time(0)),
@@ -700,6 +700,15 @@ impl Run {
             items.swap(at, usize::try_from(other).expect("small"));
         }
     }
+}
+
+/// A disk with an empty data directory.
+fn disk(seed: u64) -> Arc<SimVfs> {
+    let vfs = SimVfs::new(seed);
+    vfs.create_dir_all("/data".as_ref())
+        .expect("an empty disk takes a directory");
+    vfs.sync_dir("/".as_ref()).expect("and syncs it");
+    Arc::new(vfs)
 }
 
 struct SnapshotSlot {
