@@ -1009,12 +1009,10 @@ fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, done: Outstan
         group.raft.persisted(submission);
     }
     match done.then {
-        None => {}
-        Some(OnDurable::Founded { responder }) => {
-            if let Some(responder) = responder {
-                responder.respond(Ok(()));
-            }
-        }
+        None | Some(OnDurable::Founded { responder: None }) => {}
+        Some(OnDurable::Founded {
+            responder: Some(responder),
+        }) => responder.respond(Ok(())),
         Some(OnDurable::Recorded { index }) => {
             shared.jobs.push(recorded(group, index));
             shared.events.event(Event::SnapshotSaved {

@@ -197,11 +197,7 @@ impl RunningWorkers {
     #[must_use]
     pub fn stats(&self) -> EngineStats {
         EngineStats {
-            lane: self
-                .stats
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .clone(),
+            lane: *self.stats.lock().unwrap_or_else(PoisonError::into_inner),
         }
     }
 }

@@ -3,6 +3,7 @@
 //!
 //! `SEED=n cargo test -p raft-engine --test cluster one_seed -- --nocapture` replays one run.
 #![allow(missing_docs, unreachable_pub, reason = "a test, not an interface")]
+#![expect(clippy::print_stdout, reason = "what a run found is printed")]
 
 #[path = "cluster/machine.rs"]
 mod machine;

@@ -528,9 +528,16 @@ impl Lane {
             let segment = self.segments.pop_front().expect("it was just seen");
             self.reader.write().files.remove(&segment.number);
             self.vfs.close(segment.file);
-            if let Err(error) = self.vfs.remove_file(&segment.path) {
-                // A dead segment that stays costs space, nothing else.
-                drop(error);
+            // One after the other: were an older one to outlive a newer, recovery would find a
+            // hole between them.
+            let removed = self
+                .vfs
+                .remove_file(&segment.path)
+                .and_then(|()| self.vfs.sync_dir(&self.dir));
+            if removed.is_err() {
+                // A dead segment that stays costs space, nothing else; the rest goes with the
+                // next open.
+                break;
             }
         }
     }
@@ -555,7 +562,7 @@ impl Lane {
             let start = Item::Start {
                 first: state.first,
                 term_before,
-                last: state.last.index,
+                last: state.last,
             };
             put_item(&mut payload, group, replica, &start);
             put_item(

@@ -102,11 +102,11 @@ pub(crate) enum Item {
     RestartAfter(EntryId),
     CompactBefore(Index),
     Tombstone,
-    /// The first index and the term before it, in checkpoints.
+    /// The first index, the term before it and the last entry, in checkpoints.
     Start {
         first: Index,
         term_before: Term,
-        last: Index,
+        last: EntryId,
     },
 }
 
@@ -163,7 +163,8 @@ pub(crate) fn put_item(out: &mut BytesMut, group: GroupId, replica: ReplicaId, i
         } => {
             body.put_u64_le(first.get());
             body.put_u64_le(term_before.get());
-            body.put_u64_le(last.get());
+            body.put_u64_le(last.term.get());
+            body.put_u64_le(last.index.get());
             7
         }
     };
@@ -222,7 +223,10 @@ pub(crate) fn items(payload: &Bytes) -> Option<Vec<(GroupId, ReplicaId, Item)>> 
             7 => Item::Start {
                 first: Index::new(numbers(&mut body)?),
                 term_before: Term::new(numbers(&mut body)?),
-                last: Index::new(numbers(&mut body)?),
+                last: EntryId::new(
+                    Term::new(numbers(&mut body)?),
+                    Index::new(numbers(&mut body)?),
+                ),
             },
             _ => return None,
         };

@@ -237,7 +237,17 @@ fn take(
                     state.restart_after(EntryId::new(term_before, before));
                 }
                 state.compact_before(first);
-                let _ = last;
+                // Entries that only a dropped segment held were compacted later on; what is left
+                // of them is the term of the place where they ended.
+                if last.index > state.last.index {
+                    if state.terms.last().is_none_or(|run| run.term != last.term) {
+                        state.terms.push(TermRun {
+                            first: last.index,
+                            term: last.term,
+                        });
+                    }
+                    state.last = last;
+                }
             }
             Item::Start { .. } => return Err(damaged("a start outside a checkpoint")),
             Item::HardState(hard_state) => state.hard_state = hard_state,

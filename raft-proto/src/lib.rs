@@ -26,10 +26,10 @@ pub use types::{EntryId, GroupId, HardState, HostId, Index, InvalidId, ReplicaId
 
 pub use config::{Config, ConfigError};
 pub use membership::{
-    Change, ChangeKind, Membership, MembershipChange, MembershipDecodeError, MembershipError,
-    Transition,
+    Change, ChangeKind, MEMBERSHIP_BYTES_MAX, MEMBERSHIP_REPLICAS_MAX, Membership,
+    MembershipChange, MembershipDecodeError, MembershipError, Transition,
 };
-pub use message::{Body, DecodeError, Envelope, Message, SnapshotMeta};
+pub use message::{Body, DecodeError, ENVELOPE_HEADER_BYTES, Envelope, Message, SnapshotMeta};
 pub use raft::{Proposal, ProposeError, Proposed, Raft, Refused, SnapshotStatus};
 pub use ready::{
     AfterSync, Fetch, Fetched, ReadState, Ready, Restored, Role, SoftState, SubmissionId, TermRun,

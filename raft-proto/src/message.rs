@@ -17,8 +17,6 @@ use crate::types::{EntryId, GroupId, Index, ReplicaId, Term};
 const VERSION: u8 = 1;
 /// The bytes of an envelope before its body.
 pub const ENVELOPE_HEADER_BYTES: usize = 48;
-/// What a forwarded proposal may carry.
-const FORWARDED_MAX: u32 = 65_536;
 
 /// A snapshot's place and the membership in force there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

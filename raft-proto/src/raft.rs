@@ -1084,10 +1084,11 @@ impl Raft {
             });
         }
         if term > self.term {
-            if let Body::Vote { is_transfer, .. } = message.body {
-                if !is_transfer && self.is_lease_held() {
-                    return Err(Refused::Dropped("the leader is alive"));
-                }
+            if let Body::Vote { is_transfer, .. } = message.body
+                && !is_transfer
+                && self.is_lease_held()
+            {
+                return Err(Refused::Dropped("the leader is alive"));
             }
             match message.body {
                 Body::PreVote { .. } if self.is_lease_held() => {

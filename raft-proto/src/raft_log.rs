@@ -274,10 +274,11 @@ impl RaftLog {
             if let Some(last) = given.last {
                 self.stable = self.stable.max(last);
             }
-            if given.is_snapshot && !self.in_progress.iter().any(|given| given.is_snapshot) {
-                if let Some(index) = self.installing.take() {
-                    self.stable = self.stable.max(index);
-                }
+            if given.is_snapshot
+                && !self.in_progress.iter().any(|given| given.is_snapshot)
+                && let Some(index) = self.installing.take()
+            {
+                self.stable = self.stable.max(index);
             }
         }
         before != (self.stable, self.installing)

@@ -22,6 +22,9 @@ const SECOND: u64 = 1_000 * MILLISECOND;
 /// A group's core may hold no more than this, whatever happens.
 const GROUP_MEMORY_BYTES_MAX: usize = 4 << 20;
 
+/// A moment of simulated time that takes more rounds of polls than this never ends.
+const PASS_ROUNDS_MAX: usize = 100_000;
+
 /// What a run is asked to do.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -98,6 +101,8 @@ pub struct Run {
     next_number: u64,
     reads: Vec<PendingRead>,
     streams: Vec<Stream>,
+    /// When every group of every running host is asked for a snapshot that leaves no log behind.
+    squeezes: Vec<Time>,
     report: Report,
     is_calm: bool,
 }
@@ -129,6 +134,7 @@ impl Run {
             next_number: 1,
             reads: Vec::new(),
             streams: Vec::new(),
+            squeezes: Vec::new(),
             report: Report::default(),
             is_calm: false,
         }
@@ -150,6 +156,7 @@ impl Run {
                 self.client();
                 next_client = self.now.plus_nanos(self.rng.below(12 * MILLISECOND));
             }
+            self.squeeze();
             self.pass();
             self.advance(next_fault.min(next_client));
         }
@@ -180,7 +187,7 @@ impl Run {
         for host in &self.hosts {
             host.vfs.set_now(self.now);
         }
-        loop {
+        for _ in 0..PASS_ROUNDS_MAX {
             let mut order = Vec::new();
             for (at, host) in self.hosts.iter().enumerate() {
                 if let Some((_, workers)) = &host.running {
@@ -201,6 +208,7 @@ impl Run {
                 return;
             }
         }
+        panic!("at {:?} the engines never come to rest", self.now);
     }
 
     fn poll(&mut self, at: usize, worker: WorkerId) -> bool {
@@ -363,16 +371,43 @@ impl Run {
         self.now = next.max(self.now.plus_nanos(1_000));
     }
 
+    /// Asks for the snapshots that are due, so that whoever was away must be fed by a stream.
+    fn squeeze(&mut self) {
+        let due = self.squeezes.len();
+        self.squeezes.retain(|&at| at > self.now);
+        if self.squeezes.len() == due {
+            return;
+        }
+        for host in &self.hosts {
+            let Some((engine, _)) = &host.running else {
+                continue;
+            };
+            for number in 1..=self.options.groups {
+                request_snapshot(engine, group(number), 0, &self.book);
+            }
+        }
+    }
+
     fn fault(&mut self) {
-        match self.rng.below(10) {
+        match self.rng.below(13) {
             0..=2 => {
                 let at = self.pick_host();
-                self.crash(at);
+                let away = self.rng.below(1_500 * MILLISECOND);
+                self.crash(at, away);
+            }
+            10.. => {
+                // Away for so long that its leader stops to reckon with it, and compacts.
+                let at = self.pick_host();
+                let away = 1_500 * MILLISECOND + self.rng.below(SECOND);
+                self.crash(at, away);
+                self.squeezes
+                    .push(self.now.plus_nanos(away - 50 * MILLISECOND));
             }
             3 => {
                 for at in 0..self.hosts.len() {
                     if self.rng.one_in(2) {
-                        self.crash(at);
+                        let away = self.rng.below(1_500 * MILLISECOND);
+                        self.crash(at, away);
                     }
                 }
             }
@@ -404,13 +439,7 @@ impl Run {
                     if self.rng.one_in(3) {
                         engine.transfer_leadership(group, to, Responder::new(Slot::new()));
                     } else {
-                        let request = SnapshotRequest {
-                            compaction_overhead: Some(5),
-                            ..Default::default()
-                        };
-                        let book = Arc::clone(&self.book);
-                        let slot = Arc::new(SnapshotSlot { book });
-                        engine.request_snapshot(group, request, Responder::new(slot));
+                        request_snapshot(engine, group, 5, &self.book);
                     }
                 }
             }
@@ -480,8 +509,8 @@ impl Run {
         self.report.violations.append(&mut wrong);
     }
 
-    fn crash(&mut self, at: usize) {
-        let restart_at = self.now.plus_nanos(self.rng.below(1_500 * MILLISECOND));
+    fn crash(&mut self, at: usize, away_nanos: u64) {
+        let restart_at = self.now.plus_nanos(away_nanos);
         let host = &mut self.hosts[at];
         if host.running.take().is_none() {
             return;
@@ -709,6 +738,16 @@ fn disk(seed: u64) -> Arc<SimVfs> {
         .expect("an empty disk takes a directory");
     vfs.sync_dir("/".as_ref()).expect("and syncs it");
     Arc::new(vfs)
+}
+
+fn request_snapshot(engine: &Engine, group: GroupId, overhead: u64, book: &Arc<Mutex<Book>>) {
+    let request = SnapshotRequest {
+        compaction_overhead: Some(overhead),
+        ..Default::default()
+    };
+    let book = Arc::clone(book);
+    let slot = Arc::new(SnapshotSlot { book });
+    engine.request_snapshot(group, request, Responder::new(slot));
 }
 
 struct SnapshotSlot {

@@ -138,7 +138,7 @@ impl SimVfs {
                     let names: BTreeSet<String> =
                         live.keys().chain(durable.keys()).cloned().collect();
                     for name in names {
-                        if live.get(&name) != durable.get(&name) && next(rng) % 2 == 0 {
+                        if live.get(&name) != durable.get(&name) && next(rng).is_multiple_of(2) {
                             match live.get(&name) {
                                 Some(&node) => durable.insert(name, node),
                                 None => durable.remove(&name),
@@ -153,7 +153,7 @@ impl SimVfs {
                     dirty,
                 } => {
                     for &sector in dirty.iter() {
-                        if next(rng) % 2 == 0 {
+                        if next(rng).is_multiple_of(2) {
                             let start = sector * SECTOR;
                             let end = (start + SECTOR).min(live.len());
                             if durable.len() < end {

@@ -15,7 +15,7 @@ use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError};
 
 /// How many buffers one vectored write takes (the system's own limit is 1,024).
 const BUFFERS_MAX: usize = 512;
-const ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
 
 /// The operating system's file system.
 #[derive(Debug, Default)]
