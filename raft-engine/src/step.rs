@@ -783,6 +783,9 @@ fn propose_error(group: &Group, error: &ProposeError) -> RequestError {
         ProposeError::TransferInProgress => RequestError::Busy {
             queue: "leadership transfer",
         },
+        ProposeError::ChangePending => RequestError::Busy {
+            queue: "membership change",
+        },
         ProposeError::UncommittedFull => RequestError::Busy {
             queue: "uncommitted entries",
         },
@@ -1097,8 +1100,12 @@ fn dispatch(shared: &StepShared, out: &mut Out, group: &mut Group, message: Mess
             .iter()
             .rev()
             .find(|stored| stored.id == meta.id);
-        if stored.is_none_or(|stored| stored.id.index <= BOOTSTRAP_INDEX) {
-            // Nothing lies in a directory yet: save one, and let the core try again.
+        let is_of_use = |stored: &SnapshotMeta| {
+            stored.id.index > BOOTSTRAP_INDEX && stored.membership.replicas().contains(&message.to)
+        };
+        if !stored.is_some_and(is_of_use) {
+            // Nothing lies in a directory yet, or it is older than the membership of its receiver,
+            // who would refuse it: save one, and let the core try again.
             let overhead = shared.config.compaction_overhead;
             let task = request_snapshot(group, SnapshotRequest::default(), overhead, None);
             out.tasks.extend(task.map(|task| (group.id, task)));
