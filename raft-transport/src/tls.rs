@@ -84,7 +84,14 @@ impl TransportIdentity {
     }
 
     /// Checks that the certificate is that of `host` in `deployment`.
-    pub(crate) fn check(&self, host: HostId, deployment: &str) -> Result<(), TransportError> {
+    ///
+    /// [`Transport::start`](crate::Transport::start) does so itself; this is for those who want to
+    /// know before they have opened anything.
+    ///
+    /// # Errors
+    ///
+    /// [`TransportError::OtherName`].
+    pub fn check(&self, host: HostId, deployment: &str) -> Result<(), TransportError> {
         let (expected, found) = (host_name(host, deployment), self.names());
         if found.contains(&expected) {
             Ok(())

@@ -1,0 +1,117 @@
+//! What a host tells those who listen, and what it remembers of it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use raft_engine::Event;
+use raft_proto::{GroupId, HostId, ReplicaId};
+use raft_transport::TransportEvent;
+use rustc_hash::FxHashMap;
+use tokio::sync::{broadcast, watch};
+
+/// Something that an operator or a program may want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum HostEvent {
+    /// Of a group, or of the log.
+    Engine(Event),
+    /// Of a connection.
+    Network(TransportEvent),
+    /// A peer came with a wiped, swapped or rolled-back directory and was refused. If it is to
+    /// take part again, remove its replicas from their groups, say
+    /// [`NodeHost::forget`](crate::NodeHost::forget), and add it anew.
+    HostReplaced {
+        /// The peer.
+        host: HostId,
+    },
+}
+
+/// Takes events from workers and network tasks without ever waiting for a listener.
+#[derive(Debug)]
+pub(crate) struct Ear {
+    events: broadcast::Sender<HostEvent>,
+    failed: watch::Sender<Option<String>>,
+    leaders: RwLock<FxHashMap<GroupId, Arc<LeaderHint>>>,
+}
+
+impl Ear {
+    pub(crate) fn new(events_max: usize) -> Self {
+        Self {
+            events: broadcast::Sender::new(events_max),
+            failed: watch::Sender::new(None),
+            leaders: RwLock::default(),
+        }
+    }
+
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<HostEvent> {
+        self.events.subscribe()
+    }
+
+    pub(crate) fn failure(&self) -> watch::Receiver<Option<String>> {
+        self.failed.subscribe()
+    }
+
+    pub(crate) fn tell(&self, event: HostEvent) {
+        // An error only says that nobody listens.
+        let _ = self.events.send(event);
+    }
+
+    /// Takes an event of the engine; whether it says that the host has failed.
+    pub(crate) fn on_engine_event(&self, event: Event) -> bool {
+        let mut is_failure = false;
+        match &event {
+            Event::LeaderChanged { group, leader, .. } => {
+                if let Some(hint) = self.hint(*group) {
+                    hint.set(*leader);
+                }
+            }
+            Event::GroupFailed { group, .. } => {
+                if let Some(hint) = self.hint(*group) {
+                    hint.set(None);
+                }
+            }
+            Event::HostFailed { reason } => {
+                is_failure = true;
+                self.failed.send_if_modified(|failed| {
+                    let is_first = failed.is_none();
+                    failed.get_or_insert_with(|| reason.clone());
+                    is_first
+                });
+            }
+            _ => {}
+        }
+        self.tell(HostEvent::Engine(event));
+        is_failure
+    }
+
+    /// The hint of a group that starts.
+    pub(crate) fn add_hint(&self, group: GroupId) -> Arc<LeaderHint> {
+        let mut leaders = self.leaders.write().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(leaders.entry(group).or_default())
+    }
+
+    pub(crate) fn remove_hint(&self, group: GroupId) {
+        let mut leaders = self.leaders.write().unwrap_or_else(PoisonError::into_inner);
+        leaders.remove(&group);
+    }
+
+    pub(crate) fn hint(&self, group: GroupId) -> Option<Arc<LeaderHint>> {
+        let leaders = self.leaders.read().unwrap_or_else(PoisonError::into_inner);
+        leaders.get(&group).cloned()
+    }
+}
+
+/// Who leads a group, as the replica here last heard; 0 stands for nobody.
+#[derive(Debug, Default)]
+pub(crate) struct LeaderHint(AtomicU64);
+
+impl LeaderHint {
+    fn set(&self, leader: Option<ReplicaId>) {
+        self.0
+            .store(leader.map_or(0, ReplicaId::get), Ordering::Relaxed);
+    }
+
+    pub(crate) fn leader(&self) -> Option<ReplicaId> {
+        ReplicaId::new(self.0.load(Ordering::Relaxed))
+    }
+}

@@ -1,0 +1,463 @@
+//! A host: a data directory, an engine over it, and a transport beside it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use raft_engine::{
+    Engine, EngineConfig, Parts, RecoveredReplica, RunningWorkers, Start, StateMachine, Workers,
+};
+use raft_log::vfs::{StdVfs, Vfs};
+use raft_log::{LaneStats, RecoveryReport};
+use raft_proto::{GroupId, HostId, ReplicaId};
+use raft_transport::{
+    Transport, TransportConfig, TransportError, TransportIdentity, TransportStats,
+};
+use tokio::runtime::Handle;
+use tokio::sync::{broadcast, watch};
+use tokio::task;
+
+use crate::adapter::{Inward, Outward, Way};
+use crate::config::HostConfig;
+use crate::data_dir::{DataDir, DataDirError, Identity};
+use crate::error::{CloseError, OpenError, StartError};
+use crate::events::{Ear, HostEvent};
+use crate::group_handle::GroupHandle;
+use crate::pending;
+use crate::registry::{Book, Registry};
+
+/// How long [`NodeHost::close`] waits for the workers.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(30);
+/// How long it waits for the peers to be told.
+const FAREWELL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// What a group's start needs.
+pub struct GroupStart {
+    /// The group. Its id is the same on every host.
+    pub group: GroupId,
+    /// This host's replica. An id is never used again once it was removed from the group.
+    pub replica: ReplicaId,
+    /// How it comes to be here.
+    pub start: Start,
+    /// The state machine, empty: stored snapshots and the log fill it.
+    pub machine: Box<dyn StateMachine>,
+}
+
+impl std::fmt::Debug for GroupStart {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GroupStart")
+            .field("group", &self.group)
+            .field("replica", &self.replica)
+            .field("start", &self.start)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a host has done since it opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HostStats {
+    /// The log's counters.
+    pub log: LaneStats,
+    /// The network's counters.
+    pub network: TransportStats,
+}
+
+/// A process's part in a deployment: carries the replicas of many groups over one log, one QUIC
+/// endpoint and a few worker threads.
+///
+/// [`NodeHost::close`] ends it in good order. Dropped instead, it does the same but blocks the
+/// dropping thread until the workers have ended, and says goodbye to nobody.
+pub struct NodeHost {
+    shared: Arc<HostShared>,
+    workers: Option<RunningWorkers>,
+    data_dir: Arc<DataDir>,
+    registry: Registry,
+    raft_addr: SocketAddr,
+}
+
+/// What handles share with their host.
+pub(crate) struct HostShared {
+    pub(crate) engine: Engine,
+    pub(crate) ear: Arc<Ear>,
+    pub(crate) way: Arc<Way>,
+    pub(crate) request_timeout: Duration,
+    is_closed: AtomicBool,
+}
+
+impl HostShared {
+    pub(crate) fn is_closed(&self) -> bool {
+        self.is_closed.load(Ordering::Acquire)
+    }
+}
+
+impl std::fmt::Debug for NodeHost {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("NodeHost")
+            .field("identity", &self.data_dir.identity)
+            .field("raft_addr", &self.raft_addr)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NodeHost {
+    /// Opens a data directory and begins to serve, on the caller's tokio runtime. Groups do not
+    /// run yet: [`NodeHost::start_group`] starts each.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`]: nothing runs. A setting out of bounds and a certificate that is another
+    /// host's are found before the directory is touched; a directory that is open elsewhere before
+    /// anything in it is.
+    pub async fn open(config: HostConfig) -> Result<Self, OpenError> {
+        config.check()?;
+        let files = &config.certificates;
+        let identity =
+            TransportIdentity::from_pem_files(&files.certificate, &files.key, &files.authorities)?;
+        Self::open_with_identity(config, identity).await
+    }
+
+    /// Opens with an identity that does not lie in files; `config.certificates` is not looked at.
+    ///
+    /// # Errors
+    ///
+    /// As [`NodeHost::open`].
+    pub async fn open_with_identity(
+        config: HostConfig,
+        identity: TransportIdentity,
+    ) -> Result<Self, OpenError> {
+        config.check()?;
+        config
+            .engine
+            .check()
+            .map_err(raft_engine::OpenError::from)?;
+        identity.check(config.host, &config.deployment)?;
+        transport_config(&config, None)
+            .check()
+            .map_err(TransportError::from)?;
+
+        let ear = Arc::new(Ear::new(config.events_max));
+        let runtime = Handle::current();
+        let way = Arc::new(Way::new(
+            runtime.clone(),
+            config.network.snapshot_streams_max,
+        ));
+        let opening = {
+            let (config, ear, way) = (config.clone(), Arc::clone(&ear), Arc::clone(&way));
+            task::spawn_blocking(move || open_storage(&config, &ear, &way))
+        };
+        let (data_dir, engine, workers) = opening.await.map_err(|_| OpenError::ShuttingDown)??;
+
+        let book = Arc::new(Book::new(config.addresses.clone()));
+        let inward = Inward {
+            engine: engine.clone(),
+            data_dir: Arc::clone(&data_dir),
+            ear: Arc::clone(&ear),
+            receiving: Arc::default(),
+        };
+        let transport = Transport::start(
+            &runtime,
+            transport_config(&config, Some(&data_dir.identity)),
+            identity,
+            Arc::clone(&book) as _,
+            Arc::new(inward),
+        )?;
+        let raft_addr = transport.local_addr().unwrap_or(config.listen);
+        way.open(Arc::new(transport));
+        for host in config.addresses.keys() {
+            way.connect(*host);
+        }
+        tracing::info!(
+            host = config.host.get(),
+            %raft_addr,
+            open_count = data_dir.identity.open_count,
+            "open"
+        );
+        Ok(Self {
+            shared: Arc::new(HostShared {
+                engine,
+                ear,
+                way: Arc::clone(&way),
+                request_timeout: config.request_timeout,
+                is_closed: AtomicBool::new(false),
+            }),
+            workers: Some(workers.spawn()),
+            data_dir,
+            registry: Registry::new(book, way),
+            raft_addr,
+        })
+    }
+
+    /// This host.
+    #[must_use]
+    pub fn host(&self) -> HostId {
+        self.data_dir.identity.host
+    }
+
+    /// Who the data directory is.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.data_dir.identity
+    }
+
+    /// Where this host listens for others.
+    #[must_use]
+    pub const fn raft_addr(&self) -> SocketAddr {
+        self.raft_addr
+    }
+
+    /// Where other hosts listen; it can be changed at any time.
+    #[must_use]
+    pub fn registry(&self) -> Registry {
+        self.registry.clone()
+    }
+
+    /// What opening the log found amiss, if anything.
+    #[must_use]
+    pub fn recovery_report(&self) -> &RecoveryReport {
+        self.shared.engine.recovery_report()
+    }
+
+    /// The replicas whose state lies here and which were not started since the host opened: those
+    /// to [`Start::Restart`].
+    #[must_use]
+    pub fn recovered(&self) -> Vec<RecoveredReplica> {
+        self.shared.engine.recovered()
+    }
+
+    /// Starts a group's replica on this host; it is durable when this returns.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; nothing was started.
+    pub async fn start_group(&self, start: GroupStart) -> Result<GroupHandle, StartError> {
+        let GroupStart {
+            group,
+            replica,
+            start,
+            machine,
+        } = start;
+        self.check_serving()?;
+        let is_new = self.shared.ear.hint(group).is_none();
+        let hint = self.shared.ear.add_hint(group);
+        let (responder, outcome) = pending::request();
+        let engine = self.shared.engine.clone();
+        // Reads and syncs directories.
+        let starting = task::spawn_blocking(move || {
+            let start = raft_engine::StartGroup {
+                group,
+                replica,
+                epoch: 1,
+                start,
+                machine,
+            };
+            engine.start_group(start, responder);
+        });
+        let started = match starting.await {
+            Ok(()) => outcome.await.map_err(StartError::of),
+            Err(_) => Err(StartError::HostDown {
+                reason: "the runtime is shutting down".to_owned(),
+            }),
+        };
+        match started {
+            Ok(()) => Ok(GroupHandle::new(
+                Arc::clone(&self.shared),
+                group,
+                replica,
+                hint,
+            )),
+            Err(error) => {
+                if is_new && error != StartError::AlreadyRunning(group) {
+                    self.shared.ear.remove_hint(group);
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// The handle of a group that runs here.
+    #[must_use]
+    pub fn group(&self, group: GroupId) -> Option<GroupHandle> {
+        let running = self.shared.engine.groups();
+        let (_, replica) = running.into_iter().find(|(running, _)| *running == group)?;
+        let hint = self.shared.ear.hint(group)?;
+        Some(GroupHandle::new(
+            Arc::clone(&self.shared),
+            group,
+            replica,
+            hint,
+        ))
+    }
+
+    /// The groups that run here, and their replicas.
+    #[must_use]
+    pub fn groups(&self) -> Vec<(GroupId, ReplicaId)> {
+        self.shared.engine.groups()
+    }
+
+    /// Stops a group on this host; its state stays on disk. Returns when its state machine is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError::NotRunning`], [`StartError::HostDown`].
+    pub async fn stop_group(&self, group: GroupId) -> Result<(), StartError> {
+        self.check_serving()?;
+        let (responder, outcome) = pending::request();
+        self.shared.engine.stop_group(group, responder);
+        outcome.await.map_err(StartError::of)?;
+        self.shared.ear.remove_hint(group);
+        Ok(())
+    }
+
+    /// Forgets which data directory `host` had: whoever comes next under this id is taken as it is.
+    ///
+    /// Say so only when the old directory is gone for good and every replica that lived there has
+    /// been removed from its group: what it voted and acknowledged is not remembered by the new
+    /// one.
+    ///
+    /// # Errors
+    ///
+    /// [`DataDirError::Io`]: not forgotten.
+    pub async fn forget(&self, host: HostId) -> Result<(), DataDirError> {
+        let data_dir = Arc::clone(&self.data_dir);
+        match task::spawn_blocking(move || data_dir.peers.forget(host)).await {
+            Ok(forgotten) => forgotten,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+
+    /// Uses another certificate, key and authorities for all connections made from now on.
+    ///
+    /// # Errors
+    ///
+    /// The identity cannot be used, or is another host's: the old one stays in use.
+    pub fn replace_identity(&self, identity: &TransportIdentity) -> Result<(), TransportError> {
+        self.shared
+            .way
+            .with(|transport| transport.replace_identity(identity))
+            .unwrap_or(Ok(()))
+    }
+
+    /// What happens from now on. A subscriber that reads too slowly loses the oldest events and is
+    /// told how many; it never holds up the host.
+    #[must_use]
+    pub fn events(&self) -> broadcast::Receiver<HostEvent> {
+        self.shared.ear.subscribe()
+    }
+
+    /// Waits until the host has failed: its log could not be written or synced. Returns why.
+    ///
+    /// A failed host acknowledges nothing any more and has closed its connections. End the process,
+    /// mend the disk, and open again.
+    pub async fn failed(&self) -> String {
+        let mut failure: watch::Receiver<Option<String>> = self.shared.ear.failure();
+        let failed = failure.wait_for(Option::is_some).await;
+        let reason = failed.map(|reason| reason.clone());
+        // The sender lives as long as the host.
+        reason.ok().flatten().unwrap_or_default()
+    }
+
+    /// What it has done so far.
+    #[must_use]
+    pub fn stats(&self) -> HostStats {
+        HostStats {
+            log: self
+                .workers
+                .as_ref()
+                .map(|workers| workers.stats().lane)
+                .unwrap_or_default(),
+            network: self.shared.way.stats(),
+        }
+    }
+
+    /// Ends it: tells the peers, stops the workers, syncs what was submitted to the log, and gives
+    /// the directory back.
+    ///
+    /// # Errors
+    ///
+    /// [`CloseError`]: a worker hangs.
+    pub async fn close(mut self) -> Result<(), CloseError> {
+        self.shared.is_closed.store(true, Ordering::Release);
+        if let Some(transport) = self.shared.way.close() {
+            // Peers that are not told find out by themselves.
+            let _ = tokio::time::timeout(FAREWELL_PATIENCE, transport.closed()).await;
+        }
+        let workers = self.workers.take();
+        let ending = task::spawn_blocking(move || drop(workers));
+        match tokio::time::timeout(CLOSE_PATIENCE, ending).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(CloseError::StillRunning {
+                waited: CLOSE_PATIENCE,
+            }),
+        }
+    }
+
+    fn check_serving(&self) -> Result<(), StartError> {
+        match &*self.shared.ear.failure().borrow() {
+            Some(reason) => Err(StartError::HostDown {
+                reason: reason.clone(),
+            }),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Drop for NodeHost {
+    fn drop(&mut self) {
+        self.shared.is_closed.store(true, Ordering::Release);
+        self.shared.way.close();
+        drop(self.workers.take());
+    }
+}
+
+fn open_storage(
+    config: &HostConfig,
+    ear: &Arc<Ear>,
+    way: &Arc<Way>,
+) -> Result<(Arc<DataDir>, Engine, Workers), OpenError> {
+    let data_dir = DataDir::open(&config.data_dir, config.host, &config.deployment)?;
+    let outward = Arc::new(Outward {
+        way: Arc::clone(way),
+        ear: Arc::clone(ear),
+    });
+    let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::new());
+    let parts = Parts {
+        vfs,
+        data_dir: config.data_dir.clone(),
+        lane: config.log.clone(),
+        outbound: Arc::clone(&outward) as _,
+        events: outward,
+    };
+    let engine_config = EngineConfig {
+        seed: seed(&data_dir.identity),
+        wall_ms_at_start: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| {
+                u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+            }),
+        ..config.engine.clone()
+    };
+    let (engine, workers) = Engine::open(engine_config, parts)?;
+    Ok((Arc::new(data_dir), engine, workers))
+}
+
+/// Another one for each host and each open, so that election timeouts differ.
+fn seed(identity: &Identity) -> u64 {
+    let (low, high) = identity.uuid.split_at(8);
+    let word = |half: &[u8]| {
+        half.iter()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte))
+    };
+    word(low) ^ word(high).rotate_left(32) ^ identity.open_count.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+}
+
+fn transport_config(config: &HostConfig, identity: Option<&Identity>) -> TransportConfig {
+    TransportConfig {
+        host: config.host,
+        deployment: config.deployment.clone(),
+        listen: config.listen,
+        uuid: identity.map_or([0; 16], |identity| identity.uuid),
+        open_count: identity.map_or(0, |identity| identity.open_count),
+        limits: config.network.clone(),
+    }
+}
