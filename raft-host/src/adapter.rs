@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use raft_engine::{Engine, Event, Events, Outbound, SnapshotTransfer};
 use raft_proto::{Envelope, GroupId, HostId, ReplicaId};
 use raft_transport::{
-    Delivery, HelloRefusal, SnapshotOffer, SnapshotRefusal, SnapshotSink, Transport,
+    Delivery, HelloRefusal, PeerHello, SnapshotOffer, SnapshotRefusal, SnapshotSink, Transport,
     TransportEvent, TransportStats,
 };
 use tokio::runtime::Handle;
@@ -130,9 +130,19 @@ impl Delivery for Inward {
         self.engine.unreachable(replicas);
     }
 
-    fn hello(&self, host: HostId, uuid: [u8; 16], open_count: u64) -> Result<(), HelloRefusal> {
+    fn hello(&self, hello: PeerHello) -> Result<(), HelloRefusal> {
+        let PeerHello {
+            host,
+            uuid,
+            open_count,
+            advertised,
+            ..
+        } = hello;
         match self.data_dir.peers.admit(host, uuid, open_count) {
-            Ok(()) => Ok(()),
+            Ok(()) => {
+                self.ear.advertises(host, advertised);
+                Ok(())
+            }
             Err(PeerRefused::Replaced) => {
                 tracing::warn!(
                     host = host.get(),

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use bytes::Bytes;
 use raft_engine::EngineConfig;
 use raft_log::LaneOptions;
 use raft_proto::HostId;
@@ -30,6 +31,9 @@ pub struct HostConfig {
     /// Where other hosts listen, as far as known now. It can be changed at run time: see
     /// [`Registry`](crate::Registry).
     pub addresses: BTreeMap<HostId, SocketAddr>,
+    /// What this host tells every other of itself when they connect, such as where its clients find
+    /// it: see [`NodeHost::advertised_by`](crate::NodeHost::advertised_by). At most 256 bytes.
+    pub advertised: Bytes,
     /// How long a request waits for its outcome unless its handle says otherwise. 1 ms to 1 h,
     /// default 5 s.
     pub request_timeout: Duration,
@@ -86,6 +90,7 @@ impl HostConfig {
             deployment: deployment.into(),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             addresses: BTreeMap::new(),
+            advertised: Bytes::new(),
             request_timeout: Duration::from_secs(5),
             events_max: 1_024,
             log: LaneOptions::default(),

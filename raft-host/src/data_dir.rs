@@ -17,6 +17,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use raft_proto::{HostId, crc32c_append};
 use rustix::fs::FlockOperation;
@@ -113,7 +114,8 @@ pub struct Identity {
 pub(crate) struct DataDir {
     pub(crate) identity: Identity,
     pub(crate) peers: Peers,
-    _lock: File,
+    /// Held until it is taken.
+    lock: Mutex<Option<File>>,
 }
 
 impl DataDir {
@@ -153,8 +155,20 @@ impl DataDir {
         Ok(Self {
             identity,
             peers: Peers::open(path)?,
-            _lock: lock,
+            lock: Mutex::new(Some(lock)),
         })
+    }
+}
+
+impl DataDir {
+    /// Lets another process have it. Nothing of this one may write to it any more.
+    pub(crate) fn unlock(&self) {
+        drop(
+            self.lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take(),
+        );
     }
 }
 

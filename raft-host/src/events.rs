@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
+use bytes::Bytes;
 use raft_engine::Event;
 use raft_proto::{GroupId, HostId, ReplicaId};
 use raft_transport::TransportEvent;
@@ -32,6 +33,8 @@ pub(crate) struct Ear {
     events: broadcast::Sender<HostEvent>,
     failed: watch::Sender<Option<String>>,
     leaders: RwLock<FxHashMap<GroupId, Arc<LeaderHint>>>,
+    /// What each peer that was ever connected says of itself.
+    advertised: RwLock<FxHashMap<HostId, Bytes>>,
 }
 
 impl Ear {
@@ -40,6 +43,7 @@ impl Ear {
             events: broadcast::Sender::new(events_max),
             failed: watch::Sender::new(None),
             leaders: RwLock::default(),
+            advertised: RwLock::default(),
         }
     }
 
@@ -82,6 +86,24 @@ impl Ear {
         }
         self.tell(HostEvent::Engine(event));
         is_failure
+    }
+
+    /// Remembers what a peer that was admitted says of itself. There are no more of them than the
+    /// record of peers takes.
+    pub(crate) fn advertises(&self, host: HostId, advertised: Bytes) {
+        let mut all = self
+            .advertised
+            .write()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.insert(host, advertised);
+    }
+
+    pub(crate) fn advertised_by(&self, host: HostId) -> Option<Bytes> {
+        let all = self
+            .advertised
+            .read()
+            .unwrap_or_else(PoisonError::into_inner);
+        all.get(&host).cloned()
     }
 
     /// The hint of a group that starts.

@@ -1,10 +1,11 @@
 //! A host: a data directory, an engine over it, and a transport beside it.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use bytes::Bytes;
 use raft_engine::{
     Engine, EngineConfig, Parts, RecoveredReplica, RunningWorkers, Start, StateMachine, Workers,
 };
@@ -70,7 +71,7 @@ pub struct HostStats {
 /// dropping thread until the workers have ended, and says goodbye to nobody.
 pub struct NodeHost {
     shared: Arc<HostShared>,
-    workers: Option<RunningWorkers>,
+    workers: Mutex<Option<RunningWorkers>>,
     data_dir: Arc<DataDir>,
     registry: Registry,
     raft_addr: SocketAddr,
@@ -181,7 +182,7 @@ impl NodeHost {
                 request_timeout: config.request_timeout,
                 is_closed: AtomicBool::new(false),
             }),
-            workers: Some(workers.spawn()),
+            workers: Mutex::new(Some(workers.spawn())),
             data_dir,
             registry: Registry::new(book, way),
             raft_addr,
@@ -362,7 +363,7 @@ impl NodeHost {
     pub fn stats(&self) -> HostStats {
         HostStats {
             log: self
-                .workers
+                .workers()
                 .as_ref()
                 .map(|workers| workers.stats().lane)
                 .unwrap_or_default(),
@@ -370,26 +371,42 @@ impl NodeHost {
         }
     }
 
+    /// What `host` said of itself when it last connected, if it has since this host opened.
+    #[must_use]
+    pub fn advertised_by(&self, host: HostId) -> Option<Bytes> {
+        self.shared.ear.advertised_by(host)
+    }
+
     /// Ends it: tells the peers, stops the workers, syncs what was submitted to the log, and gives
-    /// the directory back.
+    /// the directory back. Handles answer from then on that the host stopped. A second call does
+    /// nothing.
     ///
     /// # Errors
     ///
     /// [`CloseError`]: a worker hangs.
-    pub async fn close(mut self) -> Result<(), CloseError> {
+    pub async fn close(&self) -> Result<(), CloseError> {
         self.shared.is_closed.store(true, Ordering::Release);
         if let Some(transport) = self.shared.way.close() {
             // Peers that are not told find out by themselves.
             let _ = tokio::time::timeout(FAREWELL_PATIENCE, transport.closed()).await;
         }
-        let workers = self.workers.take();
-        let ending = task::spawn_blocking(move || drop(workers));
+        let (workers, data_dir) = (self.workers().take(), Arc::clone(&self.data_dir));
+        let ending = task::spawn_blocking(move || {
+            if workers.is_some() {
+                drop(workers);
+                data_dir.unlock();
+            }
+        });
         match tokio::time::timeout(CLOSE_PATIENCE, ending).await {
             Ok(_) => Ok(()),
             Err(_) => Err(CloseError::StillRunning {
                 waited: CLOSE_PATIENCE,
             }),
         }
+    }
+
+    fn workers(&self) -> MutexGuard<'_, Option<RunningWorkers>> {
+        self.workers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn check_serving(&self) -> Result<(), StartError> {
@@ -406,7 +423,8 @@ impl Drop for NodeHost {
     fn drop(&mut self) {
         self.shared.is_closed.store(true, Ordering::Release);
         self.shared.way.close();
-        drop(self.workers.take());
+        drop(self.workers().take());
+        self.data_dir.unlock();
     }
 }
 
@@ -458,6 +476,7 @@ fn transport_config(config: &HostConfig, identity: Option<&Identity>) -> Transpo
         listen: config.listen,
         uuid: identity.map_or([0; 16], |identity| identity.uuid),
         open_count: identity.map_or(0, |identity| identity.open_count),
+        advertised: config.advertised.clone(),
         limits: config.network.clone(),
     }
 }

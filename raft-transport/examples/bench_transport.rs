@@ -17,8 +17,8 @@ use raft_proto::{
     Term,
 };
 use raft_transport::{
-    Addresses, Delivery, HelloRefusal, Limits, SnapshotOffer, SnapshotRefusal, SnapshotSink,
-    Transport, TransportConfig, TransportEvent, TransportIdentity,
+    Addresses, Delivery, HelloRefusal, Limits, PeerHello, SnapshotOffer, SnapshotRefusal,
+    SnapshotSink, Transport, TransportConfig, TransportEvent, TransportIdentity,
 };
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rustls::RootCertStore;
@@ -212,7 +212,7 @@ impl Delivery for End {
 
     fn unreachable(&self, _to: HostId, _replicas: Vec<(GroupId, ReplicaId)>) {}
 
-    fn hello(&self, _host: HostId, _uuid: [u8; 16], _count: u64) -> Result<(), HelloRefusal> {
+    fn hello(&self, _hello: PeerHello) -> Result<(), HelloRefusal> {
         Ok(())
     }
 
@@ -282,6 +282,7 @@ impl Authority {
             listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
             uuid: [0; 16],
             open_count: 1,
+            advertised: bytes::Bytes::new(),
             limits: Limits::default(),
         };
         let book = Arc::clone(book) as Arc<dyn Addresses>;

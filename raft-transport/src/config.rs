@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use raft_proto::HostId;
 
 /// What a transport is and how much it may use.
@@ -19,6 +20,9 @@ pub struct TransportConfig {
     pub uuid: [u8; 16],
     /// How often the data directory was opened, raised and synced at each open.
     pub open_count: u64,
+    /// What this host tells every peer of itself in Hello, such as where its clients find it. The
+    /// transport does not look into it. At most 256 bytes.
+    pub advertised: Bytes,
     /// Bounds of memory and time.
     pub limits: Limits,
 }
@@ -129,6 +133,12 @@ impl TransportConfig {
             "1 to 63 of a-z, 0-9 and -, without - at either end",
         )?;
         ensure(
+            self.advertised.len() <= ADVERTISED_BYTES_MAX,
+            "advertised",
+            &format!("{} bytes", self.advertised.len()),
+            "at most 256 bytes",
+        )?;
+        ensure(
             (1_024..=256 << 20).contains(&limits.frame_bytes_max),
             "frame_bytes_max",
             &limits.frame_bytes_max,
@@ -192,6 +202,8 @@ impl TransportConfig {
     }
 }
 
+/// Bytes a host may say of itself; Hello as a whole takes 512.
+pub(crate) const ADVERTISED_BYTES_MAX: usize = 256;
 /// Lanes are told apart by one byte; a connection grants 16 streams.
 pub(crate) const BULK_LANES_MAX: usize = 15;
 
@@ -214,6 +226,7 @@ mod tests {
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             uuid: [0; 16],
             open_count: 1,
+            advertised: Bytes::new(),
             limits: Limits::default(),
         }
     }
@@ -231,6 +244,10 @@ mod tests {
             config.check().expect_err("refused").field
         };
         assert_eq!(refused(|c| c.deployment = "A.b".into()), "deployment");
+        assert_eq!(
+            refused(|c| c.advertised = vec![0; 257].into()),
+            "advertised"
+        );
         assert_eq!(refused(|c| c.limits.mtu_max = 9_000), "mtu_max");
         assert_eq!(refused(|c| c.limits.bulk_lanes = 0), "bulk_lanes");
         assert_eq!(

@@ -32,7 +32,7 @@ pub trait Delivery: Send + Sync {
     /// # Errors
     ///
     /// Why the peer is refused.
-    fn hello(&self, host: HostId, uuid: [u8; 16], open_count: u64) -> Result<(), HelloRefusal>;
+    fn hello(&self, hello: PeerHello) -> Result<(), HelloRefusal>;
 
     /// Decides about a snapshot that a peer wants to stream. Called on a blocking thread.
     ///
@@ -47,6 +47,20 @@ pub trait Delivery: Send + Sync {
 
     /// Learns what happened. Must not block.
     fn event(&self, event: TransportEvent);
+}
+
+/// What a peer says of itself. That it is this host, its certificate has proven.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PeerHello {
+    /// The peer.
+    pub host: HostId,
+    /// The identity of its data directory.
+    pub uuid: [u8; 16],
+    /// How often that directory was opened.
+    pub open_count: u64,
+    /// Whatever else it tells of itself, at most 256 bytes.
+    pub advertised: Bytes,
 }
 
 /// Why a peer's Hello is refused.

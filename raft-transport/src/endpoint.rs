@@ -71,12 +71,7 @@ impl Transport {
         .map_err(TransportError::Listen)?;
         let streams_max = config.limits.snapshot_streams_max;
         let shared = Arc::new(Shared {
-            hello: Hello::new(
-                &config.deployment,
-                config.host,
-                config.uuid,
-                config.open_count,
-            ),
+            hello: Hello::new(&config),
             deployment_hash: frame::deployment_hash(&config.deployment),
             dialling: RwLock::new(Dialling::new(&identity, &quic)?),
             snapshots_in: Arc::new(Semaphore::new(streams_max)),

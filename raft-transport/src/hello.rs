@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use raft_proto::HostId;
 use serde::{Deserialize, Serialize};
 
-use crate::delivery::{Delivery, HelloRefusal};
+use crate::config::{ADVERTISED_BYTES_MAX, TransportConfig};
+use crate::delivery::{Delivery, HelloRefusal, PeerHello};
 use crate::error::{ConnectionEnd, Refusal};
 
 /// The version of Hello's own format.
@@ -25,17 +27,20 @@ pub(crate) struct Hello {
     pub(crate) open_count: u64,
     pub(crate) protocol_min: u16,
     pub(crate) protocol_max: u16,
+    #[serde(with = "crate::byte_string")]
+    pub(crate) advertised: Bytes,
 }
 
 impl Hello {
-    pub(crate) fn new(deployment: &str, host: HostId, uuid: [u8; 16], open_count: u64) -> Self {
+    pub(crate) fn new(config: &TransportConfig) -> Self {
         Self {
-            deployment: deployment.to_owned(),
-            host,
-            uuid,
-            open_count,
+            deployment: config.deployment.clone(),
+            host: config.host,
+            uuid: config.uuid,
+            open_count: config.open_count,
             protocol_min: PROTOCOL_MIN,
             protocol_max: PROTOCOL_MAX,
+            advertised: config.advertised.clone(),
         }
     }
 
@@ -70,6 +75,9 @@ impl Hello {
         let (min, max) = (self.protocol_min, self.protocol_max);
         if min > max || min > ours.protocol_max || max < ours.protocol_min {
             return Err(Refusal::Version { min, max });
+        }
+        if self.advertised.len() > ADVERTISED_BYTES_MAX {
+            return Err(Refusal::MalformedHello);
         }
         Ok(())
     }
@@ -108,7 +116,13 @@ pub(crate) async fn receive(
     let hello = Hello::decode(body)?;
     hello.check(ours, certificate)?;
     let delivery = Arc::clone(delivery);
-    let decide = move || delivery.hello(hello.host, hello.uuid, hello.open_count);
+    let hello = PeerHello {
+        host: hello.host,
+        uuid: hello.uuid,
+        open_count: hello.open_count,
+        advertised: hello.advertised,
+    };
+    let decide = move || delivery.hello(hello);
     let decided = tokio::task::spawn_blocking(decide)
         .await
         .unwrap_or_else(|panic| {
@@ -139,9 +153,21 @@ mod tests {
         HostId::new(id).expect("an id")
     }
 
+    fn hello(id: u64) -> Hello {
+        Hello::new(&TransportConfig {
+            host: host(id),
+            deployment: "demo".into(),
+            listen: std::net::SocketAddr::from(([127, 0, 0, 1], 0)),
+            uuid: [3; 16],
+            open_count: 9,
+            advertised: Bytes::from_static(b"here"),
+            limits: crate::Limits::default(),
+        })
+    }
+
     #[test]
     fn survives_the_wire_and_ignores_later_fields() {
-        let hello = Hello::new("demo", host(7), [3; 16], 9);
+        let hello = hello(7);
         let mut bytes = hello.encode();
         assert_eq!(Hello::decode(&bytes), Ok(hello.clone()));
         bytes.extend_from_slice(b"a later field");
@@ -150,7 +176,7 @@ mod tests {
 
     #[test]
     fn garbage_is_refused() {
-        let bytes = Hello::new("demo", host(7), [3; 16], 9).encode();
+        let bytes = hello(7).encode();
         for end in 0..bytes.len() {
             assert_eq!(Hello::decode(&bytes[..end]), Err(Refusal::MalformedHello));
         }
@@ -163,8 +189,8 @@ mod tests {
 
     #[test]
     fn fault_48_a_hello_must_match_certificate_deployment_and_version() {
-        let ours = Hello::new("demo", host(1), [0; 16], 1);
-        let theirs = Hello::new("demo", host(2), [0; 16], 1);
+        let ours = hello(1);
+        let theirs = hello(2);
         assert_eq!(theirs.check(&ours, host(2)), Ok(()));
         let refused = Refusal::OtherHost {
             certificate: host(3),
@@ -179,6 +205,11 @@ mod tests {
             found: "other".into(),
         };
         assert_eq!(other.check(&ours, host(2)), Err(refused));
+        let loud = Hello {
+            advertised: vec![0; ADVERTISED_BYTES_MAX + 1].into(),
+            ..theirs.clone()
+        };
+        assert_eq!(loud.check(&ours, host(2)), Err(Refusal::MalformedHello));
         let newer = Hello {
             protocol_min: 7,
             protocol_max: 9,

@@ -49,7 +49,7 @@
 //!         let _ = self.0.send(batch);
 //!     }
 //!     fn unreachable(&self, _to: HostId, _replicas: Vec<(GroupId, ReplicaId)>) {}
-//!     fn hello(&self, _: HostId, _: [u8; 16], _: u64) -> Result<(), HelloRefusal> {
+//!     fn hello(&self, _hello: PeerHello) -> Result<(), HelloRefusal> {
 //!         Ok(()) // A real host compares with what it recorded of this peer.
 //!     }
 //!     fn snapshot_offered(
@@ -89,6 +89,7 @@
 //!         listen: "127.0.0.1:0".parse().expect("an address"),
 //!         uuid: [0; 16],
 //!         open_count: 1,
+//!         advertised: Default::default(),
 //!         limits: Limits::default(),
 //!     };
 //!     let (book, inbox) = (Arc::new(At(dial)), Arc::new(Inbox(inbox)));
@@ -150,8 +151,8 @@ mod loopback;
 
 pub use config::{ConfigError, Limits, TransportConfig};
 pub use delivery::{
-    Addresses, BoxError, Delivery, HelloRefusal, SnapshotAbort, SnapshotFailure, SnapshotOffer,
-    SnapshotOutcome, SnapshotRefusal, SnapshotSink, SnapshotSource, TransportEvent,
+    Addresses, BoxError, Delivery, HelloRefusal, PeerHello, SnapshotAbort, SnapshotFailure,
+    SnapshotOffer, SnapshotOutcome, SnapshotRefusal, SnapshotSink, SnapshotSource, TransportEvent,
 };
 pub use endpoint::{SnapshotDone, Transport};
 pub use error::{ConnectionEnd, Refusal, RefusalKind, TransportError};

@@ -11,7 +11,7 @@ use raft_proto::{
     Term,
 };
 use raft_transport::{
-    Addresses, BoxError, Delivery, HelloRefusal, Limits, SnapshotAbort, SnapshotOffer,
+    Addresses, BoxError, Delivery, HelloRefusal, Limits, PeerHello, SnapshotAbort, SnapshotOffer,
     SnapshotRefusal, SnapshotSink, Transport, TransportConfig, TransportEvent, TransportIdentity,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
@@ -88,7 +88,7 @@ impl Authority {
 pub(crate) enum Told {
     Messages(HostId, Vec<Envelope>),
     Unreachable(HostId, Vec<(GroupId, ReplicaId)>),
-    Hello(HostId, [u8; 16], u64),
+    Hello(PeerHello),
     Event(TransportEvent),
     Block(Bytes),
     Finished,
@@ -133,8 +133,8 @@ impl Delivery for Recorder {
         self.tell(Told::Unreachable(to, replicas));
     }
 
-    fn hello(&self, host: HostId, uuid: [u8; 16], open_count: u64) -> Result<(), HelloRefusal> {
-        self.tell(Told::Hello(host, uuid, open_count));
+    fn hello(&self, hello: PeerHello) -> Result<(), HelloRefusal> {
+        self.tell(Told::Hello(hello));
         self.hello.lock().expect("no panic").clone()
     }
 
@@ -268,6 +268,7 @@ pub(crate) fn config(id: u64, deployment: &str) -> TransportConfig {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         uuid: [id.to_le_bytes()[0]; 16],
         open_count: 1,
+        advertised: Bytes::copy_from_slice(&id.to_le_bytes()),
         limits: Limits::default(),
     }
 }

@@ -40,8 +40,10 @@ async fn both_sides_introduce_themselves_before_anything_else() {
     one.connect(host(2));
     for (ears, peer) in [(&mut one_hears, 2), (&mut two_hears, 1)] {
         ears.wait(|told| match told {
-            Told::Hello(from, uuid, 1) => {
-                assert_eq!((from, uuid[0]), (host(peer), peer.to_le_bytes()[0]));
+            Told::Hello(hello) => {
+                assert_eq!((hello.host, hello.open_count), (host(peer), 1));
+                assert_eq!(hello.uuid[0], peer.to_le_bytes()[0]);
+                assert_eq!(hello.advertised[..], peer.to_le_bytes());
                 Some(())
             }
             other => panic!("{other:?} came before Hello"),

@@ -119,7 +119,7 @@ fn hello(deployment: &str, host: u8) -> Vec<u8> {
     body.extend_from_slice(deployment.as_bytes());
     body.push(host);
     body.extend_from_slice(&[9; 16]);
-    body.extend_from_slice(&[1, 1, 1]);
+    body.extend_from_slice(&[1, 1, 1, 0]);
     let mut out = u16::try_from(body.len())
         .expect("short")
         .to_le_bytes()
