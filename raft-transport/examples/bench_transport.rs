@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let book = Arc::new(Book::default());
     let authority = Authority::new()?;
     let (one_ends, pongs) = End::new();
-    let (two_ends, _pings) = End::new();
+    let (two_ends, pings) = End::new();
     let first = authority.start(&runtime, one, &book, Arc::clone(&one_ends))?;
     let second = Arc::new(authority.start(&runtime, two, &book, Arc::clone(&two_ends))?);
     book.set(
@@ -58,19 +58,22 @@ fn main() -> Result<(), Box<dyn Error>> {
     round_trips.sort_unstable();
     two_ends.answer_with(Box::new(drop));
 
-    // Throughput: as much as the queue takes, for some seconds.
+    // Throughput: as much as the window takes, for some seconds.
     let batch = (0..options.batch)
         .map(|n| message(1 + n % options.groups, options.payload))
         .collect::<Result<Vec<_>, _>>()?;
+    let message_bytes = batch.first().ok_or("no message")?.encoded_bytes();
+    let queue_bytes = usize::try_from(Limits::default().queue_bytes_max)?;
+    let in_queue = u64::try_from(queue_bytes / 2 / message_bytes)?;
+    let outstanding = options.outstanding.min(in_queue);
+    while pings.try_recv().is_ok() {}
     let before = (second.stats(), cpu_seconds());
     let began = Instant::now();
     let mut sent = 0;
     while began.elapsed() < options.duration {
         // A window of messages in flight, as flow control above the transport has it.
-        while sent - (second.stats().messages_received - before.0.messages_received)
-            > options.outstanding
-        {
-            std::thread::yield_now();
+        while sent - (second.stats().messages_received - before.0.messages_received) > outstanding {
+            pings.recv_timeout(Duration::from_secs(10))?;
         }
         first.send(two, batch.clone());
         sent += options.batch;
@@ -86,7 +89,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         "payload_bytes": options.payload,
         "batch": options.batch,
         "groups": options.groups,
-        "outstanding": options.outstanding,
+        "outstanding": outstanding,
         "seconds": elapsed,
         "round_trip_p50_us": micros(&round_trips, 50),
         "round_trip_p99_us": micros(&round_trips, 99),
