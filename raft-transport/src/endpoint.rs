@@ -63,7 +63,7 @@ impl Transport {
         let _entered = runtime.enter();
         let quic = Arc::new(quic_config(&config.limits));
         let endpoint = Endpoint::new(
-            EndpointConfig::default(),
+            endpoint_config(&config.limits),
             Some(server_config(&identity, &quic)?),
             bind(config.listen, &config.limits).map_err(TransportError::Listen)?,
             Arc::new(TokioRuntime),
@@ -551,6 +551,16 @@ const CONNECTION_WINDOW_BYTES: u32 = 32 << 20;
 const SEND_WINDOW_BYTES: u64 = 16 << 20;
 /// Hosts of a deployment are near each other; QUIC's own default is 333 ms.
 const INITIAL_RTT: Duration = Duration::from_millis(20);
+
+/// Says to peers how large a datagram they may send; QUIC's own default of 1,472 bytes would hold
+/// MTU discovery there, whatever its bound.
+fn endpoint_config(limits: &Limits) -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    config
+        .max_udp_payload_size(limits.mtu_max)
+        .expect("a configuration allows 1,200 to 6,500 bytes");
+    config
+}
 
 fn quic_config(limits: &Limits) -> QuicConfig {
     let mut mtu = MtuDiscoveryConfig::default();

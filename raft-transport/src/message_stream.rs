@@ -75,6 +75,10 @@ pub(crate) async fn write(
             }
         }
         shared.counters.messages_sent.add(taken.messages.len());
+        if lane == CONTROL_LANE {
+            let mtu = connection.stats().path.current_mtu;
+            shared.counters.path_mtu_bytes_max.raise_to(mtu.into());
+        }
     }
 }
 

@@ -23,6 +23,9 @@ pub struct TransportStats {
     pub connections: u64,
     /// Peers refused, by us.
     pub refusals: u64,
+    /// The largest datagram payload in bytes that a path to a peer was found to carry; 0 before
+    /// the first message. On large messages it decides the cost of a byte.
+    pub path_mtu_bytes_max: u64,
 }
 
 #[derive(Debug, Default)]
@@ -36,6 +39,7 @@ pub(crate) struct Counters {
     pub(crate) snapshot_bytes_received: Counter,
     pub(crate) connections: Counter,
     pub(crate) refusals: Counter,
+    pub(crate) path_mtu_bytes_max: Counter,
 }
 
 impl Counters {
@@ -50,6 +54,7 @@ impl Counters {
             snapshot_bytes_received: self.snapshot_bytes_received.read(),
             connections: self.connections.read(),
             refusals: self.refusals.read(),
+            path_mtu_bytes_max: self.path_mtu_bytes_max.read(),
         }
     }
 }
@@ -61,6 +66,11 @@ impl Counter {
     pub(crate) fn add(&self, count: usize) {
         self.0
             .fetch_add(count.try_into().unwrap_or(u64::MAX), Ordering::Relaxed);
+    }
+
+    /// Keeps the highest.
+    pub(crate) fn raise_to(&self, value: u64) {
+        self.0.fetch_max(value, Ordering::Relaxed);
     }
 
     fn read(&self) -> u64 {
