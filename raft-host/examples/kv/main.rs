@@ -14,6 +14,8 @@
 )]
 
 mod admin;
+#[path = "../common/args.rs"]
+mod args;
 mod commands;
 mod connection;
 mod machine;
@@ -36,6 +38,7 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
+use self::args::{host_id, peer};
 use self::node::Node;
 
 /// The exit code of a host whose log could not be written: it needs an operator, not a restart.
@@ -84,13 +87,7 @@ struct Args {
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    tracing_subscriber::fmt()
-        .with_env_filter(
-            tracing_subscriber::EnvFilter::try_from_default_env()
-                .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("warn")),
-        )
-        .with_writer(io::stderr)
-        .init();
+    args::start_log();
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -180,21 +177,4 @@ async fn stdin_closed() {
         drop(closed);
     });
     let _ = waiting.await;
-}
-
-fn host_id(text: &str) -> Result<HostId, String> {
-    text.parse()
-        .ok()
-        .and_then(HostId::new)
-        .ok_or_else(|| "not a host id: 1 or more".to_owned())
-}
-
-fn peer(text: &str) -> Result<(HostId, SocketAddr), String> {
-    let (host, address) = text
-        .split_once('=')
-        .ok_or_else(|| "not of the form HOST=ADDRESS".to_owned())?;
-    let address = address
-        .parse()
-        .map_err(|_| format!("not an address: {address}"))?;
-    Ok((host_id(host)?, address))
 }
