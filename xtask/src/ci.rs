@@ -40,14 +40,8 @@ const STEPS: &[Step] = &[
     ("no-std", |_| no_std::run()),
     ("test", tests),
     ("conformance", |_| conformance()),
-    ("demo", |_| {
-        if kv_exists() {
-            demo::Demo::for_ci().run()
-        } else {
-            Ok(())
-        }
-    }),
-    ("redis", |_| if kv_exists() { redis() } else { Ok(()) }),
+    ("demo", |_| demo::Demo::for_ci().run()),
+    ("redis", |_| redis()),
 ];
 
 impl Ci {
@@ -147,15 +141,6 @@ fn conformance() -> Result<()> {
         0 => Ok(()),
         failed => bail!("{failed} families failed"),
     }
-}
-
-/// The demo's program is a part of a later milestone; until then its steps have nothing to do.
-fn kv_exists() -> bool {
-    let exists = workspace::root().join("raft-host/examples").exists();
-    if !exists {
-        println!("raft-host has no examples yet");
-    }
-    exists
 }
 
 /// Stock Redis programs against a running cluster.

@@ -25,6 +25,7 @@ use std::io::BufRead;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
@@ -104,9 +105,14 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    let host = NodeHost::open(config(args)).await?;
+    let host = Arc::new(NodeHost::open(config(args)).await?);
     let groups = start_groups(args, &host).await?;
-    let own = leaders::spread(&host, &groups, &args.voters).await?;
+    let handing_on = tokio::spawn(leaders::hand_on(
+        Arc::clone(&host),
+        groups.clone(),
+        args.voters.clone(),
+    ));
+    let own = leaders::settled(&host, &groups, &args.voters).await?;
     println!(
         "{}",
         serde_json::json!({
@@ -134,6 +140,7 @@ async fn run(args: &Args) -> Result<()> {
             reason = host.failed() => bail!("the host has failed: {reason}"),
         }
     }
+    handing_on.abort();
     host.close().await?;
     Ok(())
 }
