@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{SocketAddr, UdpSocket};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quinn::{
     ClientConfig, Connection, Endpoint, EndpointConfig, IdleTimeout, Incoming, MtuDiscoveryConfig,
@@ -25,6 +25,7 @@ use crate::frame;
 use crate::hello::{self, Hello};
 use crate::loopback::LoopbackLink;
 use crate::peer::Peer;
+use crate::reset;
 use crate::snapshot_stream;
 use crate::stats::{Counters, TransportStats};
 use crate::tls::{self, ALPN_MESSAGES, ALPN_SNAPSHOT, TransportIdentity};
@@ -63,7 +64,7 @@ impl Transport {
         let _entered = runtime.enter();
         let quic = Arc::new(quic_config(&config.limits));
         let endpoint = Endpoint::new(
-            endpoint_config(&config.limits),
+            endpoint_config(&config, &identity),
             Some(server_config(&identity, &quic)?),
             bind(config.listen, &config.limits).map_err(TransportError::Listen)?,
             Arc::new(TokioRuntime),
@@ -554,12 +555,17 @@ const INITIAL_RTT: Duration = Duration::from_millis(20);
 
 /// Says to peers how large a datagram they may send; QUIC's own default of 1,472 bytes would hold
 /// MTU discovery there, whatever its bound.
-fn endpoint_config(limits: &Limits) -> EndpointConfig {
-    let mut config = EndpointConfig::default();
-    config
-        .max_udp_payload_size(limits.mtu_max)
+fn endpoint_config(config: &TransportConfig, identity: &TransportIdentity) -> EndpointConfig {
+    let mut start = config.uuid.to_vec();
+    start.extend_from_slice(&config.open_count.to_le_bytes());
+    // For those who do not count how often they open.
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    start.extend_from_slice(&since.unwrap_or_default().as_nanos().to_le_bytes());
+    let mut endpoint = reset::endpoint_config(identity.secret(), &start);
+    endpoint
+        .max_udp_payload_size(config.limits.mtu_max)
         .expect("a configuration allows 1,200 to 6,500 bytes");
-    config
+    endpoint
 }
 
 fn quic_config(limits: &Limits) -> QuicConfig {

@@ -142,6 +142,7 @@ mod frame;
 mod hello;
 mod message_stream;
 mod queue;
+mod reset;
 mod snapshot_stream;
 mod stats;
 mod tls;

@@ -78,6 +78,11 @@ impl TransportIdentity {
         }
     }
 
+    /// What only this host knows, the same at each start.
+    pub(crate) fn secret(&self) -> &[u8] {
+        self.key.secret_der()
+    }
+
     /// The DNS names of the certificate.
     fn names(&self) -> Vec<String> {
         self.chain.first().map(dns_names).unwrap_or_default()

@@ -1,9 +1,12 @@
 //! Two hosts over real QUIC: messages, reconnection, bounds.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use crate::common::{Authority, Book, Told, config, envelope, host, start};
-use raft_transport::{ConnectionEnd, HelloRefusal, Refusal, RefusalKind, TransportEvent};
+use raft_transport::{
+    ConnectionEnd, HelloRefusal, Refusal, RefusalKind, TransportEvent, TransportIdentity,
+};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn messages_pass_both_ways_in_order() {
@@ -169,7 +172,7 @@ async fn what_finds_no_room_is_dropped_counted_and_reported_once() {
 async fn messages_for_a_host_that_does_not_dial_grow_no_older_than_their_bound() {
     let (authority, book) = (Authority::new(), Arc::new(Book::default()));
     let mut brief = config(2, "demo");
-    brief.limits.queue_age_max = std::time::Duration::from_millis(20);
+    brief.limits.queue_age_max = Duration::from_millis(20);
     let (two, _, mut two_hears) = start(brief, authority.identity(2, "demo"), &book);
     two.send(host(1), vec![envelope(9, b"vote for me")]);
     two_hears
@@ -206,4 +209,50 @@ async fn the_certificate_can_be_replaced_while_messages_flow() {
         host(2),
         "with the new certificates"
     );
+}
+
+/// Without a goodbye only the idle timeout would tell, which is set far beyond the test's patience.
+#[test]
+fn a_host_that_was_killed_is_noticed_as_soon_as_it_is_back() {
+    let runtime = || {
+        tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime")
+    };
+    let authority = Authority::new();
+    let book = Arc::new(Book::default());
+    let patient = |id| {
+        let mut config = config(id, "demo");
+        config.limits.idle_timeout = Duration::from_secs(600);
+        config
+    };
+    let (ours, theirs) = (runtime(), runtime());
+    let (cert, key) = authority.files("h2.demo.raft", 4000);
+    let identity = || TransportIdentity::from_pem_files(&cert, &key, authority.ca());
+    let (two, _, _) =
+        theirs.block_on(async { start(patient(2), identity().expect("an identity"), &book) });
+    let address = two.local_addr().expect("an address");
+    let (one, _, mut hears) = ours.block_on(async {
+        let (one, recorder, mut hears) = start(patient(1), authority.identity(1, "demo"), &book);
+        one.connect(host(2));
+        assert_eq!(hears.connected().await, host(2));
+        (one, recorder, hears)
+    });
+    // With its runtime gone it can tell nobody, and its port is free.
+    theirs.shutdown_timeout(Duration::from_secs(20));
+    drop(two);
+    ours.block_on(async {
+        let mut again = patient(2);
+        again.listen = address;
+        again.open_count = 2;
+        let (two, _, _) = start(again, identity().expect("an identity"), &book);
+        hears
+            .event(|event| matches!(event, TransportEvent::Disconnected { .. }))
+            .await;
+        assert_eq!(hears.connected().await, host(2));
+        two.close();
+        one.close();
+    });
 }

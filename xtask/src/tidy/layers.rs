@@ -113,6 +113,7 @@ const LAWS: &[Law] = &[
         ours: &["raft-proto", "raft-snapshot"],
         others: &[
             "arc-swap",
+            "blake3",
             "bytes",
             "postcard",
             "quinn",
