@@ -1,5 +1,7 @@
 //! Why the log could not do what was asked.
 
+use std::path::PathBuf;
+
 use raft_proto::{GroupId, Index};
 
 use crate::vfs::VfsError;
@@ -8,7 +10,7 @@ use crate::vfs::VfsError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogError {
-    /// A setting is out of bounds.
+    /// A setting is out of bounds: mend it.
     #[error("{field} is {value}, outside {min} to {max}")]
     Config {
         /// Which.
@@ -23,10 +25,22 @@ pub enum LogError {
     /// The file system refused.
     #[error(transparent)]
     Io(#[from] VfsError),
-    /// An earlier write or sync failed, so what is durable is unknown. Reopen the log.
+    /// An earlier write or sync failed, so what is durable is unknown. Nothing is acknowledged
+    /// any more; what was can still be read. Reopen the log.
     #[error("the log is latched by an earlier failure: {0}")]
     Latched(String),
-    /// The entries are not in the log.
+    /// There is no room for entries. Votes and compaction go on; retry when there is space.
+    #[error("the disk is full: entries are refused until there is space")]
+    StorageFull,
+    /// More is waiting for the disk than the bound allows. Retry when completions have come.
+    #[error("{pending} bytes wait for the disk, over the bound of {bound}")]
+    Busy {
+        /// What waits.
+        pending: usize,
+        /// The bound.
+        bound: usize,
+    },
+    /// The entries are not in the log: never written, compacted, or lost.
     #[error("group {group}: entries from {from} are not in the log")]
     NotFound {
         /// The group.
@@ -34,7 +48,7 @@ pub enum LogError {
         /// The first one asked for.
         from: Index,
     },
-    /// What was read back is not what was written.
+    /// What was read back is not what was written. The replica must be rebuilt.
     #[error("damage in segment {segment} at byte {offset}: {reason}")]
     Damaged {
         /// The segment.
@@ -44,8 +58,18 @@ pub enum LogError {
         /// What is wrong.
         reason: String,
     },
-    /// A submission is larger than a record may be.
-    #[error("a submission of {size} bytes is over the bound of {bound}")]
+    /// A file was written by a later version. Run that version.
+    #[error("{path:?} at byte {offset} needs version {version} or later")]
+    NeedsVersion {
+        /// The file.
+        path: PathBuf,
+        /// Where.
+        offset: u64,
+        /// The format version it names.
+        version: u32,
+    },
+    /// A batch is larger than a record may be. Nothing was taken.
+    #[error("a batch of {size} bytes is over the bound of {bound}")]
     TooLarge {
         /// Its size.
         size: usize,

@@ -1,139 +1,533 @@
-//! Where the entries lie: runs, one per appended batch.
+//! Where the entries lie: spans of each replica's log, and the runs of sealed segments through a
+//! bounded cache.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, PoisonError};
 
-use raft_proto::{Batch, EntryId, GroupId, Index, ReplicaId, TermRun};
+use bytes::{Buf, BufMut, BytesMut};
+use raft_proto::{Batch, Index};
+use rustc_hash::FxHashMap;
 
-use crate::error::LogError;
-use crate::vfs::{FileId, Vfs};
+use crate::item::{EntriesItem, Key};
+use crate::record::Place;
+use crate::state::ReplicaState;
+use crate::vfs::FileId;
 
-pub(crate) type Key = (GroupId, ReplicaId);
+pub(crate) const LIST_RUN_BYTES: usize = 24;
 
-/// One batch in a segment.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Run {
+/// Consecutive entries in one segment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Span {
     pub(crate) first: Index,
-    pub(crate) last: EntryId,
+    pub(crate) last: Index,
     pub(crate) segment: u64,
-    pub(crate) offset: u64,
-    pub(crate) len: usize,
+    /// What the entries take, about: a span cut short counts by its share.
+    pub(crate) bytes: u64,
+    pub(crate) at: At,
 }
 
-/// Everything readers need.
+/// How to find a span's entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum At {
+    /// One batch. What the span covers is a part of it, or all.
+    Batch { offset: u64, len: usize },
+    /// A list of batches in the segment's footer.
+    List { offset: u64, count: u32, crc: u32 },
+}
+
+impl Span {
+    fn count(&self) -> u64 {
+        self.last.distance_from(self.first) + 1
+    }
+
+    fn cut_to(mut self, first: Index, last: Index) -> Self {
+        let before = self.count();
+        (self.first, self.last) = (first, last);
+        let share = u128::from(self.bytes) * u128::from(self.count()) / u128::from(before);
+        self.bytes = u64::try_from(share).unwrap_or(self.bytes).max(1);
+        self
+    }
+}
+
+/// One batch in a footer's list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ListRun {
+    pub(crate) first: Index,
+    pub(crate) offset: u64,
+    pub(crate) count: u32,
+    pub(crate) len: u32,
+}
+
+impl ListRun {
+    pub(crate) fn encode(&self, out: &mut BytesMut) {
+        out.put_u64_le(self.first.get());
+        out.put_u64_le(self.offset);
+        out.put_u32_le(self.count);
+        out.put_u32_le(self.len);
+    }
+
+    fn last(&self) -> u64 {
+        self.first.get().saturating_add(u64::from(self.count)) - 1
+    }
+}
+
+/// Reads a list whose checksum must hold.
+pub(crate) fn decode_list(mut bytes: &[u8], place: Place, crc: u32) -> Option<Vec<ListRun>> {
+    if bytes.len() % LIST_RUN_BYTES != 0 || place.checksum(bytes) != crc {
+        return None;
+    }
+    let mut runs = Vec::with_capacity(bytes.len() / LIST_RUN_BYTES);
+    while !bytes.is_empty() {
+        let run = ListRun {
+            first: Index::new(bytes.get_u64_le()),
+            offset: bytes.get_u64_le(),
+            count: bytes.get_u32_le(),
+            len: bytes.get_u32_le(),
+        };
+        if run.count == 0 {
+            return None;
+        }
+        runs.push(run);
+    }
+    Some(runs)
+}
+
+/// The run that holds `index`.
+pub(crate) fn find_run(runs: &[ListRun], index: Index) -> Option<ListRun> {
+    let at = runs.partition_point(|run| run.last() < index.get());
+    runs.get(at).filter(|run| run.first <= index).copied()
+}
+
+/// A segment as readers and collection see it.
+#[derive(Clone, Debug)]
+pub(crate) struct SegmentInfo {
+    pub(crate) file: FileId,
+    pub(crate) len: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) live_spans: usize,
+    pub(crate) live_bytes: u64,
+    pub(crate) is_sealed: bool,
+}
+
+/// A replica as far as it is durable.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Replica {
+    pub(crate) state: ReplicaState,
+    /// Ascending, without overlap.
+    pub(crate) spans: VecDeque<Span>,
+}
+
+/// Everything readers need: what is durable, and where.
 #[derive(Debug, Default)]
 pub(crate) struct Tables {
-    pub(crate) runs: BTreeMap<Key, VecDeque<Run>>,
-    pub(crate) files: BTreeMap<u64, FileId>,
+    pub(crate) replicas: FxHashMap<Key, Replica>,
+    pub(crate) segments: BTreeMap<u64, SegmentInfo>,
 }
 
-/// Reads entries back; cheap to clone, usable from any thread.
-#[derive(Clone, Debug)]
-pub struct LogReader {
-    pub(crate) vfs: Arc<dyn Vfs>,
-    pub(crate) tables: Arc<RwLock<Tables>>,
+type Segments = BTreeMap<u64, SegmentInfo>;
+
+fn count_in(segments: &mut Segments, span: &Span) {
+    if let Some(segment) = segments.get_mut(&span.segment) {
+        segment.live_spans += 1;
+        segment.live_bytes += span.bytes;
+    }
 }
 
-impl LogReader {
-    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Tables> {
-        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+fn count_out(segments: &mut Segments, span: &Span) {
+    if let Some(segment) = segments.get_mut(&span.segment) {
+        segment.live_spans -= 1;
+        segment.live_bytes = segment.live_bytes.saturating_sub(span.bytes);
+    }
+}
+
+impl Tables {
+    /// The replicas' keys, ascending: the map's own order is nobody's.
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        let mut keys: Vec<Key> = self.replicas.keys().copied().collect();
+        keys.sort_unstable();
+        keys
     }
 
-    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Tables> {
-        self.tables.write().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Bytes of the replica's live entries.
-    #[must_use]
-    pub fn log_bytes(&self, group: GroupId, replica: ReplicaId) -> u64 {
-        let tables = self.read();
-        let bytes = tables
-            .runs
-            .get(&(group, replica))
-            .map_or(0, |runs| runs.iter().map(|run| run.len).sum::<usize>());
-        u64::try_from(bytes).unwrap_or(u64::MAX)
-    }
-
-    /// Entries from `from` to `to`, inclusive; at most `bytes_max`, at least one.
-    ///
-    /// # Errors
-    ///
-    /// [`LogError::NotFound`], [`LogError::Damaged`], [`LogError::Io`].
-    pub fn entries(
-        &self,
-        group: GroupId,
-        replica: ReplicaId,
-        from: Index,
-        to: Index,
-        bytes_max: usize,
-    ) -> Result<Vec<Batch>, LogError> {
-        let mut found = Vec::new();
-        let mut next = from;
-        let mut room = bytes_max;
-        while next <= to {
-            let Some((run, file)) = self.locate(group, replica, next) else {
-                break;
-            };
-            let bytes = self.vfs.read(file, run.offset, run.len)?;
-            let damaged = |reason: String| LogError::Damaged {
-                segment: run.segment,
-                offset: run.offset,
-                reason,
-            };
-            let batch = Batch::decode(group, bytes).map_err(|error| damaged(error.to_string()))?;
-            let part = batch
-                .from_index(next)
-                .and_then(|part| part.up_to_index(run.last.index.min(to)));
-            let part = part.ok_or_else(|| damaged("other entries than recorded".to_owned()))?;
-            let part = part.up_to_size(room);
-            if part.size_bytes() > room && !found.is_empty() {
-                break;
-            }
-            room = room.saturating_sub(part.size_bytes());
-            next = part.last().index.next();
-            found.push(part);
-            if room == 0 {
-                break;
-            }
-        }
-        if found.is_empty() {
-            Err(LogError::NotFound { group, from })
+    /// Entries were appended: they overwrite what lies at their first index and behind.
+    pub(crate) fn append(&mut self, key: Key, item: &EntriesItem, segment: u64, offset: u64) {
+        let replica = self.replicas.entry(key).or_default();
+        let span = Span {
+            first: item.first.index,
+            last: item.last.index,
+            segment,
+            bytes: u64::try_from(item.len).expect("a length fits"),
+            at: At::Batch {
+                offset,
+                len: item.len,
+            },
+        };
+        if item.is_moved {
+            replace(&mut replica.spans, &mut self.segments, span);
         } else {
-            Ok(found)
+            replica.state.append_item(item);
+            truncate(&mut replica.spans, &mut self.segments, span.first);
+            count_in(&mut self.segments, &span);
+            replica.spans.push_back(span);
         }
     }
 
-    fn locate(&self, group: GroupId, replica: ReplicaId, index: Index) -> Option<(Run, FileId)> {
-        let tables = self.read();
-        let runs = tables.runs.get(&(group, replica))?;
-        let at = runs.partition_point(|run| run.last.index < index);
-        let run = *runs.get(at).filter(|run| run.first <= index)?;
-        Some((run, *tables.files.get(&run.segment)?))
-    }
-}
-
-/// Adds a run, dropping what it overwrites.
-pub(crate) fn add_run(runs: &mut VecDeque<Run>, run: Run) {
-    while runs.back().is_some_and(|last| last.first >= run.first) {
-        runs.pop_back();
-    }
-    if let Some(last) = runs.back_mut()
-        && last.last.index >= run.first
-    {
-        last.last.index = run.first.previous().unwrap_or_default();
-    }
-    runs.push_back(run);
-}
-
-/// Adds the terms of a batch, dropping what it overwrites.
-pub(crate) fn add_terms(terms: &mut Vec<TermRun>, batch: &Batch) {
-    terms.retain(|run| run.first < batch.first().index);
-    for entry in batch {
-        if terms.last().is_none_or(|run| run.term != entry.term()) {
-            terms.push(TermRun {
-                first: entry.index(),
-                term: entry.term(),
-            });
+    /// Nothing before counts any more.
+    pub(crate) fn reset(&mut self, key: Key) {
+        if let Some(replica) = self.replicas.get_mut(&key) {
+            for span in replica.spans.drain(..) {
+                count_out(&mut self.segments, &span);
+            }
         }
+    }
+
+    /// Entries before the state's first and behind its last are gone.
+    pub(crate) fn clip(&mut self, key: Key) {
+        let Some(replica) = self.replicas.get_mut(&key) else {
+            return;
+        };
+        let (first, end) = (replica.state.first, replica.state.last.index.next());
+        compact(&mut replica.spans, &mut self.segments, first);
+        truncate(&mut replica.spans, &mut self.segments, end);
+    }
+
+    /// What a sealed segment's footer says of a replica.
+    pub(crate) fn take_list(&mut self, key: Key, overwrites_from: Option<Index>, spans: &[Span]) {
+        let replica = self.replicas.entry(key).or_default();
+        if let Some(from) = overwrites_from {
+            truncate(&mut replica.spans, &mut self.segments, from);
+        }
+        for span in spans {
+            replace(&mut replica.spans, &mut self.segments, *span);
+        }
+    }
+
+    /// Replaces a sealed segment's batches by spans over its footer's lists.
+    pub(crate) fn seal(&mut self, key: Key, segment: u64, lists: &[Span]) {
+        let Some(replica) = self.replicas.get_mut(&key) else {
+            return;
+        };
+        for span in lists {
+            replace(&mut replica.spans, &mut self.segments, *span);
+        }
+        debug_assert!(
+            replica
+                .spans
+                .iter()
+                .all(|span| span.segment != segment || matches!(span.at, At::List { .. })),
+            "a sealed segment's spans are lists"
+        );
+    }
+
+    /// The span that holds `index`.
+    pub(crate) fn find(&self, key: Key, index: Index) -> Option<&Span> {
+        let spans = &self.replicas.get(&key)?.spans;
+        let at = spans.partition_point(|span| span.last < index);
+        spans.get(at).filter(|span| span.first <= index)
+    }
+
+    /// Entries of `first..=last` that no span holds: the first such range.
+    pub(crate) fn gap(&self, key: Key) -> Option<(Index, Index)> {
+        let replica = self.replicas.get(&key)?;
+        let mut next = replica.state.first;
+        for span in &replica.spans {
+            if span.first > next {
+                return Some((next, span.first.previous()?));
+            }
+            next = span.last.next();
+        }
+        (next <= replica.state.last.index).then_some((next, replica.state.last.index))
+    }
+}
+
+fn truncate(spans: &mut VecDeque<Span>, segments: &mut Segments, from: Index) {
+    while let Some(span) = spans.back().filter(|span| span.last >= from).copied() {
+        spans.pop_back();
+        count_out(segments, &span);
+        if span.first < from {
+            let kept = span.cut_to(span.first, from.previous().unwrap_or_default());
+            count_in(segments, &kept);
+            spans.push_back(kept);
+        }
+    }
+}
+
+fn compact(spans: &mut VecDeque<Span>, segments: &mut Segments, first: Index) {
+    while let Some(span) = spans.front().filter(|span| span.first < first).copied() {
+        spans.pop_front();
+        count_out(segments, &span);
+        if span.last >= first {
+            let kept = span.cut_to(first, span.last);
+            count_in(segments, &kept);
+            spans.push_front(kept);
+        }
+    }
+}
+
+/// Puts a span where it belongs, in place of what covered the same entries.
+fn replace(spans: &mut VecDeque<Span>, segments: &mut Segments, span: Span) {
+    count_in(segments, &span);
+    let start = spans.partition_point(|old| old.last < span.first);
+    let end = spans.partition_point(|old| old.first <= span.last);
+    let mut put = vec![span];
+    if start < end {
+        let (head, tail) = (spans[start], spans[end - 1]);
+        if head.first < span.first {
+            let last = span.first.previous().unwrap_or_default();
+            put.insert(0, head.cut_to(head.first, last));
+        }
+        if tail.last > span.last {
+            put.push(tail.cut_to(span.last.next(), tail.last));
+        }
+    }
+    for kept in put.iter().filter(|kept| **kept != span) {
+        count_in(segments, kept);
+    }
+    let behind = spans.split_off(end);
+    for old in spans.drain(start..) {
+        count_out(segments, &old);
+    }
+    spans.extend(put);
+    spans.extend(behind);
+}
+
+/// The lists of sealed segments that were read lately, bounded in bytes; the oldest go first.
+#[derive(Debug)]
+pub(crate) struct ListCache {
+    inner: Mutex<CacheInner>,
+    bytes_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct CacheInner {
+    lists: BTreeMap<(u64, u64), Arc<[ListRun]>>,
+    order: VecDeque<(u64, u64)>,
+    bytes: usize,
+}
+
+impl ListCache {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self {
+            inner: Mutex::default(),
+            bytes_max,
+        }
+    }
+
+    /// A list by incarnation and offset.
+    pub(crate) fn find(&self, key: (u64, u64)) -> Option<Arc<[ListRun]>> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.lists.get(&key).cloned()
+    }
+
+    pub(crate) fn insert(&self, key: (u64, u64), list: &Arc<[ListRun]>) {
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        if inner.lists.insert(key, Arc::clone(list)).is_none() {
+            inner.order.push_back(key);
+            inner.bytes += list.len() * size_of::<ListRun>();
+        }
+        while inner.bytes > self.bytes_max
+            && let Some(oldest) = inner.order.pop_front()
+        {
+            if let Some(list) = inner.lists.remove(&oldest) {
+                inner.bytes -= list.len() * size_of::<ListRun>();
+            }
+        }
+    }
+}
+
+/// The most recent batches as they were submitted, bounded in bytes: reads of the tail touch
+/// neither disk nor checksum.
+#[derive(Debug)]
+pub(crate) struct TailCache {
+    inner: Mutex<TailInner>,
+    bytes_max: usize,
+}
+
+#[derive(Debug, Default)]
+struct TailInner {
+    /// By segment and offset, which never mean two things while the segment lives.
+    batches: FxHashMap<(u64, u64), Batch>,
+    order: VecDeque<(u64, u64)>,
+    bytes: usize,
+}
+
+impl TailCache {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self {
+            inner: Mutex::default(),
+            bytes_max,
+        }
+    }
+
+    pub(crate) fn find(&self, segment: u64, offset: u64) -> Option<Batch> {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.batches.get(&(segment, offset)).cloned()
+    }
+
+    pub(crate) fn insert_all(&self, batches: impl Iterator<Item = (u64, u64, Batch)>) {
+        if self.bytes_max == 0 {
+            return;
+        }
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        for (segment, offset, batch) in batches {
+            inner.bytes += batch.size_bytes();
+            inner.order.push_back((segment, offset));
+            inner.batches.insert((segment, offset), batch);
+        }
+        while inner.bytes > self.bytes_max
+            && let Some(oldest) = inner.order.pop_front()
+        {
+            if let Some(batch) = inner.batches.remove(&oldest) {
+                inner.bytes -= batch.size_bytes();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use raft_proto::{EntryId, GroupId, ReplicaId, Term};
+
+    fn key() -> Key {
+        let (group, replica) = (GroupId::new(1), ReplicaId::new(1));
+        (group.expect("not 0"), replica.expect("not 0"))
+    }
+
+    fn tables() -> Tables {
+        let mut tables = Tables::default();
+        for number in 1..=4 {
+            let info = SegmentInfo {
+                file: FileId(number),
+                len: 65_536,
+                incarnation: number,
+                live_spans: 0,
+                live_bytes: 0,
+                is_sealed: true,
+            };
+            tables.segments.insert(number, info);
+        }
+        tables
+    }
+
+    fn item(first: u64, last: u64, is_moved: bool) -> EntriesItem {
+        EntriesItem {
+            first: EntryId::new(Term::new(1), Index::new(first)),
+            last: EntryId::new(Term::new(1), Index::new(last)),
+            len: usize::try_from((last - first + 1) * 10).expect("small"),
+            is_moved,
+            term_changes: Vec::new(),
+            membership_entries: Vec::new(),
+        }
+    }
+
+    fn shown(tables: &Tables) -> Vec<(u64, u64, u64)> {
+        let spans = &tables.replicas[&key()].spans;
+        spans
+            .iter()
+            .map(|span| (span.first.get(), span.last.get(), span.segment))
+            .collect()
+    }
+
+    /// The counters say what the spans say.
+    fn check(tables: &Tables) {
+        for (number, info) in &tables.segments {
+            let spans: Vec<&Span> = tables
+                .replicas
+                .values()
+                .flat_map(|replica| &replica.spans)
+                .filter(|span| span.segment == *number)
+                .collect();
+            assert_eq!(info.live_spans, spans.len());
+            assert_eq!(
+                info.live_bytes,
+                spans.iter().map(|span| span.bytes).sum::<u64>()
+            );
+        }
+    }
+
+    #[test]
+    fn overwriting_and_moving_leave_what_counts() {
+        let mut tables = tables();
+        tables.append(key(), &item(1, 10, false), 1, 0);
+        tables.append(key(), &item(11, 20, false), 2, 0);
+        tables.append(key(), &item(15, 16, false), 3, 0);
+        assert_eq!(shown(&tables), [(1, 10, 1), (11, 14, 2), (15, 16, 3)]);
+        check(&tables);
+        tables.append(key(), &item(3, 5, true), 4, 0);
+        assert_eq!(
+            shown(&tables),
+            [(1, 2, 1), (3, 5, 4), (6, 10, 1), (11, 14, 2), (15, 16, 3)]
+        );
+        check(&tables);
+        tables.append(key(), &item(8, 14, true), 4, 500);
+        assert_eq!(
+            shown(&tables),
+            [(1, 2, 1), (3, 5, 4), (6, 7, 1), (8, 14, 4), (15, 16, 3)]
+        );
+        check(&tables);
+        assert_eq!(tables.segments[&2].live_spans, 0, "segment 2 is dead");
+        let replica = tables.replicas.get_mut(&key()).expect("it is there");
+        replica.state.compact_before(Index::new(7));
+        tables.clip(key());
+        assert_eq!(shown(&tables), [(7, 7, 1), (8, 14, 4), (15, 16, 3)]);
+        check(&tables);
+        assert_eq!(tables.gap(key()), None);
+        tables.reset(key());
+        check(&tables);
+        assert_eq!(
+            tables.gap(key()),
+            Some((Index::new(7), Index::new(16))),
+            "all is gone"
+        );
+    }
+
+    #[test]
+    fn a_list_is_found_by_any_of_its_indexes() {
+        let runs: Vec<ListRun> = (0..10)
+            .map(|n| ListRun {
+                first: Index::new(1 + n * 3),
+                offset: n * 100,
+                count: 3,
+                len: 100,
+            })
+            .collect();
+        let mut bytes = BytesMut::new();
+        runs.iter().for_each(|run| run.encode(&mut bytes));
+        let place = Place {
+            incarnation: 4,
+            offset: 640,
+        };
+        let crc = place.checksum(&bytes);
+        let found = decode_list(&bytes, place, crc).expect("whole");
+        assert_eq!(found, runs);
+        for index in 1..=30 {
+            let run = find_run(&found, Index::new(index)).expect("held");
+            assert_eq!(run.offset, (index - 1) / 3 * 100);
+        }
+        assert_eq!(find_run(&found, Index::new(31)), None);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes.to_vec();
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            assert_eq!(decode_list(&flipped, place, crc), None, "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn the_caches_stay_within_their_bounds() {
+        let cache = ListCache::new(10 * size_of::<ListRun>());
+        let run = ListRun {
+            first: Index::new(1),
+            offset: 0,
+            count: 1,
+            len: 1,
+        };
+        for at in 0..20 {
+            cache.insert((1, at), &Arc::from(vec![run; 4]));
+        }
+        assert!(cache.find((1, 19)).is_some());
+        assert!(cache.find((1, 0)).is_none());
+        let inner = cache.inner.lock().expect("no panic");
+        assert!(inner.bytes <= 10 * size_of::<ListRun>());
+        assert_eq!(inner.order.len(), inner.lists.len());
     }
 }

@@ -1,120 +1,40 @@
 //! One writer, group commit: gather, write, sync, complete.
+//!
+//! ```text
+//! submit ──▶ staging ──▶ queue ──▶ write k ──▶ sync k ──▶ tables ──▶ completions
+//!            (k+1 is gathered and encoded while k is on its way)
+//! ```
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use raft_proto::{Batch, EntryId, GroupId, HardState, Index, ReplicaId, Term, TermRun, Time};
+use raft_proto::{Index, Time};
+use rustc_hash::FxHashMap;
 
+use crate::config::LaneOptions;
 use crate::error::LogError;
-use crate::index::{Key, LogReader, Run, add_run, add_terms};
-use crate::record::{
-    ENTRIES_ITEM_HEADER_BYTES, ENTRIES_ITEM_KIND, Item, RECORD_HEADER_BYTES, RecordHeader,
-    RecordKind, payload_crc, put_item, put_item_header,
-};
-use crate::recovery;
-use crate::vfs::{FileId, Op, OpId, Vfs, VfsError};
+use crate::hard_state::VoteFile;
+use crate::index::Tables;
+use crate::item::{Item, Key};
+use crate::pool::{Made, Pool};
+use crate::read::{LogReader, Shared, lane_dir};
+use crate::record::RecordKind;
+use crate::recovery::{self, Recovery};
+use crate::staging::Staging;
+use crate::state::{Completion, Submission};
+use crate::vfs::{FileId, OpDone, OpId, Vfs, VfsError};
 
-pub(crate) const SEGMENT_HEADER_BYTES: u64 = 512;
-
-/// Settings of a lane.
-#[derive(Clone, Debug)]
-pub struct LaneOptions {
-    /// The lane's number.
-    pub lane: u16,
-    /// Size of a segment file. 64 KiB to 4 GiB, default 64 MiB.
-    pub segment_size_bytes: u64,
-    /// Size of a record. 16 KiB to 64 MiB and less than half a segment; default 8 MiB.
-    pub record_bytes_max: usize,
-}
-
-impl Default for LaneOptions {
-    fn default() -> Self {
-        Self {
-            lane: 0,
-            segment_size_bytes: 64 << 20,
-            record_bytes_max: 8 << 20,
-        }
-    }
-}
-
-/// A snapshot the log knows of.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotRecord {
-    /// Its place.
-    pub id: EntryId,
-    /// The membership there, encoded.
-    pub membership: Bytes,
-}
-
-/// All snapshots retained, oldest first.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct SnapshotsRecord {
-    /// The snapshots.
-    pub retained: Vec<SnapshotRecord>,
-}
-
-/// What one replica wants durable.
-#[derive(Clone, Debug)]
-pub struct Submission {
-    /// The group.
-    pub group: GroupId,
-    /// The replica.
-    pub replica: ReplicaId,
-    /// Its number, one more each time.
-    pub submission: u64,
-    /// Term, vote and commit.
-    pub hard_state: Option<HardState>,
-    /// Entries; the first one's index overwrites from there.
-    pub entries: Vec<Batch>,
-    /// The snapshots retained.
-    pub snapshots: Option<SnapshotsRecord>,
-    /// The log starts anew behind this entry.
-    pub restart_after: Option<EntryId>,
-    /// Entries before this one may go.
-    pub compact_before: Option<Index>,
-    /// The replica is gone for ever.
-    pub tombstone: bool,
-}
-
-impl Submission {
-    /// An empty one.
-    #[must_use]
-    pub const fn new(group: GroupId, replica: ReplicaId, submission: u64) -> Self {
-        Self {
-            group,
-            replica,
-            submission,
-            hard_state: None,
-            entries: Vec::new(),
-            snapshots: None,
-            restart_after: None,
-            compact_before: None,
-            tombstone: false,
-        }
-    }
-}
-
-/// A submission that is durable, or will never be.
-#[derive(Debug)]
-pub struct Completion {
-    /// The group.
-    pub group: GroupId,
-    /// The replica.
-    pub replica: ReplicaId,
-    /// The submission's number.
-    pub submission: u64,
-    /// How it ended.
-    pub result: Result<(), LogError>,
-}
+mod collect;
+mod commit;
+mod seal;
 
 /// What a poll leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Progress {
     /// Poll again.
     More,
-    /// Nothing to do before `until`.
+    /// Nothing to do before `until`, or before something is submitted.
     Idle {
         /// The next deadline.
         until: Option<Time>,
@@ -124,473 +44,378 @@ pub enum Progress {
 /// Counters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LaneStats {
-    /// Syncs done.
+    /// Syncs done, of segments and of the vote file; preparing segments aside.
     pub fdatasyncs: u64,
-    /// Bytes written.
+    /// Bytes written, of records and votes.
     pub written_bytes: u64,
-    /// Segments that hold live records.
+    /// Records written.
+    pub records: u64,
+    /// Segments that hold live entries, and the active one.
     pub live_segments: u64,
     /// Their bytes.
     pub live_segment_bytes: u64,
+    /// Segments that could not be recycled because bytes of them were still held.
+    pub held_segments: u64,
+    /// Bytes of laggards' entries moved forward.
+    pub moved_bytes: u64,
+    /// Whether the disk is full: entries are refused.
+    pub is_full: bool,
 }
 
-/// What a replica's records say.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplicaState {
-    /// Term, vote and commit.
-    pub hard_state: HardState,
-    /// The first index.
-    pub first: Index,
-    /// The last entry.
-    pub last: EntryId,
-    /// The terms of `first - 1` to `last`.
-    pub terms: Vec<TermRun>,
-    /// Indexes of membership entries.
-    pub membership_entries: Vec<Index>,
-    /// Snapshots retained, oldest first.
-    pub snapshots: Vec<SnapshotRecord>,
-    /// Whether it may be used.
-    pub health: Health,
+/// The segment that is written.
+#[derive(Debug)]
+pub(crate) struct Active {
+    /// 0 if there is none yet.
+    pub(crate) number: u64,
+    pub(crate) file: FileId,
+    pub(crate) len: u64,
+    pub(crate) incarnation: u64,
+    pub(crate) offset: u64,
+    /// Nothing is appended any more; the next record opens a new segment.
+    pub(crate) is_sealed: bool,
+    /// The replicas with entries here, and the lowest index appended, moved entries aside.
+    pub(crate) touched: FxHashMap<Key, Option<Index>>,
+    /// Batches here, at most: what a footer may have to list.
+    pub(crate) runs: usize,
+    pub(crate) moved_runs: usize,
 }
 
-/// Whether a replica may be used.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Health {
-    /// It may.
-    Sound,
-    /// Records are lost that had been durable.
-    Damaged(String),
-    /// It was removed.
-    Tombstone,
-}
-
-impl std::fmt::Display for Health {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::Sound => f.write_str("sound"),
-            Self::Damaged(what) => write!(f, "damaged: {what}; rebuild it under a new replica id"),
-            Self::Tombstone => f.write_str("removed"),
+impl Active {
+    /// There is none: the next record opens the segment behind `number`.
+    pub(crate) fn none(number: u64) -> Self {
+        Self {
+            number,
+            file: FileId(0),
+            len: 0,
+            incarnation: 0,
+            offset: 0,
+            is_sealed: true,
+            touched: FxHashMap::default(),
+            runs: 0,
+            moved_runs: 0,
         }
     }
 }
 
-/// What an open found.
-#[derive(Clone, Debug, Default)]
-pub struct Recovery {
-    /// The replicas.
-    pub replicas: BTreeMap<Key, ReplicaState>,
-    /// What was amiss.
-    pub report: RecoveryReport,
-}
-
-/// What was amiss.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct RecoveryReport {
-    /// Bytes cut from the tail.
-    pub torn_bytes: u64,
-    /// Damage that was found.
-    pub damaged: Vec<String>,
-}
-
-#[derive(Debug)]
-pub(crate) struct Segment {
-    pub(crate) number: u64,
-    pub(crate) file: FileId,
-    pub(crate) path: PathBuf,
-    pub(crate) incarnation: u64,
-}
-
-struct InFlight {
-    sync: OpId,
-    write: OpId,
-    lsn: u64,
-    done: Vec<(Key, u64)>,
+/// What is on its way to the disk.
+struct Flight {
+    ops: Vec<OpId>,
+    syncs: u64,
     failed: Option<VfsError>,
-    runs: Vec<(Key, RunOrMark)>,
+    last_lsn: u64,
+    votes_first: Vec<usize>,
+    votes_second: Vec<usize>,
+    kind: FlightKind,
 }
 
-enum RunOrMark {
-    Run(Run),
-    Restart,
-    Compact(Index),
+enum FlightKind {
+    Record {
+        kind: RecordKind,
+        staging: Box<Staging>,
+        data_at: u64,
+    },
+    Seal(Vec<seal::SealedReplica>),
 }
 
-/// The log's one writer.
+/// The log's one writer: a value that whoever owns it drives by [`Lane::poll`], on a thread that
+/// may wait for the disk, or step by step under simulation.
+///
+/// Nothing is acknowledged before it is durable, and completions of one replica come in the order
+/// of its submissions. A failed write or sync is final: the lane latches, completes nothing more
+/// with success, and what was acknowledged stays readable.
+///
+/// The gathered bytes are not bounded here: whoever submits bounds what it has in flight, by
+/// [`Lane::pending_bytes`] or otherwise.
 pub struct Lane {
     vfs: Arc<dyn Vfs>,
     dir: PathBuf,
     options: LaneOptions,
-    reader: LogReader,
-    replicas: BTreeMap<Key, ReplicaState>,
-    segments: VecDeque<Segment>,
-    offset: u64,
+    shared: Arc<Shared>,
+    active: Active,
+    pool: Pool,
+    votes: VoteFile,
     lsn: u64,
     synced_lsn: u64,
-    gathered: Vec<Submission>,
-    in_flight: Option<InFlight>,
+    /// The last record whose durability a later one states, or that states it itself.
+    watermark_lsn: u64,
+    staging: Staging,
+    queue: VecDeque<Staging>,
+    queue_bytes: usize,
+    flight: Option<Flight>,
+    /// Dead segments whose release is not recorded yet.
+    to_release: Vec<u64>,
+    /// Dead segments, recorded or about to be.
+    releasing: BTreeSet<u64>,
     completions: Vec<Completion>,
     latched: Option<String>,
     stats: LaneStats,
+    now: Time,
+    last_record_at: Time,
+    /// Bytes that may be moved forward now: earned by writing, and a little by being idle.
+    collect_credit: u64,
+    /// Segments whose laggards cannot be read.
+    unmovable: BTreeSet<u64>,
+}
+
+impl std::fmt::Debug for Lane {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Lane")
+            .field("dir", &self.dir)
+            .field("segment", &self.active.number)
+            .field("lsn", &self.lsn)
+            .field("latched", &self.latched)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Lane {
-    /// Opens the lane below `data_dir`, or makes it.
+    /// Opens the lane below `data_dir`, or makes it: finds what is durable, cuts off a torn tail,
+    /// reports damage, and ends with a synced watermark record. Waits for the disk.
     ///
     /// # Errors
     ///
-    /// [`LogError`].
+    /// [`LogError::Config`], [`LogError::Io`], [`LogError::NeedsVersion`]. Damage is none: it is
+    /// reported, and the other replicas open.
     pub fn open(
         vfs: Arc<dyn Vfs>,
         data_dir: &Path,
         options: LaneOptions,
     ) -> Result<(Self, Recovery), LogError> {
-        let dir = data_dir.join("log").join(options.lane.to_string());
+        options.check()?;
+        let dir = lane_dir(data_dir, options.lane);
         vfs.create_dir_all(&dir)?;
         for path in [&dir, &data_dir.join("log"), &data_dir.to_owned()] {
             vfs.sync_dir(path)?;
         }
-        let reader = LogReader {
-            vfs: Arc::clone(&vfs),
-            tables: Arc::default(),
-        };
-        let found = recovery::recover(vfs.as_ref(), &dir, &options, &reader)?;
+        let analysis = recovery::analyse(vfs.as_ref(), data_dir, &options)?;
+        let recovered = recovery::mend(&vfs, data_dir, &options, analysis)?;
+        let shared = Arc::new(Shared::new(Arc::clone(&vfs), &options, recovered.tables));
         let mut lane = Self {
+            pool: recovered.pool,
+            votes: recovered.votes,
+            active: recovered.active,
+            lsn: recovered.last_lsn,
+            synced_lsn: recovered.last_lsn,
+            watermark_lsn: 0,
             vfs,
             dir,
             options,
-            reader,
-            replicas: found.replicas.clone(),
-            segments: found.segments.into(),
-            offset: 0,
-            lsn: found.last_lsn,
-            synced_lsn: found.last_lsn,
-            gathered: Vec::new(),
-            in_flight: None,
+            shared,
+            staging: Staging::default(),
+            queue: VecDeque::new(),
+            queue_bytes: 0,
+            flight: None,
+            to_release: Vec::new(),
+            releasing: BTreeSet::new(),
             completions: Vec::new(),
             latched: None,
             stats: LaneStats::default(),
+            now: Time(0),
+            last_record_at: Time(0),
+            collect_credit: 0,
+            unmovable: BTreeSet::new(),
         };
-        lane.rotate()?;
-        let recovery = Recovery {
-            replicas: found.replicas,
-            report: found.report,
-        };
+        lane.finish_open(recovered.opening)?;
+        let recovery = lane.recovery(recovered.report);
         Ok((lane, recovery))
+    }
+
+    fn recovery(&self, report: recovery::RecoveryReport) -> Recovery {
+        let tables = self.shared.read();
+        let replicas = tables
+            .keys()
+            .into_iter()
+            .map(|key| (key, tables.replicas[&key].state.clone()))
+            .collect();
+        Recovery { replicas, report }
     }
 
     /// A handle for reading.
     #[must_use]
     pub fn reader(&self) -> LogReader {
-        self.reader.clone()
+        LogReader::new(Arc::clone(&self.shared))
     }
 
-    /// Takes a submission; it becomes durable with the next write.
+    /// Bytes that wait for the disk.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        let staged = if self.staging.is_empty() {
+            0
+        } else {
+            self.staging.len()
+        };
+        self.queue_bytes + staged
+    }
+
+    /// Takes a submission; it is encoded here and becomes durable with the next write.
     ///
     /// # Errors
     ///
-    /// [`LogError::Latched`].
+    /// Nothing was taken: [`LogError::Latched`]; [`LogError::TooLarge`] for a single batch over
+    /// the bound of a record; [`LogError::StorageFull`] for entries for which there is no prepared
+    /// space while the disk is full.
     pub fn submit(&mut self, submission: Submission) -> Result<(), LogError> {
         if let Some(reason) = &self.latched {
             return Err(LogError::Latched(reason.clone()));
         }
-        self.gathered.push(submission);
+        let bound = self.options.record_bytes_max;
+        let largest = submission.entries.iter().map(raft_proto::Batch::size_bytes);
+        if let Some(size) = largest.max().filter(|&size| size > bound) {
+            return Err(LogError::TooLarge { size, bound });
+        }
+        if !submission.entries.is_empty()
+            && self.shared.is_full()
+            && !self.has_room(submission.entries_bytes())
+        {
+            return Err(LogError::StorageFull);
+        }
+        self.stage(&submission);
         Ok(())
     }
 
-    /// Does the work at hand.
-    pub fn poll(&mut self, now: Time) -> Progress {
-        let mut progress = Progress::Idle { until: None };
-        if self.in_flight.is_none() && !self.gathered.is_empty() && self.latched.is_none() {
-            if let Err(error) = self.begin() {
-                self.latch(&error.to_string());
-            }
-            progress = Progress::More;
+    fn stage(&mut self, submission: &Submission) {
+        let key = (submission.group, submission.replica);
+        let bound = self.gather_max();
+        let entries_bytes = submission.entries_bytes();
+        if !self.staging.is_empty() && self.staging.len() + entries_bytes + 256 > bound {
+            self.enqueue();
         }
-        for done in self.vfs.completions(now) {
-            let Some(flight) = &mut self.in_flight else {
-                continue;
-            };
-            if done.op != flight.write && done.op != flight.sync {
-                continue;
+        let mut begun = submission.hard_state;
+        if entries_bytes > bound
+            && let Some(hard_state) = submission.hard_state
+        {
+            // Over more than one record: term and vote go first, as no entry may be durable before
+            // its term; the commit index goes last, as it names entries.
+            let early = self.hard_state_without_commit(key, hard_state);
+            let mut first = submission.clone();
+            first.hard_state = Some(early);
+            self.staging.begin(key, &first);
+            self.note_vote(key, early);
+        } else {
+            self.staging.begin(key, submission);
+            if let Some(hard_state) = begun.take() {
+                self.note_vote(key, hard_state);
             }
+        }
+        for batch in &submission.entries {
+            if self.staging.has_entries && self.staging.len() + batch.size_bytes() + 256 > bound {
+                self.enqueue();
+            }
+            self.staging.entries(key, batch, false);
+        }
+        if let Some(hard_state) = begun {
+            self.staging.hard_state(key, hard_state);
+        }
+        self.staging.end(key, submission);
+    }
+
+    /// Does the work at hand: begins a write if none is on its way, and takes what has ended.
+    pub fn poll(&mut self, now: Time) -> Progress {
+        self.now = self.now.max(now);
+        let mut is_busy = self.latched.is_none() && self.pool.maintain(self.now);
+        is_busy |= self.begin_or_latch();
+        for done in self.vfs.completions(now) {
+            is_busy |= self.on_done(done);
+        }
+        if is_busy {
+            Progress::More
+        } else {
+            Progress::Idle {
+                until: self.deadline(),
+            }
+        }
+    }
+
+    fn begin_or_latch(&mut self) -> bool {
+        if self.flight.is_some() || self.latched.is_some() {
+            return false;
+        }
+        match self.begin() {
+            Ok(is_begun) => is_begun,
+            Err(error) => {
+                self.latch(&error.to_string());
+                true
+            }
+        }
+    }
+
+    fn on_done(&mut self, done: OpDone) -> bool {
+        if let Some(flight) = &mut self.flight
+            && let Some(at) = flight.ops.iter().position(|op| *op == done.op)
+        {
+            flight.ops.swap_remove(at);
             if let Err(error) = done.result {
                 flight.failed.get_or_insert(error);
             }
-            if done.op == flight.sync {
+            if flight.ops.is_empty() {
                 self.end();
             }
-            progress = Progress::More;
+            return true;
         }
-        progress
+        match self.pool.on_done(done.op, done.result, self.now) {
+            Some(Made::Spare) => {
+                self.shared.set_full(false);
+                true
+            }
+            Some(Made::Full) => {
+                self.shared.set_full(true);
+                true
+            }
+            Some(Made::Nothing) => true,
+            None => false,
+        }
     }
 
-    fn begin(&mut self) -> Result<(), LogError> {
-        let bound = self.options.record_bytes_max;
-        let mut parts: Vec<Bytes> = Vec::new();
-        let mut head = BytesMut::new();
-        let mut len = 0;
-        let mut done = Vec::new();
-        let mut runs = Vec::new();
-        let mut taken = 0;
-        for submission in &self.gathered {
-            let size: usize = submission
-                .entries
-                .iter()
-                .map(Batch::size_bytes)
-                .sum::<usize>()
-                + 512;
-            if taken > 0 && len + size > bound {
-                break;
-            }
-            taken += 1;
-            let key = (submission.group, submission.replica);
-            let before = head.len();
-            let mut put = |item: &Item| put_item(&mut head, key.0, key.1, item);
-            if let Some(id) = submission.restart_after {
-                put(&Item::RestartAfter(id));
-                runs.push((key, RunOrMark::Restart));
-            }
-            if let Some(hard_state) = submission.hard_state {
-                put(&Item::HardState(hard_state));
-            }
-            if let Some(snapshots) = &submission.snapshots {
-                put(&Item::Snapshots(snapshots.clone()));
-            }
-            if let Some(index) = submission.compact_before {
-                put(&Item::CompactBefore(index));
-                runs.push((key, RunOrMark::Compact(index)));
-            }
-            if submission.tombstone {
-                put(&Item::Tombstone);
-            }
-            len += head.len() - before;
-            for batch in &submission.entries {
-                put_item_header(
-                    &mut head,
-                    ENTRIES_ITEM_KIND,
-                    batch.size_bytes(),
-                    key.0,
-                    key.1,
-                );
-                len += ENTRIES_ITEM_HEADER_BYTES;
-                runs.push((
-                    key,
-                    RunOrMark::Run(Run {
-                        first: batch.first().index,
-                        last: batch.last(),
-                        segment: 0,
-                        offset: u64::try_from(len).expect("a length fits"),
-                        len: batch.size_bytes(),
-                    }),
-                ));
-                if batch.size_bytes() < 16 << 10 {
-                    head.extend_from_slice(batch.bytes());
-                } else {
-                    parts.push(head.split().freeze());
-                    parts.push(batch.bytes().clone());
-                }
-                len += batch.size_bytes();
-            }
-            done.push((key, submission.submission));
+    fn deadline(&self) -> Option<Time> {
+        if self.latched.is_some() || self.flight.is_some() {
+            return None;
         }
-        let submissions: Vec<Submission> = self.gathered.drain(..taken).collect();
-        parts.push(head.freeze());
-        let total = u64::try_from(RECORD_HEADER_BYTES + len).expect("a length fits");
-        if self.offset + total > self.options.segment_size_bytes {
-            self.rotate()?;
-        }
-        let segment = self.segments.back().expect("there is always one");
-        let (number, file) = (segment.number, segment.file);
-        let payload_at = self.offset + u64::try_from(RECORD_HEADER_BYTES).expect("small");
-        for (_, run) in &mut runs {
-            if let RunOrMark::Run(run) = run {
-                run.segment = number;
-                run.offset += payload_at;
-            }
-        }
-        for submission in &submissions {
-            apply(&mut self.replicas, submission);
-        }
-        let buffers = self.frame(RecordKind::Data, parts, len);
-        let write = self.vfs.submit(Op::Write {
-            file,
-            offset: self.offset,
-            buffers,
-        });
-        let sync = self.vfs.submit(Op::Sync { file });
-        self.offset += total;
-        self.stats.written_bytes += total;
-        self.in_flight = Some(InFlight {
-            sync,
-            write,
-            lsn: self.lsn,
-            done,
-            failed: None,
-            runs,
-        });
-        Ok(())
+        let watermark = self
+            .owes_watermark()
+            .then(|| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
+        // A segment in the making is reported by a poll; look again soon if a record waits for it.
+        let is_stalled = !self.staging.is_empty() || !self.queue.is_empty();
+        let stalled = is_stalled.then(|| self.now.plus_nanos(1_000_000));
+        [watermark, stalled, self.pool.retry_at()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
-    /// Puts the header before the parts; the record gets the next lsn.
-    fn frame(&mut self, kind: RecordKind, parts: Vec<Bytes>, len: usize) -> Vec<Bytes> {
-        let incarnation = self
-            .segments
-            .back()
-            .expect("there is always one")
-            .incarnation;
-        self.lsn += 1;
-        let header = RecordHeader {
-            kind,
-            len,
-            lsn: self.lsn,
-            synced_lsn: self.synced_lsn,
-            payload_crc: payload_crc(incarnation, self.offset, &parts),
-        };
-        let mut buffers = vec![header.encode(self.options.lane, incarnation, self.offset)];
-        buffers.extend(parts);
-        buffers
+    fn owes_watermark(&self) -> bool {
+        self.watermark_lsn < self.synced_lsn
+            || self.votes.has_behind()
+            || !self.to_release.is_empty()
     }
 
-    fn end(&mut self) {
-        let flight = self.in_flight.take().expect("one was under way");
-        self.stats.fdatasyncs += 1;
-        if let Some(error) = flight.failed {
-            self.latch(&error.to_string());
-            for ((group, replica), submission) in flight.done {
-                let result = Err(LogError::Latched(error.to_string()));
-                self.completions.push(Completion {
+    fn latch(&mut self, reason: &str) {
+        let reason = self
+            .latched
+            .get_or_insert_with(|| reason.to_owned())
+            .clone();
+        let mut waiting: Vec<(Key, u64)> = Vec::new();
+        for staging in self.queue.drain(..) {
+            waiting.extend(staging.done);
+        }
+        waiting.append(&mut std::mem::take(&mut self.staging).done);
+        self.queue_bytes = 0;
+        self.complete(waiting, Some(&reason));
+    }
+
+    fn complete(&mut self, done: Vec<(Key, u64)>, failure: Option<&str>) {
+        self.completions
+            .extend(done.into_iter().map(|((group, replica), submission)| {
+                let result = match failure {
+                    None => Ok(()),
+                    Some(reason) => Err(LogError::Latched(reason.to_owned())),
+                };
+                Completion {
                     group,
                     replica,
                     submission,
                     result,
-                });
-            }
-            return;
-        }
-        self.synced_lsn = flight.lsn;
-        let mut may_collect = false;
-        {
-            let mut tables = self.reader.write();
-            for (key, run) in flight.runs {
-                let runs = tables.runs.entry(key).or_default();
-                match run {
-                    RunOrMark::Run(run) => add_run(runs, run),
-                    RunOrMark::Restart => runs.clear(),
-                    RunOrMark::Compact(index) => {
-                        while runs.front().is_some_and(|run| run.last.index < index) {
-                            runs.pop_front();
-                        }
-                        may_collect = true;
-                    }
                 }
-            }
-        }
-        if may_collect {
-            self.collect();
-        }
-        for ((group, replica), submission) in flight.done {
-            let result = Ok(());
-            self.completions.push(Completion {
-                group,
-                replica,
-                submission,
-                result,
-            });
-        }
-    }
-
-    fn latch(&mut self, reason: &str) {
-        self.latched.get_or_insert_with(|| reason.to_owned());
-        for submission in self.gathered.drain(..) {
-            self.completions.push(Completion {
-                group: submission.group,
-                replica: submission.replica,
-                submission: submission.submission,
-                result: Err(LogError::Latched(reason.to_owned())),
-            });
-        }
-    }
-
-    /// Drops segments that no replica's entries lie in.
-    fn collect(&mut self) {
-        let needed = {
-            let tables = self.reader.read();
-            tables
-                .runs
-                .values()
-                .filter_map(|runs| Some(runs.front()?.segment))
-                .min()
-        };
-        let active = self.segments.back().expect("there is always one").number;
-        let needed = needed.unwrap_or(active);
-        while self.segments.len() > 1 && self.segments[0].number < needed {
-            let segment = self.segments.pop_front().expect("it was just seen");
-            self.reader.write().files.remove(&segment.number);
-            self.vfs.close(segment.file);
-            // One after the other: were an older one to outlive a newer, recovery would find a
-            // hole between them.
-            let removed = self
-                .vfs
-                .remove_file(&segment.path)
-                .and_then(|()| self.vfs.sync_dir(&self.dir));
-            if removed.is_err() {
-                // A dead segment that stays costs space, nothing else; the rest goes with the
-                // next open.
-                break;
-            }
-        }
-    }
-
-    /// Starts a new segment with all replicas' state.
-    fn rotate(&mut self) -> Result<(), LogError> {
-        let number = self.segments.back().map_or(1, |segment| segment.number + 1);
-        let segment = recovery::create(
-            self.vfs.as_ref(),
-            &self.dir,
-            number,
-            self.lsn,
-            self.options.segment_size_bytes,
-        )?;
-        self.reader.write().files.insert(number, segment.file);
-        let file = segment.file;
-        self.segments.push_back(segment);
-        self.offset = SEGMENT_HEADER_BYTES;
-        let mut payload = BytesMut::new();
-        for (&(group, replica), state) in &self.replicas {
-            let term_before = state.terms.first().map_or(Term::ZERO, |run| run.term);
-            let start = Item::Start {
-                first: state.first,
-                term_before,
-                last: state.last,
-            };
-            put_item(&mut payload, group, replica, &start);
-            put_item(
-                &mut payload,
-                group,
-                replica,
-                &Item::HardState(state.hard_state),
-            );
-            let retained = state.snapshots.clone();
-            put_item(
-                &mut payload,
-                group,
-                replica,
-                &Item::Snapshots(SnapshotsRecord { retained }),
-            );
-            if state.health == Health::Tombstone {
-                put_item(&mut payload, group, replica, &Item::Tombstone);
-            }
-        }
-        let len = payload.len();
-        let buffers = self.frame(RecordKind::Checkpoint, vec![payload.freeze()], len);
-        for buffer in buffers {
-            self.vfs.write(file, self.offset, &buffer)?;
-            self.offset += u64::try_from(buffer.len()).expect("a length fits");
-        }
-        self.vfs.sync(file)?;
-        self.synced_lsn = self.lsn;
-        Ok(())
+            }));
     }
 
     /// Takes what has ended since the last call.
@@ -601,100 +426,79 @@ impl Lane {
     /// Counters.
     #[must_use]
     pub fn stats(&self) -> LaneStats {
-        let live = u64::try_from(self.segments.len()).unwrap_or(u64::MAX);
+        let tables = self.shared.read();
+        let is_live = |number: u64, info: &crate::index::SegmentInfo| {
+            info.live_spans > 0 || number == self.active.number
+        };
+        let live = tables
+            .segments
+            .iter()
+            .filter(|(number, info)| is_live(**number, info));
+        let (mut live_segments, mut live_segment_bytes) = (0, 0);
+        for (_, info) in live {
+            live_segments += 1;
+            live_segment_bytes += info.len;
+        }
         LaneStats {
-            live_segments: live,
-            live_segment_bytes: live * self.options.segment_size_bytes,
+            live_segments,
+            live_segment_bytes,
+            is_full: self.shared.is_full(),
             ..self.stats
         }
     }
 
-    /// Writes what is gathered and ends.
+    /// Writes what is gathered, ends with a synced watermark record, and closes. Waits for the
+    /// disk.
     ///
     /// # Errors
     ///
-    /// [`LogError`].
+    /// [`LogError::Latched`]: some of it is not durable. [`LogError::StorageFull`]: there is no
+    /// room for what is gathered.
     pub fn close(mut self) -> Result<(), LogError> {
-        while self.latched.is_none() && (self.in_flight.is_some() || !self.gathered.is_empty()) {
-            self.poll(Time(u64::MAX));
+        self.stage_close();
+        while self.latched.is_none()
+            && (self.flight.is_some() || !self.queue.is_empty() || !self.staging.is_empty())
+        {
+            let now = self.now;
+            self.begin_or_latch();
+            self.pool.maintain(now);
+            let done = self.vfs.completions(Time(u64::MAX));
+            if done.is_empty() && self.flight.is_none() {
+                if self.shared.is_full() && !self.pool.is_making() {
+                    return Err(LogError::StorageFull);
+                }
+                std::thread::yield_now();
+            }
+            for done in done {
+                self.on_done(done);
+            }
         }
         self.latched
             .take()
             .map_or(Ok(()), |reason| Err(LogError::Latched(reason)))
     }
-}
 
-/// What a submission does to a replica's state.
-pub(crate) fn apply(replicas: &mut BTreeMap<Key, ReplicaState>, submission: &Submission) {
-    let key = (submission.group, submission.replica);
-    let state = replicas.entry(key).or_insert_with(empty);
-    if let Some(id) = submission.restart_after {
-        state.restart_after(id);
-    }
-    if let Some(hard_state) = submission.hard_state {
-        state.hard_state = hard_state;
-    }
-    if let Some(snapshots) = &submission.snapshots {
-        state.snapshots.clone_from(&snapshots.retained);
-    }
-    for batch in &submission.entries {
-        state.append(batch);
-    }
-    if let Some(index) = submission.compact_before {
-        state.compact_before(index);
-    }
-    if submission.tombstone {
-        state.health = Health::Tombstone;
-    }
-}
-
-pub(crate) fn empty() -> ReplicaState {
-    ReplicaState {
-        hard_state: HardState::default(),
-        first: Index::new(1),
-        last: EntryId::ZERO,
-        terms: vec![TermRun {
-            first: Index::ZERO,
-            term: Term::ZERO,
-        }],
-        membership_entries: Vec::new(),
-        snapshots: Vec::new(),
-        health: Health::Sound,
-    }
-}
-
-impl ReplicaState {
-    pub(crate) fn restart_after(&mut self, id: EntryId) {
-        self.first = id.index.next();
-        self.last = id;
-        self.terms = vec![TermRun {
-            first: id.index,
-            term: id.term,
-        }];
-        self.membership_entries.clear();
-    }
-
-    pub(crate) fn append(&mut self, batch: &Batch) {
-        self.membership_entries
-            .retain(|&index| index < batch.first().index);
-        add_terms(&mut self.terms, batch);
-        for entry in batch {
-            if entry.kind().is_membership() {
-                self.membership_entries.push(entry.index());
-            }
+    fn stage_close(&mut self) {
+        if !self.staging.is_empty() {
+            self.enqueue();
         }
-        self.last = batch.last();
+        self.staging.item(None, &Item::Closed);
+        self.staging.is_close = true;
     }
 
-    pub(crate) fn compact_before(&mut self, index: Index) {
-        if index <= self.first {
-            return;
-        }
-        self.first = index;
-        let before = index.previous().unwrap_or_default();
-        while self.terms.len() > 1 && self.terms[1].first <= before {
-            self.terms.remove(0);
-        }
-        self.membership_entries.retain(|&entry| entry >= index);
+    fn enqueue(&mut self) {
+        let full = std::mem::take(&mut self.staging);
+        self.queue_bytes += full.len();
+        self.queue.push_back(full);
+    }
+
+    /// How much is gathered into one record: a segment holds at least two such.
+    fn gather_max(&self) -> usize {
+        let half = usize::try_from(self.options.segment_size_bytes / 2).unwrap_or(usize::MAX);
+        self.options.record_bytes_max.min(half)
+    }
+
+    fn tables(&self) -> std::sync::RwLockReadGuard<'_, Tables> {
+        self.shared.read()
     }
 }

@@ -1,16 +1,25 @@
 //! A segmented write-ahead log for many groups.
-#![forbid(unsafe_code)]
 
+mod config;
 mod error;
+mod hard_state;
 mod index;
+mod item;
 mod lane;
+mod pool;
+mod read;
 mod record;
 mod recovery;
+mod segment;
+mod staging;
+mod state;
 pub mod vfs;
 
+pub use config::LaneOptions;
 pub use error::LogError;
-pub use index::LogReader;
-pub use lane::{
-    Completion, Health, Lane, LaneOptions, LaneStats, Progress, Recovery, RecoveryReport,
-    ReplicaState, SnapshotRecord, SnapshotsRecord, Submission,
+pub use lane::{Lane, LaneStats, Progress};
+pub use read::{LaneSpace, LogReader};
+pub use recovery::{DamageReport, Recovery, RecoveryReport};
+pub use state::{
+    Completion, Damage, Health, ReplicaState, SnapshotRecord, SnapshotsRecord, Submission,
 };

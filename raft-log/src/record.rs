@@ -1,237 +1,239 @@
-//! The record: header, checksums, items. See FORMAT.md.
+//! The record: header, table, data. See FORMAT.md, "Records".
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use raft_proto::{EntryId, GroupId, HardState, Index, ReplicaId, Term, crc32c_append};
+use bytes::Buf;
+use raft_proto::crc32c_append;
 
-use crate::lane::{SnapshotRecord, SnapshotsRecord};
-
-pub(crate) const RECORD_HEADER_BYTES: usize = 40;
-const MAGIC: u32 = 0x314C_5246;
-const VERSION: u8 = 1;
-const ITEM_HEADER_BYTES: usize = 24;
+pub(crate) const RECORD_HEADER_BYTES: usize = 64;
+/// Records begin at multiples of this.
+pub(crate) const RECORD_ALIGN: usize = 64;
+/// The largest table or data a record may claim, whatever the options: nothing larger is believed.
+pub(crate) const RECORD_BYTES_HARD_MAX: usize = 256 << 20;
+pub(crate) const RECORD_MAGIC: u32 = 0x314C_5246;
+pub(crate) const VERSION: u8 = 1;
 
 /// What a record is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum RecordKind {
     /// Submissions.
-    Data,
+    Data = 1,
     /// All replicas' state, at the start of a segment.
-    Checkpoint,
-    /// Nothing but a watermark.
-    Watermark,
+    Checkpoint = 2,
+    /// Little but a watermark: at the end of a burst, of an open, and of a clean close.
+    Watermark = 3,
+    /// The runs of each replica, at the end of a sealed segment.
+    Footer = 4,
 }
 
-/// A record's header, checked.
-#[derive(Clone, Copy, Debug)]
+/// Where bytes belong: mixed into each of their checksums, so that they validate nowhere else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) incarnation: u64,
+    pub(crate) offset: u64,
+}
+
+impl Place {
+    pub(crate) fn seal(self, crc: u32) -> u32 {
+        let mut place = [0; 16];
+        place[..8].copy_from_slice(&self.incarnation.to_le_bytes());
+        place[8..].copy_from_slice(&self.offset.to_le_bytes());
+        crc32c_append(crc, &place)
+    }
+
+    pub(crate) fn checksum(self, bytes: &[u8]) -> u32 {
+        self.seal(crc32c_append(0, bytes))
+    }
+}
+
+/// A record's header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecordHeader {
     pub(crate) kind: RecordKind,
-    pub(crate) len: usize,
+    pub(crate) lane: u16,
     pub(crate) lsn: u64,
     pub(crate) synced_lsn: u64,
-    pub(crate) payload_crc: u32,
+    pub(crate) table_len: usize,
+    /// Without the padding.
+    pub(crate) data_len: usize,
+    /// Of the table, sealed with the place.
+    pub(crate) table_crc: u32,
+    /// Of the data and its padding, sealed with the place.
+    pub(crate) data_crc: u32,
 }
 
-fn seed(incarnation: u64, offset: u64) -> u32 {
-    crc32c_append(
-        crc32c_append(0, &incarnation.to_le_bytes()),
-        &offset.to_le_bytes(),
-    )
-}
-
-pub(crate) fn payload_crc(incarnation: u64, offset: u64, parts: &[Bytes]) -> u32 {
-    parts.iter().fold(seed(incarnation, offset), |crc, part| {
-        crc32c_append(crc, part)
-    })
+/// Why bytes are no header of this version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoHeader {
+    /// Not a header of this place.
+    Invalid,
+    /// Whole, and of a version or kind that this program does not know.
+    Newer { version: u8, kind: u8 },
 }
 
 impl RecordHeader {
-    pub(crate) fn encode(&self, lane: u16, incarnation: u64, offset: u64) -> Bytes {
-        let mut out = BytesMut::with_capacity(RECORD_HEADER_BYTES);
-        out.put_u32_le(MAGIC);
-        out.put_u8(VERSION);
-        out.put_u8(match self.kind {
-            RecordKind::Data => 1,
-            RecordKind::Checkpoint => 2,
-            RecordKind::Watermark => 3,
-        });
-        out.put_u16_le(lane);
-        out.put_u64_le(u64::try_from(self.len).expect("a length fits"));
-        out.put_u64_le(self.lsn);
-        out.put_u64_le(self.synced_lsn);
-        out.put_u32_le(self.payload_crc);
-        let crc = crc32c_append(seed(incarnation, offset), &out);
-        out.put_u32_le(crc);
-        out.freeze()
+    /// The bytes the record takes in its segment.
+    pub(crate) const fn total(&self) -> usize {
+        (RECORD_HEADER_BYTES + self.table_len + self.data_len).next_multiple_of(RECORD_ALIGN)
     }
 
-    pub(crate) fn decode(mut bytes: &[u8], incarnation: u64, offset: u64) -> Option<Self> {
-        let all = bytes.get(..RECORD_HEADER_BYTES)?;
-        let crc = crc32c_append(seed(incarnation, offset), &all[..RECORD_HEADER_BYTES - 4]);
-        if bytes.get_u32_le() != MAGIC || bytes.get_u8() != VERSION {
-            return None;
+    pub(crate) fn encode(&self, place: Place) -> [u8; RECORD_HEADER_BYTES] {
+        let len = |len: usize| u32::try_from(len).expect("a record is bounded far below 4 GiB");
+        let mut out = [0; RECORD_HEADER_BYTES];
+        out[0..4].copy_from_slice(&RECORD_MAGIC.to_le_bytes());
+        out[4] = VERSION;
+        out[5] = self.kind as u8;
+        out[6..8].copy_from_slice(&self.lane.to_le_bytes());
+        out[8..16].copy_from_slice(&self.lsn.to_le_bytes());
+        out[16..24].copy_from_slice(&self.synced_lsn.to_le_bytes());
+        out[24..28].copy_from_slice(&len(self.table_len).to_le_bytes());
+        out[28..32].copy_from_slice(&len(self.data_len).to_le_bytes());
+        out[32..36].copy_from_slice(&self.table_crc.to_le_bytes());
+        out[36..40].copy_from_slice(&self.data_crc.to_le_bytes());
+        // 40..60 is reserved and zero.
+        let crc = place.checksum(&out[..60]);
+        out[60..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    pub(crate) fn decode(bytes: &[u8], place: Place) -> Result<Self, NoHeader> {
+        let all = bytes.get(..RECORD_HEADER_BYTES).ok_or(NoHeader::Invalid)?;
+        let mut fields = all;
+        if fields.get_u32_le() != RECORD_MAGIC {
+            return Err(NoHeader::Invalid);
         }
-        let kind = match bytes.get_u8() {
+        let (version, kind) = (fields.get_u8(), fields.get_u8());
+        let (lane, lsn, synced_lsn) = (
+            fields.get_u16_le(),
+            fields.get_u64_le(),
+            fields.get_u64_le(),
+        );
+        let (table_len, data_len) = (fields.get_u32_le(), fields.get_u32_le());
+        let (table_crc, data_crc) = (fields.get_u32_le(), fields.get_u32_le());
+        let reserved = fields.copy_to_bytes(20);
+        if fields.get_u32_le() != place.checksum(&all[..60]) {
+            return Err(NoHeader::Invalid);
+        }
+        let newer = NoHeader::Newer { version, kind };
+        let kind = match kind {
             1 => RecordKind::Data,
             2 => RecordKind::Checkpoint,
             3 => RecordKind::Watermark,
-            _ => return None,
+            4 => RecordKind::Footer,
+            _ => return Err(newer),
         };
-        let _lane = bytes.get_u16_le();
-        let len = usize::try_from(bytes.get_u64_le()).ok()?;
-        let (lsn, synced_lsn) = (bytes.get_u64_le(), bytes.get_u64_le());
-        let payload_crc = bytes.get_u32_le();
-        (bytes.get_u32_le() == crc).then_some(Self {
+        if version != VERSION || reserved.iter().any(|&byte| byte != 0) {
+            return Err(newer);
+        }
+        let len = |len: u32| {
+            let len = usize::try_from(len).ok()?;
+            (len <= RECORD_BYTES_HARD_MAX).then_some(len)
+        };
+        let lens = len(table_len).zip(len(data_len));
+        let (table_len, data_len) = lens.ok_or(NoHeader::Invalid)?;
+        if lsn == 0 || synced_lsn >= lsn {
+            return Err(NoHeader::Invalid);
+        }
+        Ok(Self {
             kind,
-            len,
+            lane,
             lsn,
             synced_lsn,
-            payload_crc,
+            table_len,
+            data_len,
+            table_crc,
+            data_crc,
         })
     }
 }
 
-/// One thing a record says of one replica.
-#[derive(Clone, Debug)]
-pub(crate) enum Item {
-    Entries {
-        bytes: Bytes,
-        offset_in_payload: usize,
-    },
-    HardState(HardState),
-    Snapshots(SnapshotsRecord),
-    RestartAfter(EntryId),
-    CompactBefore(Index),
-    Tombstone,
-    /// The first index, the term before it and the last entry, in checkpoints.
-    Start {
-        first: Index,
-        term_before: Term,
-        last: EntryId,
-    },
+/// The padding behind `len` bytes of a record.
+pub(crate) fn padding(len: usize) -> &'static [u8] {
+    static ZEROES: [u8; RECORD_ALIGN] = [0; RECORD_ALIGN];
+    &ZEROES
+        [..(RECORD_HEADER_BYTES + len).next_multiple_of(RECORD_ALIGN) - RECORD_HEADER_BYTES - len]
 }
 
-pub(crate) fn put_item_header(
-    out: &mut BytesMut,
-    kind: u8,
-    len: usize,
-    group: GroupId,
-    replica: ReplicaId,
-) {
-    out.put_u8(kind);
-    out.put_bytes(0, 3);
-    out.put_u32_le(u32::try_from(len).expect("an item is smaller than a record"));
-    out.put_u64_le(group.get());
-    out.put_u64_le(replica.get());
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-pub(crate) fn put_item(out: &mut BytesMut, group: GroupId, replica: ReplicaId, item: &Item) {
-    let mut body = BytesMut::new();
-    let kind = match item {
-        Item::Entries { bytes, .. } => {
-            body.put_slice(bytes);
-            1
+    fn header() -> RecordHeader {
+        RecordHeader {
+            kind: RecordKind::Data,
+            lane: 3,
+            lsn: 9,
+            synced_lsn: 8,
+            table_len: 100,
+            data_len: 5_000,
+            table_crc: 1,
+            data_crc: 2,
         }
-        Item::HardState(hard_state) => {
-            body.put_u64_le(hard_state.term.get());
-            body.put_u64_le(hard_state.vote.map_or(0, ReplicaId::get));
-            body.put_u64_le(hard_state.commit.get());
-            2
-        }
-        Item::Snapshots(record) => {
-            for snapshot in &record.retained {
-                body.put_u64_le(snapshot.id.term.get());
-                body.put_u64_le(snapshot.id.index.get());
-                body.put_u32_le(u32::try_from(snapshot.membership.len()).expect("bounded"));
-                body.put_slice(&snapshot.membership);
-            }
-            3
-        }
-        Item::RestartAfter(id) => {
-            body.put_u64_le(id.term.get());
-            body.put_u64_le(id.index.get());
-            4
-        }
-        Item::CompactBefore(index) => {
-            body.put_u64_le(index.get());
-            5
-        }
-        Item::Tombstone => 6,
-        Item::Start {
-            first,
-            term_before,
-            last,
-        } => {
-            body.put_u64_le(first.get());
-            body.put_u64_le(term_before.get());
-            body.put_u64_le(last.term.get());
-            body.put_u64_le(last.index.get());
-            7
-        }
-    };
-    put_item_header(out, kind, body.len(), group, replica);
-    out.put_slice(&body);
-}
-
-pub(crate) const ENTRIES_ITEM_KIND: u8 = 1;
-pub(crate) const ENTRIES_ITEM_HEADER_BYTES: usize = ITEM_HEADER_BYTES;
-
-/// Reads all items of a payload whose checksum holds.
-pub(crate) fn items(payload: &Bytes) -> Option<Vec<(GroupId, ReplicaId, Item)>> {
-    let mut found = Vec::new();
-    let mut at = 0;
-    while at < payload.len() {
-        let mut header = payload.get(at..at + ITEM_HEADER_BYTES)?;
-        let kind = header.get_u8();
-        header.advance(3);
-        let len = usize::try_from(header.get_u32_le()).ok()?;
-        let group = GroupId::new(header.get_u64_le())?;
-        let replica = ReplicaId::new(header.get_u64_le())?;
-        let start = at + ITEM_HEADER_BYTES;
-        let mut body = payload.get(start..start.checked_add(len)?)?;
-        let numbers = |body: &mut &[u8]| (body.len() >= 8).then(|| body.get_u64_le());
-        let item = match kind {
-            1 => Item::Entries {
-                bytes: payload.slice(start..start + len),
-                offset_in_payload: start,
-            },
-            2 => Item::HardState(HardState {
-                term: Term::new(numbers(&mut body)?),
-                vote: ReplicaId::new(numbers(&mut body)?),
-                commit: Index::new(numbers(&mut body)?),
-            }),
-            3 => {
-                let mut retained = Vec::new();
-                while !body.is_empty() {
-                    let term = Term::new(numbers(&mut body)?);
-                    let index = Index::new(numbers(&mut body)?);
-                    let len = usize::try_from(body.try_get_u32_le().ok()?).ok()?;
-                    let membership = Bytes::copy_from_slice(body.get(..len)?);
-                    body.advance(len);
-                    retained.push(SnapshotRecord {
-                        id: EntryId::new(term, index),
-                        membership,
-                    });
-                }
-                Item::Snapshots(SnapshotsRecord { retained })
-            }
-            4 => {
-                let term = Term::new(numbers(&mut body)?);
-                Item::RestartAfter(EntryId::new(term, Index::new(numbers(&mut body)?)))
-            }
-            5 => Item::CompactBefore(Index::new(numbers(&mut body)?)),
-            6 => Item::Tombstone,
-            7 => Item::Start {
-                first: Index::new(numbers(&mut body)?),
-                term_before: Term::new(numbers(&mut body)?),
-                last: EntryId::new(
-                    Term::new(numbers(&mut body)?),
-                    Index::new(numbers(&mut body)?),
-                ),
-            },
-            _ => return None,
-        };
-        found.push((group, replica, item));
-        at = start + len;
     }
-    Some(found)
+
+    const PLACE: Place = Place {
+        incarnation: 77,
+        offset: 512,
+    };
+
+    #[test]
+    fn headers_survive_the_round_trip_and_lie_in_their_place_alone() {
+        let bytes = header().encode(PLACE);
+        assert_eq!(RecordHeader::decode(&bytes, PLACE), Ok(header()));
+        for other in [
+            Place {
+                offset: 576,
+                ..PLACE
+            },
+            Place {
+                incarnation: 78,
+                ..PLACE
+            },
+        ] {
+            let found = RecordHeader::decode(&bytes, other);
+            assert_eq!(found, Err(NoHeader::Invalid));
+        }
+    }
+
+    #[test]
+    fn every_flipped_bit_of_a_header_is_found() {
+        let bytes = header().encode(PLACE);
+        for bit in 0..bytes.len() * 8 {
+            let mut flipped = bytes;
+            flipped[bit / 8] ^= 1 << (bit % 8);
+            let found = RecordHeader::decode(&flipped, PLACE);
+            assert_eq!(found, Err(NoHeader::Invalid), "bit {bit}");
+        }
+    }
+
+    #[test]
+    fn fault_12_lengths_out_of_bounds_are_invalid() {
+        for len in [u32::MAX, u32::MAX / 2, 0x1000_0001] {
+            let mut bytes = header().encode(PLACE);
+            bytes[24..28].copy_from_slice(&len.to_le_bytes());
+            let crc = PLACE.checksum(&bytes[..60]);
+            bytes[60..].copy_from_slice(&crc.to_le_bytes());
+            let found = RecordHeader::decode(&bytes, PLACE);
+            assert_eq!(found, Err(NoHeader::Invalid));
+        }
+    }
+
+    #[test]
+    fn fault_13_a_whole_header_of_a_later_version_is_told_apart() {
+        for (at, value) in [(4, 2_u8), (5, 9), (41, 1)] {
+            let mut bytes = header().encode(PLACE);
+            bytes[at] = value;
+            let crc = PLACE.checksum(&bytes[..60]);
+            bytes[60..].copy_from_slice(&crc.to_le_bytes());
+            let found = RecordHeader::decode(&bytes, PLACE);
+            assert!(matches!(found, Err(NoHeader::Newer { .. })), "byte {at}");
+        }
+    }
+
+    #[test]
+    fn padding_fills_to_the_next_boundary() {
+        for len in 0..300 {
+            let all = RECORD_HEADER_BYTES + len + padding(len).len();
+            assert_eq!(all % RECORD_ALIGN, 0);
+            assert!(padding(len).len() < RECORD_ALIGN);
+        }
+    }
 }

@@ -1,283 +1,514 @@
-//! What an open does: scan the segments, tell a torn tail from damage, make the end durable.
+//! What an open does: find what is durable, tell a torn tail from damage, mend what may be mended.
+//! See FORMAT.md, "Recovery".
+//!
+//! [`analyse`] only reads; [`mend`] writes. The tools stop after the first.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
-use raft_proto::{Batch, EntryId, TermRun, crc32c_append};
+use raft_proto::{GroupId, Index, ReplicaId};
 
+use crate::config::LaneOptions;
 use crate::error::LogError;
-use crate::index::{Key, LogReader, Run, add_run};
-use crate::lane::{
-    Health, LaneOptions, RecoveryReport, ReplicaState, SEGMENT_HEADER_BYTES, Segment, empty,
+use crate::hard_state::{self, VotesFound};
+use crate::index::{SegmentInfo, Tables};
+use crate::item::{Item, Key};
+use crate::lane::Active;
+use crate::read::lane_dir;
+use crate::record::RecordKind;
+use crate::segment::{
+    HeaderFound, SEGMENT_HEADER_BYTES, SegmentHeader, segment_number, segment_path,
 };
-use crate::record::{Item, RECORD_HEADER_BYTES, RecordHeader, RecordKind, items, payload_crc};
+use crate::state::{Damage, Health, ReplicaState};
 use crate::vfs::{FileId, Vfs};
 
-const MAGIC: u64 = 0x3147_4553_464C_5446;
-const VERSION: u32 = 1;
+mod mend;
+mod scan;
 
-pub(crate) struct Found {
-    pub(crate) replicas: BTreeMap<Key, ReplicaState>,
-    pub(crate) segments: Vec<Segment>,
-    pub(crate) last_lsn: u64,
-    pub(crate) report: RecoveryReport,
+pub(crate) use mend::{Opening, mend};
+pub(crate) use scan::{Record, SegmentBytes};
+
+/// What an open found.
+#[derive(Clone, Debug, Default)]
+pub struct Recovery {
+    /// The replicas.
+    pub replicas: BTreeMap<(GroupId, ReplicaId), ReplicaState>,
+    /// What was amiss.
+    pub report: RecoveryReport,
 }
 
-/// Makes a prepared segment: zeroed, headed, durable.
-pub(crate) fn create(
+/// What was amiss. All empty after a clean close.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Bytes cut from the tail: a write that a crash interrupted, never acknowledged. They are
+    /// kept aside in a file beside the segments.
+    pub torn_bytes: u64,
+    /// Places where what had been durable is lost.
+    pub damaged: Vec<DamageReport>,
+    /// Numbers of segments that are gone.
+    pub missing: Vec<u64>,
+    /// Files that bear a segment's name and are not that segment.
+    pub foreign: Vec<String>,
+    /// Files that are none of ours; they are left alone.
+    pub ignored: Vec<String>,
+}
+
+/// A place where what had been durable is lost, and whom it concerns.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DamageReport {
+    /// The segment.
+    pub segment: u64,
+    /// The byte in it.
+    pub offset: u64,
+    /// What is wrong.
+    pub reason: &'static str,
+    /// The replicas that lost something, and the entries lost, inclusive; 0 to 0 if it may be
+    /// anything but entries.
+    pub replicas: Vec<(GroupId, ReplicaId, Index, Index)>,
+}
+
+impl RecoveryReport {
+    /// Whether records were lost, or may have been: then a vote may be lost with them.
+    pub(crate) fn is_suspect(&self) -> bool {
+        self.torn_bytes > 0
+            || !self.damaged.is_empty()
+            || !self.missing.is_empty()
+            || !self.foreign.is_empty()
+    }
+}
+
+/// A segment file that is there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SegmentFile {
+    pub(crate) number: u64,
+    pub(crate) file: FileId,
+    pub(crate) len: u64,
+    /// `None` if the header cannot be read.
+    pub(crate) header: Option<SegmentHeader>,
+}
+
+/// What is to be cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Cut {
+    pub(crate) offset: u64,
+    /// Bytes that were written there, about: 0 if there is nothing to keep aside.
+    pub(crate) bytes: u64,
+    /// Whether the rest must be zeroed.
+    pub(crate) is_dirty: bool,
+}
+
+/// What the files say.
+#[derive(Debug)]
+pub(crate) struct Analysis {
+    pub(crate) files: BTreeMap<u64, SegmentFile>,
+    pub(crate) tables: Tables,
+    /// The segment appended to last; `None` if there is none, or none that may be appended to.
+    pub(crate) active: Option<Active>,
+    pub(crate) cut: Cut,
+    /// From here on the active segment is written again before it is trusted.
+    pub(crate) unproven_at: u64,
+    /// The active segment's footer, if it ends with one: offset and lsn.
+    pub(crate) footer: Option<(u64, u64)>,
+    /// The last segment that holds records.
+    pub(crate) newest: u64,
+    pub(crate) last_lsn: u64,
+    /// Files that nothing needs: removed by an open.
+    pub(crate) dead: Vec<u64>,
+    /// Files that were in use and cannot be read: kept aside by an open.
+    pub(crate) unreadable: Vec<u64>,
+    pub(crate) votes: VotesFound,
+    pub(crate) report: RecoveryReport,
+    /// Replicas whose health is new, and to be recorded.
+    pub(crate) healths: BTreeSet<Key>,
+    /// Replicas whose vote comes from the vote file.
+    pub(crate) voted: BTreeSet<Key>,
+}
+
+/// The state while the records are gone through.
+struct Walk<'a> {
+    vfs: &'a dyn Vfs,
+    options: &'a LaneOptions,
+    tables: Tables,
+    report: RecoveryReport,
+    healths: BTreeSet<Key>,
+    voted: BTreeSet<Key>,
+    /// Segments whose file bears another segment's header.
+    misnamed: BTreeSet<u64>,
+    unreadable: BTreeSet<u64>,
+    /// Something lies behind the last record that may have been a write, or stale.
+    may_be_cut: bool,
+    /// Segments named by a checkpoint, with their incarnations; those released since are gone.
+    named: BTreeMap<u64, u64>,
+    released: BTreeSet<u64>,
+    /// Records whose table is lost: any replica may have been in them.
+    lost_tables: Vec<(u64, u64)>,
+}
+
+/// Reads everything and changes nothing.
+pub(crate) fn analyse(
     vfs: &dyn Vfs,
-    dir: &Path,
-    number: u64,
-    lsn: u64,
-    len: u64,
-) -> Result<Segment, LogError> {
-    let path = dir.join(format!("{number:016x}.seg"));
-    let file = vfs.open(&path, true)?;
-    vfs.prepare(file, len)?;
-    // Never the same twice for one place: the number rises, and the lsn with every attempt.
-    let incarnation = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) ^ lsn.rotate_left(32);
-    let mut header = BytesMut::new();
-    header.put_u64_le(MAGIC);
-    header.put_u32_le(VERSION);
-    header.put_u64_le(number);
-    header.put_u64_le(incarnation);
-    let crc = crc32c_append(0, &header);
-    header.put_u32_le(crc);
-    vfs.write(file, 0, &header)?;
-    vfs.sync(file)?;
-    vfs.sync_dir(dir)?;
-    Ok(Segment {
-        number,
-        file,
-        path,
-        incarnation,
+    data_dir: &Path,
+    options: &LaneOptions,
+) -> Result<Analysis, LogError> {
+    let dir = lane_dir(data_dir, options.lane);
+    let votes = hard_state::load(vfs, data_dir, options.lane, options.identity)?;
+    let mut walk = Walk {
+        vfs,
+        options,
+        tables: Tables::default(),
+        report: RecoveryReport::default(),
+        healths: BTreeSet::new(),
+        voted: BTreeSet::new(),
+        misnamed: BTreeSet::new(),
+        unreadable: BTreeSet::new(),
+        may_be_cut: false,
+        named: BTreeMap::new(),
+        released: BTreeSet::new(),
+        lost_tables: Vec::new(),
+    };
+    let files = walk.files(&dir)?;
+    let base = walk.base(&dir, &files)?;
+    walk.sealed_before(&dir, &files, base)?;
+    let end = walk.records_from(&dir, &files, base)?;
+    walk.settle_files(&dir, &files, base, &end);
+    walk.settle(&votes);
+    let is_dead = |number: &u64| {
+        *number <= end.newest
+            && !walk.tables.segments.contains_key(number)
+            && !walk.misnamed.contains(number)
+            && !walk.unreadable.contains(number)
+    };
+    let dead = files.keys().copied().filter(is_dead).collect();
+    Ok(Analysis {
+        files,
+        tables: walk.tables,
+        active: end.active,
+        cut: end.cut,
+        unproven_at: end.unproven_at,
+        footer: end.footer,
+        newest: end.newest,
+        last_lsn: end.last_lsn,
+        dead,
+        unreadable: walk.unreadable.into_iter().collect(),
+        votes,
+        report: walk.report,
+        healths: walk.healths,
+        voted: walk.voted,
     })
 }
 
-fn incarnation(vfs: &dyn Vfs, file: FileId, number: u64) -> Result<Option<u64>, LogError> {
-    let bytes = vfs.read(file, 0, 32)?;
-    if bytes.len() < 32 {
-        return Ok(None);
-    }
-    let crc = crc32c_append(0, &bytes[..28]);
-    let mut fields = &bytes[..];
-    let is_ours = fields.get_u64_le() == MAGIC
-        && fields.get_u32_le() == VERSION
-        && fields.get_u64_le() == number;
-    let incarnation = fields.get_u64_le();
-    Ok((is_ours && fields.get_u32_le() == crc).then_some(incarnation))
-}
-
-pub(crate) fn recover(
-    vfs: &dyn Vfs,
-    dir: &Path,
-    options: &LaneOptions,
-    reader: &LogReader,
-) -> Result<Found, LogError> {
-    let mut found = Found {
-        replicas: BTreeMap::new(),
-        segments: Vec::new(),
-        last_lsn: 0,
-        report: RecoveryReport::default(),
-    };
-    for entry in vfs.list(dir)? {
-        let number = entry.name.strip_suffix(".seg").filter(|_| entry.is_file);
-        let Some(number) = number.and_then(|name| u64::from_str_radix(name, 16).ok()) else {
-            continue;
-        };
-        let path = dir.join(&entry.name);
-        let file = vfs.open(&path, false)?;
-        match incarnation(vfs, file, number)? {
-            Some(incarnation) => {
-                found.segments.push(Segment {
+impl Walk<'_> {
+    /// The segment files of the lane, headers read.
+    fn files(&mut self, dir: &Path) -> Result<BTreeMap<u64, SegmentFile>, LogError> {
+        let mut files = BTreeMap::new();
+        for entry in self.vfs.list(dir)? {
+            let number = segment_number(&entry.name).filter(|_| entry.is_file);
+            let Some(number) = number else {
+                let is_ours = [mend::CUT_SUFFIX, mend::DAMAGED_SUFFIX]
+                    .iter()
+                    .any(|suffix| entry.is_file && entry.name.ends_with(suffix));
+                if !is_ours {
+                    self.report.ignored.push(entry.name);
+                }
+                continue;
+            };
+            let path = dir.join(&entry.name);
+            let file = self.vfs.open(&path, false)?;
+            let len = self.vfs.len(file)?;
+            let head = self.vfs.read(file, 0, SEGMENT_HEADER_BYTES)?;
+            let header = match SegmentHeader::decode(&head) {
+                HeaderFound::Whole(header) => Some(header),
+                HeaderFound::Unreadable => None,
+                HeaderFound::Newer(version) => {
+                    return Err(LogError::NeedsVersion {
+                        path,
+                        offset: 0,
+                        version,
+                    });
+                }
+            };
+            let is_foreign = header.is_some_and(|header| {
+                header.lane != self.options.lane || header.identity != self.options.identity
+            });
+            if is_foreign {
+                self.vfs.close(file);
+                self.report.foreign.push(entry.name);
+                continue;
+            }
+            files.insert(
+                number,
+                SegmentFile {
                     number,
                     file,
-                    path,
-                    incarnation,
-                });
-            }
-            None => {
-                // Made and not finished: nothing was ever written behind its header.
-                vfs.close(file);
-                vfs.remove_file(&path)?;
-            }
+                    len,
+                    header,
+                },
+            );
         }
+        Ok(files)
     }
-    let segments = std::mem::take(&mut found.segments);
-    let count = segments.len();
-    let mut runs = BTreeMap::new();
-    for (at, segment) in segments.iter().enumerate() {
-        scan(
-            vfs,
-            segment,
-            at + 1 == count,
-            options,
-            &mut found,
-            &mut runs,
-        )?;
-    }
-    for (key, runs) in &mut runs {
-        let first = found
-            .replicas
-            .get(key)
-            .map(|state: &ReplicaState| state.first);
-        while runs
-            .front()
-            .is_some_and(|run: &Run| Some(run.last.index) < first)
-        {
-            runs.pop_front();
-        }
-    }
-    let mut tables = reader.write();
-    tables.files.extend(
-        segments
-            .iter()
-            .map(|segment| (segment.number, segment.file)),
-    );
-    tables.runs.extend(runs);
-    drop(tables);
-    found.segments = segments;
-    Ok(found)
-}
 
-fn scan(
-    vfs: &dyn Vfs,
-    segment: &Segment,
-    is_last: bool,
-    options: &LaneOptions,
-    found: &mut Found,
-    runs: &mut BTreeMap<Key, std::collections::VecDeque<Run>>,
-) -> Result<(), LogError> {
-    let len = usize::try_from(vfs.len(segment.file)?).unwrap_or(usize::MAX);
-    let content = vfs.read(segment.file, 0, len)?;
-    let mut at = usize::try_from(SEGMENT_HEADER_BYTES).expect("small");
-    let mut is_first = true;
-    while let Some((header, payload)) = record(&content, at, segment.incarnation, options) {
-        let is_checkpoint = header.kind == RecordKind::Checkpoint && is_first;
-        is_first = false;
-        take(found, runs, segment, at, &payload, is_checkpoint)?;
-        found.last_lsn = header.lsn;
-        at += RECORD_HEADER_BYTES + header.len;
-    }
-    // A later record that says this place was durable: damage. Else a torn tail.
-    for later in at + 1..content.len().saturating_sub(RECORD_HEADER_BYTES) {
-        let offset = u64::try_from(later).expect("an offset fits");
-        if let Some(header) = RecordHeader::decode(&content[later..], segment.incarnation, offset)
-            && header.synced_lsn > found.last_lsn
-        {
-            let what = format!("segment {} at byte {at}", segment.number);
-            found.report.damaged.push(what.clone());
-            for state in found.replicas.values_mut() {
-                state.health = Health::Damaged(what.clone());
+    /// The newest segment with a whole checkpoint: everything before it is told by it and by
+    /// footers, everything behind by records.
+    fn base(
+        &mut self,
+        dir: &Path,
+        files: &BTreeMap<u64, SegmentFile>,
+    ) -> Result<Option<u64>, LogError> {
+        for (number, file) in files.iter().rev() {
+            let Some(header) = file.header.filter(|header| header.number == *number) else {
+                continue;
+            };
+            let mut segment =
+                SegmentBytes::open(self.vfs, dir, file, header.incarnation, self.options)?;
+            let Ok(record) = segment.record(SEGMENT_HEADER_BYTES)? else {
+                continue;
+            };
+            if record.header.kind != RecordKind::Checkpoint || record.table.is_none() {
+                continue;
             }
+            if self.take_checkpoint(&record).is_some() {
+                return Ok(Some(*number));
+            }
+        }
+        Ok(None)
+    }
+
+    fn take_checkpoint(&mut self, record: &Record) -> Option<()> {
+        let mut tables = Tables::default();
+        let mut named = BTreeMap::new();
+        for item in crate::item::items(record.table.as_ref()?) {
+            match item? {
+                (None, Item::Segments(segments)) => named.extend(segments),
+                (Some(key), Item::State(state)) => {
+                    tables.replicas.entry(key).or_default().state = *state;
+                }
+                (Some(key), Item::Health(health)) => {
+                    tables.replicas.entry(key).or_default().state.health = health;
+                }
+                _ => return None,
+            }
+        }
+        self.tables = tables;
+        self.named = named;
+        Some(())
+    }
+
+    /// Takes the segments that the checkpoint names, all but the one it lies in: by their footers,
+    /// or record by record where there is none.
+    fn sealed_before(
+        &mut self,
+        dir: &Path,
+        files: &BTreeMap<u64, SegmentFile>,
+        base: Option<u64>,
+    ) -> Result<(), LogError> {
+        let Some(base) = base else {
             return Ok(());
-        }
-    }
-    let tail = content.get(at..).unwrap_or_default();
-    if let Some(last) = tail.iter().rposition(|&byte| byte != 0) {
-        found.report.torn_bytes += u64::try_from(last + 1).expect("a length fits");
-        vfs.write(
-            segment.file,
-            u64::try_from(at).expect("fits"),
-            &vec![0; last + 1],
-        )?;
-    }
-    if is_last {
-        // A process that died may have left pages that were never on the disk.
-        vfs.write(segment.file, 0, &content[..at.min(content.len())])?;
-    }
-    vfs.sync(segment.file)?;
-    Ok(())
-}
-
-fn record(
-    content: &Bytes,
-    at: usize,
-    incarnation: u64,
-    options: &LaneOptions,
-) -> Option<(RecordHeader, Bytes)> {
-    let offset = u64::try_from(at).expect("an offset fits");
-    let header = RecordHeader::decode(content.get(at..)?, incarnation, offset)?;
-    let start = at + RECORD_HEADER_BYTES;
-    let end = start.checked_add(header.len)?;
-    if end > content.len() || header.len > options.record_bytes_max * 2 {
-        return None;
-    }
-    let payload = content.slice(start..end);
-    let crc = payload_crc(incarnation, offset, std::slice::from_ref(&payload));
-    (crc == header.payload_crc).then_some((header, payload))
-}
-
-fn take(
-    found: &mut Found,
-    runs: &mut BTreeMap<Key, std::collections::VecDeque<Run>>,
-    segment: &Segment,
-    at: usize,
-    payload: &Bytes,
-    is_checkpoint: bool,
-) -> Result<(), LogError> {
-    let damaged = |reason: &str| LogError::Damaged {
-        segment: segment.number,
-        offset: u64::try_from(at).expect("an offset fits"),
-        reason: reason.to_owned(),
-    };
-    let items =
-        items(payload).ok_or_else(|| damaged("a record with sound checksums is unreadable"))?;
-    for (group, replica, item) in items {
-        let state = found.replicas.entry((group, replica)).or_insert_with(empty);
-        match item {
-            Item::Start {
-                first,
-                term_before,
-                last,
-            } if is_checkpoint => {
-                if state.last.index == raft_proto::Index::ZERO && first.get() > 1 {
-                    let before = first.previous().unwrap_or_default();
-                    state.restart_after(EntryId::new(term_before, before));
-                }
-                state.compact_before(first);
-                // Entries that only a dropped segment held were compacted later on; what is left
-                // of them is the term of the place where they ended.
-                if last.index > state.last.index {
-                    if state.terms.last().is_none_or(|run| run.term != last.term) {
-                        state.terms.push(TermRun {
-                            first: last.index,
-                            term: last.term,
-                        });
-                    }
-                    state.last = last;
-                }
+        };
+        let named: Vec<(u64, u64)> = self.named.range(..base).map(|(n, i)| (*n, *i)).collect();
+        for (number, incarnation) in named {
+            let Some(file) = files.get(&number).copied() else {
+                self.report.missing.push(number);
+                continue;
+            };
+            let is_other = file
+                .header
+                .is_some_and(|header| header.number != number || header.incarnation != incarnation);
+            if is_other {
+                self.misnamed.insert(number);
+                continue;
             }
-            Item::Start { .. } => return Err(damaged("a start outside a checkpoint")),
-            Item::HardState(hard_state) => state.hard_state = hard_state,
-            Item::Snapshots(record) => state.snapshots = record.retained,
-            Item::RestartAfter(id) => {
-                state.restart_after(id);
-                runs.remove(&(group, replica));
+            if file.header.is_none() {
+                self.damage(number, 0, "the header and its copy are unreadable", &[]);
             }
-            Item::CompactBefore(index) => state.compact_before(index),
-            Item::Tombstone => state.health = Health::Tombstone,
-            Item::Entries {
-                bytes,
-                offset_in_payload,
-            } => {
-                let batch =
-                    Batch::decode(group, bytes).map_err(|error| damaged(&error.to_string()))?;
-                let offset = at + RECORD_HEADER_BYTES + offset_in_payload;
-                add_run(
-                    runs.entry((group, replica)).or_default(),
-                    Run {
-                        first: batch.first().index,
-                        last: batch.last(),
-                        segment: segment.number,
-                        offset: u64::try_from(offset).expect("an offset fits"),
-                        len: batch.size_bytes(),
-                    },
-                );
-                state.append(&batch);
+            self.tables.segments.insert(
+                number,
+                SegmentInfo {
+                    file: file.file,
+                    len: file.len,
+                    incarnation,
+                    live_spans: 0,
+                    live_bytes: 0,
+                    is_sealed: true,
+                },
+            );
+            let mut segment = SegmentBytes::open(self.vfs, dir, &file, incarnation, self.options)?;
+            let by_footer = self.take_footer(&mut segment)?;
+            if !by_footer || self.options.verify_all {
+                self.take_records(&mut segment, by_footer)?;
             }
         }
+        Ok(())
     }
-    Ok(())
+
+    fn damage(
+        &mut self,
+        segment: u64,
+        offset: u64,
+        reason: &'static str,
+        replicas: &[(Key, Index, Index)],
+    ) {
+        for (key, first, last) in replicas {
+            let damage = Damage {
+                segment,
+                offset,
+                first: *first,
+                last: *last,
+            };
+            self.hurt(*key, Health::Damaged(damage));
+        }
+        self.report.damaged.push(DamageReport {
+            segment,
+            offset,
+            reason,
+            replicas: replicas
+                .iter()
+                .map(|(key, first, last)| (key.0, key.1, *first, *last))
+                .collect(),
+        });
+    }
+
+    /// A replica is worse off than was recorded.
+    fn hurt(&mut self, key: Key, health: Health) {
+        let state = &mut self.tables.replicas.entry(key).or_default().state;
+        if state.health == Health::Sound {
+            state.health = health;
+            self.healths.insert(key);
+        }
+    }
+
+    /// What the names of files say once it is known which segments were released.
+    fn settle_files(
+        &mut self,
+        dir: &Path,
+        files: &BTreeMap<u64, SegmentFile>,
+        base: Option<u64>,
+        end: &End,
+    ) {
+        for number in &self.released {
+            self.named.remove(number);
+            self.tables.segments.remove(number);
+            self.misnamed.remove(number);
+        }
+        self.report
+            .missing
+            .retain(|number| !self.released.contains(number));
+        for (number, file) in files {
+            let Some(header) = file.header.filter(|header| header.number != *number) else {
+                continue;
+            };
+            let was_released = *number < base.unwrap_or(0) && !self.named.contains_key(number);
+            if was_released && header.number > end.newest {
+                // On its way to a second life.
+                continue;
+            }
+            self.misnamed.insert(*number);
+            if header.number > end.newest {
+                self.lost_tables.push((header.number, 0));
+            }
+        }
+        for number in &self.misnamed {
+            self.report.foreign.push(name_of(dir, *number));
+            if self.named.contains_key(number) {
+                self.report.missing.push(*number);
+            }
+        }
+        if end.footer.is_some() && !files.contains_key(&(end.newest + 1)) {
+            // A segment is sealed only when the next one is there.
+            self.report.missing.push(end.newest + 1);
+            self.lost_tables.push((end.newest + 1, 0));
+        }
+        self.report.missing.sort_unstable();
+    }
+
+    /// Holds what was found against itself: gaps, names of what is not there, votes.
+    fn settle(&mut self, votes: &VotesFound) {
+        let missing = self.report.missing.first().copied().unwrap_or_default();
+        let mut lost = Vec::new();
+        for key in self.tables.keys() {
+            self.tables.clip(key);
+            let state = &self.tables.replicas[&key].state;
+            if state.health != Health::Sound {
+                continue;
+            }
+            let last = state.last.index;
+            let snapshot = state.snapshots.last().map_or(Index::ZERO, |s| s.id.index);
+            let named = state.hard_state.commit.max(snapshot);
+            if let Some((first, last)) = self.tables.gap(key) {
+                lost.push((key, first, last));
+            } else if named > last {
+                lost.push((key, last.next(), named));
+            }
+        }
+        if !lost.is_empty() {
+            self.damage(missing, 0, "entries are missing", &lost);
+        }
+        for (segment, offset) in std::mem::take(&mut self.lost_tables) {
+            // Nobody can say who was in it: all who may have been are stopped.
+            let all: Vec<(Key, Index, Index)> = self
+                .tables
+                .keys()
+                .into_iter()
+                .filter(|key| self.tables.replicas[key].state.health == Health::Sound)
+                .map(|key| (key, Index::ZERO, Index::ZERO))
+                .collect();
+            self.damage(segment, offset, "a record's table is lost", &all);
+        }
+        self.settle_votes(votes);
+    }
+
+    fn settle_votes(&mut self, votes: &VotesFound) {
+        let is_suspect = self.report.is_suspect() || self.may_be_cut;
+        let has_lost_file = !votes.exists && self.tables.replicas.values().any(has_voted);
+        for key in self.tables.keys() {
+            let state = &self.tables.replicas[&key].state;
+            if state.health == Health::Tombstone {
+                continue;
+            }
+            let logged = (state.hard_state.term, state.hard_state.vote.is_some());
+            let Some(found) = votes.replicas.get(&key) else {
+                let may_have_voted = votes.has_lost_slots || has_lost_file;
+                if may_have_voted && is_suspect {
+                    self.hurt(key, Health::VoteUnknown);
+                }
+                continue;
+            };
+            if found.newest.is_fenced || (found.is_half_bad && is_suspect) {
+                self.hurt(key, Health::VoteUnknown);
+                continue;
+            }
+            let is_ahead = |slot: &hard_state::Slot| (slot.term, slot.vote.is_some()) > logged;
+            if found.second.as_ref().is_some_and(is_ahead) {
+                // The second slot is written only when the log has the vote: the log lost it.
+                let lost = [(key, Index::ZERO, Index::ZERO)];
+                self.damage(0, 0, "the log lost a vote that the vote file has", &lost);
+            }
+            if is_ahead(&found.newest) {
+                let state = &mut self.tables.replicas.entry(key).or_default().state;
+                state.hard_state.term = found.newest.term;
+                state.hard_state.vote = found.newest.vote;
+                self.voted.insert(key);
+            }
+        }
+    }
+}
+
+fn has_voted(replica: &crate::index::Replica) -> bool {
+    replica.state.hard_state.term > raft_proto::Term::ZERO
+}
+
+fn name_of(dir: &Path, number: u64) -> String {
+    let path = segment_path(dir, number);
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.unwrap_or_default().to_owned()
+}
+
+/// Where the records end.
+struct End {
+    active: Option<Active>,
+    cut: Cut,
+    unproven_at: u64,
+    footer: Option<(u64, u64)>,
+    newest: u64,
+    last_lsn: u64,
 }

@@ -1,8 +1,15 @@
 //! The file-system seam, shared with raft-snapshot.
 //!
-//! Appends of the log are submitted and completed ([`Vfs::submit`], [`Vfs::completions`]), so that
-//! a simulated disk can be slow. Everything else is a plain call, made at open or on threads that
-//! may wait.
+//! What the log does while it runs is submitted and completed ([`Vfs::submit`],
+//! [`Vfs::completions`]), so that a simulated disk can be slow. Everything else is a plain call,
+//! made at open or on threads that may wait.
+//!
+//! ```text
+//!                        Vfs
+//!          ┌──────────────┴──────────────┐
+//!       StdVfs                        SimVfs (feature `sim`)
+//!  pwritev, fdatasync, maps      one seed: latency, lost sectors, errors
+//! ```
 
 use std::fmt::Debug;
 use std::io;
@@ -11,13 +18,14 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use raft_proto::Time;
 
+mod map;
 #[cfg(feature = "sim")]
 mod sim;
 mod std_vfs;
 
 #[cfg(feature = "sim")]
-pub use sim::SimVfs;
-pub use std_vfs::StdVfs;
+pub use sim::{Fault, SimVfs};
+pub use std_vfs::{ReadMode, StdVfs};
 
 /// Names an open file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -27,7 +35,8 @@ pub struct FileId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OpId(pub u64);
 
-/// An operation that may take its time.
+/// An operation that may take its time. Operations on one file end in the order they were
+/// submitted; across files there is no order.
 #[derive(Clone, Debug)]
 pub enum Op {
     /// Writes the buffers one after the other from `offset` on.
@@ -43,6 +52,32 @@ pub enum Op {
     Sync {
         /// The file.
         file: FileId,
+    },
+    /// Makes a file of `len` bytes in the background: allocated, zeroes written, `head` at its
+    /// start, content and directory durable. What lay there before is overwritten. If it fails,
+    /// what was made of it is removed again.
+    Prepare {
+        /// Its path; the directory exists.
+        path: PathBuf,
+        /// Its length.
+        len: u64,
+        /// What it begins with.
+        head: Bytes,
+    },
+    /// Gives a closed file a second life in the background: `head` overwrites its start and is
+    /// durable before the file is renamed, then the directory is made durable.
+    Recycle {
+        /// Its old path.
+        from: PathBuf,
+        /// Its new path, not taken, in the same directory.
+        to: PathBuf,
+        /// What it begins with from now on.
+        head: Bytes,
+    },
+    /// Removes a file in the background; the directory is not made durable.
+    Remove {
+        /// Its path.
+        path: PathBuf,
     },
 }
 
@@ -67,6 +102,17 @@ pub struct VfsError {
     pub source: io::Error,
 }
 
+impl VfsError {
+    /// Whether the device is full: room has to be made, then the same call may succeed.
+    #[must_use]
+    pub fn is_storage_full(&self) -> bool {
+        matches!(
+            self.source.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        )
+    }
+}
+
 /// What a directory holds.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct DirEntry {
@@ -88,12 +134,23 @@ pub trait Vfs: Send + Sync + Debug {
     fn open(&self, path: &Path, create: bool) -> Result<FileId, VfsError>;
     /// Closes it.
     fn close(&self, file: FileId);
+    /// Closes it, and returns whether bytes that [`Vfs::read_shared`] gave out are still held: if
+    /// so, the content must not be overwritten; the file may be unlinked.
+    fn retire(&self, file: FileId) -> bool {
+        self.close(file);
+        false
+    }
     /// The length.
     fn len(&self, file: FileId) -> Result<u64, VfsError>;
     /// Gives the file `len` bytes of zeroes, really written.
     fn prepare(&self, file: FileId, len: u64) -> Result<(), VfsError>;
     /// Reads at most `len` bytes at `offset`; fewer at the end.
     fn read(&self, file: FileId, offset: u64, len: usize) -> Result<Bytes, VfsError>;
+    /// Reads as [`Vfs::read`] does, without a copy where the system can: only for a range that is
+    /// not written again while the file is open. Its pages are in memory on return.
+    fn read_shared(&self, file: FileId, offset: u64, len: usize) -> Result<Bytes, VfsError> {
+        self.read(file, offset, len)
+    }
     /// Writes and waits.
     fn write(&self, file: FileId, offset: u64, data: &[u8]) -> Result<(), VfsError>;
     /// Makes the content durable and waits.
@@ -102,12 +159,15 @@ pub trait Vfs: Send + Sync + Debug {
     fn sync_dir(&self, path: &Path) -> Result<(), VfsError>;
     /// Renames; fails if the new name is taken by a file or a non-empty directory.
     fn rename(&self, from: &Path, to: &Path) -> Result<(), VfsError>;
+    /// Renames a file; what had the new name is gone.
+    fn replace(&self, from: &Path, to: &Path) -> Result<(), VfsError>;
     /// Removes a file.
     fn remove_file(&self, path: &Path) -> Result<(), VfsError>;
     /// Removes a directory and all below it.
     fn remove_dir_all(&self, path: &Path) -> Result<(), VfsError>;
     /// Begins an operation.
     fn submit(&self, op: Op) -> OpId;
-    /// Takes what has ended. A real file system does the work here and now.
+    /// Takes what has ended. A real file system does writes and syncs here and now, on the calling
+    /// thread; preparing and recycling run on a thread of its own.
     fn completions(&self, now: Time) -> Vec<OpDone>;
 }

@@ -1,7 +1,8 @@
 //! The simulated file system: one thread, one seed, what was not synced is lost sector by sector.
 //!
 //! Each file has a live and a durable image, each directory live and durable entries. A crash
-//! keeps of what was not durable a subset drawn from the seed.
+//! keeps of what was not durable a subset: drawn from the seed ([`SimVfs::crash`]) or chosen
+//! ([`SimVfs::crash_keeping`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -13,7 +14,21 @@ use raft_proto::{Time, crc32c_append};
 
 use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError};
 
-const SECTOR: usize = 512;
+mod image;
+
+use image::Image;
+
+/// What a disk writes whole or not at all.
+pub(crate) const SECTOR: usize = 512;
+
+/// How a call fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// With an error, nothing done.
+    Error(io::ErrorKind),
+    /// A write is done in part, then ends with an error; other calls fail with nothing done.
+    Short,
+}
 
 /// A file system in memory that fails as disks do.
 #[derive(Debug)]
@@ -21,7 +36,7 @@ pub struct SimVfs {
     state: Mutex<State>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct State {
     rng: u64,
     nodes: BTreeMap<u64, Node>,
@@ -33,21 +48,24 @@ struct State {
     pending: BTreeMap<(Time, OpId), Op>,
     now: Time,
     latency_nanos: u64,
+    is_hung: bool,
     trace: u64,
     calls: u64,
-    fail: Option<(u64, io::ErrorKind)>,
+    fail: Option<(u64, Fault)>,
     capacity_bytes: Option<u64>,
+    /// The state after each call that changed something, if asked for.
+    points: Option<Vec<State>>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 enum Node {
     Dir {
         live: BTreeMap<String, u64>,
         durable: BTreeMap<String, u64>,
     },
     File {
-        live: Vec<u8>,
-        durable: Vec<u8>,
+        live: Image,
+        durable: Image,
         dirty: BTreeSet<usize>,
     },
 }
@@ -58,26 +76,28 @@ impl SimVfs {
     /// Makes an empty one.
     #[must_use]
     pub fn new(seed: u64) -> Self {
-        let root = Node::Dir {
-            live: BTreeMap::new(),
-            durable: BTreeMap::new(),
-        };
+        Self::with(State {
+            rng: seed,
+            nodes: BTreeMap::from([(ROOT, empty_dir())]),
+            next_node: 1,
+            open: BTreeMap::new(),
+            next_file: 0,
+            next_op: 0,
+            pending: BTreeMap::new(),
+            now: Time(0),
+            latency_nanos: 100_000,
+            is_hung: false,
+            trace: 0,
+            calls: 0,
+            fail: None,
+            capacity_bytes: None,
+            points: None,
+        })
+    }
+
+    const fn with(state: State) -> Self {
         Self {
-            state: Mutex::new(State {
-                rng: seed,
-                nodes: BTreeMap::from([(ROOT, root)]),
-                next_node: 1,
-                open: BTreeMap::new(),
-                next_file: 0,
-                next_op: 0,
-                pending: BTreeMap::new(),
-                now: Time(0),
-                latency_nanos: 100_000,
-                trace: 0,
-                calls: 0,
-                fail: None,
-                capacity_bytes: None,
-            }),
+            state: Mutex::new(state),
         }
     }
 
@@ -91,10 +111,17 @@ impl SimVfs {
         self.lock().latency_nanos = nanos.max(1);
     }
 
+    /// While hung, no submitted operation ends.
+    pub fn set_hung(&self, is_hung: bool) {
+        self.lock().is_hung = is_hung;
+    }
+
     /// When the next submitted operation ends.
     #[must_use]
     pub fn next_completion_time(&self) -> Option<Time> {
-        self.lock().pending.keys().next().map(|key| key.0)
+        let state = self.lock();
+        let next = state.pending.keys().next().map(|key| key.0);
+        next.filter(|_| !state.is_hung)
     }
 
     /// Covers every call so far, in order.
@@ -111,7 +138,12 @@ impl SimVfs {
 
     /// Lets the call with this number fail, once.
     pub fn fail_at(&self, call: u64, kind: io::ErrorKind) {
-        self.lock().fail = Some((call, kind));
+        self.fault_at(call, Fault::Error(kind));
+    }
+
+    /// Lets the call with this number fail in the given way, once.
+    pub fn fault_at(&self, call: u64, fault: Fault) {
+        self.lock().fail = Some((call, fault));
     }
 
     /// Bounds the bytes of all files.
@@ -119,11 +151,58 @@ impl SimVfs {
         self.lock().capacity_bytes = bytes;
     }
 
+    /// The bytes of all files.
+    #[must_use]
+    pub fn used_bytes(&self) -> u64 {
+        self.lock().used_bytes()
+    }
+
+    /// Keeps a copy of the disk after each call that changes something, from now on.
+    pub fn record_crash_points(&self) {
+        self.lock().points = Some(Vec::new());
+    }
+
+    /// Takes the copies kept.
+    #[must_use]
+    pub fn take_crash_points(&self) -> Vec<Self> {
+        let mut state = self.lock();
+        let points = state.points.as_mut().map(std::mem::take);
+        let points = points.unwrap_or_default();
+        points.into_iter().map(Self::with).collect()
+    }
+
+    /// A copy of the disk as it is.
+    #[must_use]
+    pub fn fork(&self) -> Self {
+        let mut state = self.lock().clone();
+        state.points = None;
+        Self::with(state)
+    }
+
+    /// How many sectors and directory entries are not durable: what a crash may keep or lose, each
+    /// for itself. Writes under way count as written.
+    #[must_use]
+    pub fn unsynced(&self) -> usize {
+        let mut count = 0;
+        self.fork().crash_keeping(|_| {
+            count += 1;
+            true
+        });
+        count
+    }
+
     /// Loses power: open files are gone, and so is of what was not synced a part drawn from the
     /// seed.
     pub fn crash(&self) {
+        let mut rng = self.lock().rng;
+        self.crash_keeping(|_| next(&mut rng) % 2 == 0);
+        self.lock().rng = rng;
+    }
+
+    /// Loses power and keeps of what was not synced what `keep` says, asked once for each sector
+    /// and directory entry in a fixed order.
+    pub fn crash_keeping(&self, mut keep: impl FnMut(usize) -> bool) {
         let mut state = self.lock();
-        state.open.clear();
         let pending = std::mem::take(&mut state.pending);
         for op in pending.into_values() {
             // An operation under way may have reached the disk in part.
@@ -131,14 +210,20 @@ impl SimVfs {
                 drop(state.run(&op));
             }
         }
-        let State { nodes, rng, .. } = &mut *state;
-        for node in nodes.values_mut() {
+        state.open.clear();
+        state.is_hung = false;
+        let mut unit = 0;
+        let mut keep = || {
+            unit += 1;
+            keep(unit - 1)
+        };
+        for node in state.nodes.values_mut() {
             match node {
                 Node::Dir { live, durable } => {
                     let names: BTreeSet<String> =
                         live.keys().chain(durable.keys()).cloned().collect();
                     for name in names {
-                        if live.get(&name) != durable.get(&name) && next(rng).is_multiple_of(2) {
+                        if live.get(&name) != durable.get(&name) && keep() {
                             match live.get(&name) {
                                 Some(&node) => durable.insert(name, node),
                                 None => durable.remove(&name),
@@ -152,21 +237,41 @@ impl SimVfs {
                     durable,
                     dirty,
                 } => {
-                    for &sector in dirty.iter() {
-                        if next(rng).is_multiple_of(2) {
+                    for sector in std::mem::take(dirty) {
+                        if keep() {
                             let start = sector * SECTOR;
-                            let end = (start + SECTOR).min(live.len());
-                            if durable.len() < end {
-                                durable.resize(end, 0);
-                            }
-                            durable[start..end].copy_from_slice(&live[start..end]);
+                            durable.copy_from(live, start, (start + SECTOR).min(live.len()));
                         }
                     }
-                    dirty.clear();
                     live.clone_from(durable);
                 }
             }
         }
+        state.drop_unreachable();
+    }
+
+    /// Changes a file's content in both images: damage.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such file.
+    pub fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+        let mut state = self.lock();
+        let node = state.find(path).expect("the file exists");
+        let Some(Node::File {
+            live,
+            durable,
+            dirty,
+        }) = state.nodes.get_mut(&node)
+        else {
+            panic!("{path:?} is no file");
+        };
+        let mut content = live.read(0, live.len());
+        change(&mut content);
+        live.resize(content.len());
+        live.write(0, &content);
+        durable.clone_from(live);
+        dirty.clear();
     }
 
     /// Flips one bit of a file, in both images: damage.
@@ -175,13 +280,33 @@ impl SimVfs {
     ///
     /// If there is no such file or byte.
     pub fn flip_bit(&self, path: &Path, byte: usize, bit: u8) {
+        self.damage(path, |content| content[byte] ^= 1 << bit);
+    }
+
+    /// Renames, removes or swaps names at once and durably: an operator's mistake. `to` of `None`
+    /// removes; a taken name is swapped.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such file, or no such directory.
+    pub fn misplace(&self, from: &Path, to: Option<&Path>) {
         let mut state = self.lock();
-        let node = state.find(path).expect("the file exists");
-        let Some(Node::File { live, durable, .. }) = state.nodes.get_mut(&node) else {
-            panic!("{path:?} is no file");
-        };
-        live[byte] ^= 1 << bit;
-        durable[byte] ^= 1 << bit;
+        let (parent, name) = state.parent("misplace", from).expect("a name");
+        let node = state
+            .entries(parent)
+            .remove(&name)
+            .expect("the file exists");
+        if let Some(to) = to {
+            let (to_parent, to_name) = state.parent("misplace", to).expect("a name");
+            if let Some(other) = state.entries(to_parent).insert(to_name, node) {
+                state.entries(parent).insert(name, other);
+            }
+        }
+        for node in state.nodes.values_mut() {
+            if let Node::Dir { live, durable } = node {
+                durable.clone_from(live);
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -198,8 +323,32 @@ fn next(rng: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
+const fn empty_dir() -> Node {
+    Node::Dir {
+        live: BTreeMap::new(),
+        durable: BTreeMap::new(),
+    }
+}
+
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).expect("a simulated file fits in memory")
+}
+
+fn to_u64(value: usize) -> u64 {
+    u64::try_from(value).expect("a length fits")
+}
+
 impl State {
+    /// Counts and hashes a call; fails it if it is the one to fail.
     fn call(&mut self, op: &'static str, path: &Path, detail: u64) -> Result<(), VfsError> {
+        match self.count(op, path, detail) {
+            None => Ok(()),
+            Some(Fault::Error(kind)) => Err(error(op, path, kind)),
+            Some(Fault::Short) => Err(error(op, path, io::ErrorKind::WriteZero)),
+        }
+    }
+
+    fn count(&mut self, op: &'static str, path: &Path, detail: u64) -> Option<Fault> {
         let crc = crc32c_append(0, op.as_bytes());
         let crc = crc32c_append(crc, path.as_os_str().as_encoded_bytes());
         let word = u64::from(crc) ^ detail.rotate_left(32) ^ self.now.0;
@@ -207,9 +356,17 @@ impl State {
             .wrapping_mul(0x9E37_79B9_7F4A_7C15)
             .rotate_left(17);
         self.calls += 1;
-        match self.fail.take_if(|(call, _)| *call == self.calls) {
-            Some((_, kind)) => Err(error(op, path, kind)),
-            None => Ok(()),
+        let calls = self.calls;
+        self.fail
+            .take_if(|(call, _)| *call == calls)
+            .map(|(_, fault)| fault)
+    }
+
+    /// Something has changed: a crash may come now.
+    fn changed(&mut self) {
+        if let Some(mut points) = self.points.take() {
+            points.push(self.clone());
+            self.points = Some(points);
         }
     }
 
@@ -236,6 +393,7 @@ impl State {
         let parent = path
             .parent()
             .and_then(|parent| self.find(parent))
+            .filter(|node| matches!(self.nodes.get(node), Some(Node::Dir { .. })))
             .ok_or_else(missing)?;
         Ok((parent, name.to_owned()))
     }
@@ -254,52 +412,188 @@ impl State {
             .ok_or_else(|| error("use a closed file", Path::new(""), io::ErrorKind::NotFound))
     }
 
+    /// The files that a name leads to, or that are open.
+    fn reachable(&self, with_durable: bool) -> BTreeSet<u64> {
+        let mut found = BTreeSet::from([ROOT]);
+        let mut rest = vec![ROOT];
+        while let Some(node) = rest.pop() {
+            if let Some(Node::Dir { live, durable }) = self.nodes.get(&node) {
+                let durable = durable.values().filter(|_| with_durable);
+                rest.extend(live.values().chain(durable).filter(|&&n| found.insert(n)));
+            }
+        }
+        found.extend(self.open.values().map(|(node, _)| *node));
+        found
+    }
+
+    fn drop_unreachable(&mut self) {
+        let reachable = self.reachable(true);
+        self.nodes.retain(|node, _| reachable.contains(node));
+    }
+
     fn used_bytes(&self) -> u64 {
-        let lens = self.nodes.values().map(|node| match node {
-            Node::File { live, .. } => u64::try_from(live.len()).expect("a length fits"),
-            Node::Dir { .. } => 0,
+        let reachable = self.reachable(false);
+        let lens = reachable.iter().map(|node| match self.nodes.get(node) {
+            Some(Node::File { live, .. }) => to_u64(live.len()),
+            _ => 0,
         });
         lens.sum()
     }
 
+    fn open(&mut self, path: &Path, create: bool) -> Result<u64, VfsError> {
+        match self.find(path) {
+            Some(node) => Ok(node),
+            None if create => {
+                let (parent, name) = self.parent("open", path)?;
+                let node = self.next_node;
+                self.next_node += 1;
+                let file = Node::File {
+                    live: Image::default(),
+                    durable: Image::default(),
+                    dirty: BTreeSet::new(),
+                };
+                self.nodes.insert(node, file);
+                self.entries(parent).insert(name, node);
+                self.changed();
+                Ok(node)
+            }
+            None => Err(error("open", path, io::ErrorKind::NotFound)),
+        }
+    }
+
+    /// One write call.
     fn write(&mut self, node: u64, path: &Path, offset: u64, data: &[u8]) -> Result<(), VfsError> {
-        let start = usize::try_from(offset).expect("an offset fits");
+        match self.count("write", path, offset) {
+            None => self.write_bytes(node, path, offset, data),
+            Some(Fault::Error(kind)) => Err(error("write", path, kind)),
+            Some(Fault::Short) => {
+                self.write_bytes(node, path, offset, &data[..data.len() / 2])?;
+                Err(error("write", path, io::ErrorKind::WriteZero))
+            }
+        }
+    }
+
+    fn write_bytes(
+        &mut self,
+        node: u64,
+        path: &Path,
+        offset: u64,
+        data: &[u8],
+    ) -> Result<(), VfsError> {
+        let start = to_usize(offset);
         let end = start + data.len();
+        let used = self.capacity_bytes.map(|_| self.used_bytes());
         let capacity = self.capacity_bytes;
-        let used = self.used_bytes();
         let Some(Node::File { live, dirty, .. }) = self.nodes.get_mut(&node) else {
             return Err(error("write", path, io::ErrorKind::NotFound));
         };
-        if end > live.len() {
-            let growth = u64::try_from(end - live.len()).expect("a length fits");
-            if capacity.is_some_and(|capacity| used + growth > capacity) {
-                return Err(error("write", path, io::ErrorKind::StorageFull));
-            }
-            live.resize(end, 0);
+        if let (Some(used), Some(capacity)) = (used, capacity)
+            && end > live.len()
+            && used + to_u64(end - live.len()) > capacity
+        {
+            return Err(error("write", path, io::ErrorKind::StorageFull));
         }
-        live[start..end].copy_from_slice(data);
-        if !data.is_empty() {
-            dirty.extend(start / SECTOR..=(end - 1) / SECTOR);
+        if data.is_empty() {
+            return Ok(());
         }
+        live.write(start, data);
+        dirty.extend(start / SECTOR..=(end - 1) / SECTOR);
+        self.changed();
         Ok(())
     }
 
-    fn sync(&mut self, node: u64) {
+    fn sync(&mut self, node: u64, path: &Path) -> Result<(), VfsError> {
+        self.call("sync", path, 0)?;
         if let Some(Node::File {
             live,
             durable,
             dirty,
         }) = self.nodes.get_mut(&node)
         {
-            if durable.len() != live.len() {
-                durable.resize(live.len(), 0);
-            }
-            for sector in std::mem::take(dirty) {
-                let start = sector * SECTOR;
-                let end = (start + SECTOR).min(live.len());
-                durable[start..end].copy_from_slice(&live[start..end]);
-            }
+            dirty.clear();
+            durable.clone_from(live);
         }
+        self.changed();
+        Ok(())
+    }
+
+    fn sync_dir(&mut self, path: &Path) -> Result<(), VfsError> {
+        self.call("sync directory", path, 0)?;
+        let node = self.find(path);
+        match node.and_then(|node| self.nodes.get_mut(&node)) {
+            Some(Node::Dir { live, durable }) => durable.clone_from(live),
+            _ => return Err(error("sync directory", path, io::ErrorKind::NotFound)),
+        }
+        self.drop_unreachable();
+        self.changed();
+        Ok(())
+    }
+
+    fn rename(&mut self, from: &Path, to: &Path, may_replace: bool) -> Result<(), VfsError> {
+        self.call("rename", to, 0)?;
+        if !may_replace && self.find(to).is_some() {
+            return Err(error("rename", to, io::ErrorKind::AlreadyExists));
+        }
+        let (old_parent, old_name) = self.parent("rename", from)?;
+        let (new_parent, new_name) = self.parent("rename", to)?;
+        let missing = || error("rename", from, io::ErrorKind::NotFound);
+        let node = self
+            .entries(old_parent)
+            .remove(&old_name)
+            .ok_or_else(missing)?;
+        self.entries(new_parent).insert(new_name, node);
+        self.changed();
+        Ok(())
+    }
+
+    fn remove(&mut self, path: &Path) -> Result<(), VfsError> {
+        self.call("remove", path, 0)?;
+        let (parent, name) = self.parent("remove", path)?;
+        match self.entries(parent).remove(&name) {
+            Some(_) => {
+                self.changed();
+                Ok(())
+            }
+            None => Err(error("remove", path, io::ErrorKind::NotFound)),
+        }
+    }
+
+    fn prepare(&mut self, node: u64, path: &Path, len: u64) -> Result<(), VfsError> {
+        self.call("prepare", path, len)?;
+        let size = to_usize(len);
+        let used = self.capacity_bytes.map(|_| self.used_bytes());
+        let capacity = self.capacity_bytes;
+        let Some(Node::File { live, dirty, .. }) = self.nodes.get_mut(&node) else {
+            return Err(error("prepare", path, io::ErrorKind::NotFound));
+        };
+        if let (Some(used), Some(capacity)) = (used, capacity)
+            && size > live.len()
+            && used + to_u64(size - live.len()) > capacity
+        {
+            return Err(error("prepare", path, io::ErrorKind::StorageFull));
+        }
+        if size < live.len() {
+            live.resize(size);
+            dirty.retain(|&sector| sector * SECTOR < size);
+            dirty.insert((size - 1) / SECTOR);
+        }
+        if size > live.len() {
+            live.resize(size);
+            // Growth is one unit of its own: the length is durable with the first sector kept.
+            dirty.insert((size - 1) / SECTOR);
+        }
+        let zeroes = vec![0; size.min(1 << 16)];
+        let mut at = 0;
+        while at < size {
+            let part = zeroes.len().min(size - at);
+            if live.read(at, at + part).iter().any(|&byte| byte != 0) {
+                live.write(at, &zeroes[..part]);
+                dirty.extend(at / SECTOR..=(at + part - 1) / SECTOR);
+            }
+            at += part;
+        }
+        self.changed();
+        Ok(())
     }
 
     fn run(&mut self, op: &Op) -> Result<(), VfsError> {
@@ -312,18 +606,41 @@ impl State {
                 let (node, path) = self.node(*file)?;
                 let mut at = *offset;
                 for buffer in buffers {
-                    self.call("write", &path, at)?;
                     self.write(node, &path, at, buffer)?;
-                    at += u64::try_from(buffer.len()).expect("a length fits");
+                    at += to_u64(buffer.len());
                 }
+                Ok(())
             }
             Op::Sync { file } => {
                 let (node, path) = self.node(*file)?;
-                self.call("sync", &path, 0)?;
-                self.sync(node);
+                self.sync(node, &path)
+            }
+            Op::Prepare { path, len, head } => {
+                let result = self.run_prepare(path, *len, head);
+                if result.is_err() && self.find(path).is_some() {
+                    drop(self.remove(path));
+                }
+                result
+            }
+            Op::Remove { path } => self.remove(path),
+            Op::Recycle { from, to, head } => {
+                self.call("open", from, 0)?;
+                let node = self.open(from, false)?;
+                self.write(node, from, 0, head)?;
+                self.sync(node, from)?;
+                self.rename(from, to, false)?;
+                self.sync_dir(to.parent().unwrap_or_else(|| Path::new("/")))
             }
         }
-        Ok(())
+    }
+
+    fn run_prepare(&mut self, path: &Path, len: u64, head: &[u8]) -> Result<(), VfsError> {
+        self.call("open", path, 0)?;
+        let node = self.open(path, true)?;
+        self.prepare(node, path, len)?;
+        self.write(node, path, 0, head)?;
+        self.sync(node, path)?;
+        self.sync_dir(path.parent().unwrap_or_else(|| Path::new("/")))
     }
 }
 
@@ -351,12 +668,9 @@ impl Vfs for SimVfs {
                 None => {
                     let node = state.next_node;
                     state.next_node += 1;
-                    let dir = Node::Dir {
-                        live: BTreeMap::new(),
-                        durable: BTreeMap::new(),
-                    };
-                    state.nodes.insert(node, dir);
+                    state.nodes.insert(node, empty_dir());
                     state.entries(at).insert(name, node);
+                    state.changed();
                     node
                 }
             };
@@ -387,23 +701,7 @@ impl Vfs for SimVfs {
     fn open(&self, path: &Path, create: bool) -> Result<FileId, VfsError> {
         let mut state = self.lock();
         state.call("open", path, 0)?;
-        let node = match state.find(path) {
-            Some(node) => node,
-            None if create => {
-                let (parent, name) = state.parent("open", path)?;
-                let node = state.next_node;
-                state.next_node += 1;
-                let file = Node::File {
-                    live: Vec::new(),
-                    durable: Vec::new(),
-                    dirty: BTreeSet::new(),
-                };
-                state.nodes.insert(node, file);
-                state.entries(parent).insert(name, node);
-                node
-            }
-            None => return Err(error("open", path, io::ErrorKind::NotFound)),
-        };
+        let node = state.open(path, create)?;
         state.next_file += 1;
         let file = FileId(state.next_file);
         state.open.insert(file, (node, path.to_owned()));
@@ -418,7 +716,7 @@ impl Vfs for SimVfs {
         let state = self.lock();
         let (node, path) = state.node(file)?;
         match state.nodes.get(&node) {
-            Some(Node::File { live, .. }) => Ok(u64::try_from(live.len()).expect("it fits")),
+            Some(Node::File { live, .. }) => Ok(to_u64(live.len())),
             _ => Err(error("measure", &path, io::ErrorKind::NotFound)),
         }
     }
@@ -426,9 +724,7 @@ impl Vfs for SimVfs {
     fn prepare(&self, file: FileId, len: u64) -> Result<(), VfsError> {
         let mut state = self.lock();
         let (node, path) = state.node(file)?;
-        state.call("prepare", &path, len)?;
-        let zeroes = vec![0; usize::try_from(len).expect("a length fits")];
-        state.write(node, &path, 0, &zeroes)
+        state.prepare(node, &path, len)
     }
 
     fn read(&self, file: FileId, offset: u64, len: usize) -> Result<Bytes, VfsError> {
@@ -439,16 +735,14 @@ impl Vfs for SimVfs {
             return Err(error("read", &path, io::ErrorKind::NotFound));
         };
         let start = usize::try_from(offset)
-            .expect("an offset fits")
+            .unwrap_or(usize::MAX)
             .min(live.len());
-        let end = start.saturating_add(len).min(live.len());
-        Ok(Bytes::copy_from_slice(&live[start..end]))
+        Ok(Bytes::from(live.read(start, start.saturating_add(len))))
     }
 
     fn write(&self, file: FileId, offset: u64, data: &[u8]) -> Result<(), VfsError> {
         let mut state = self.lock();
         let (node, path) = state.node(file)?;
-        state.call("write", &path, offset)?;
         state.write(node, &path, offset, data)
     }
 
@@ -457,57 +751,41 @@ impl Vfs for SimVfs {
     }
 
     fn sync_dir(&self, path: &Path) -> Result<(), VfsError> {
-        let mut state = self.lock();
-        state.call("sync directory", path, 0)?;
-        let node = state.find(path);
-        match node.and_then(|node| state.nodes.get_mut(&node)) {
-            Some(Node::Dir { live, durable }) => durable.clone_from(live),
-            _ => return Err(error("sync directory", path, io::ErrorKind::NotFound)),
-        }
-        Ok(())
+        self.lock().sync_dir(path)
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
-        let mut state = self.lock();
-        state.call("rename", to, 0)?;
-        if state.find(to).is_some() {
-            return Err(error("rename", to, io::ErrorKind::AlreadyExists));
-        }
-        let (old_parent, old_name) = state.parent("rename", from)?;
-        let (new_parent, new_name) = state.parent("rename", to)?;
-        let missing = || error("rename", from, io::ErrorKind::NotFound);
-        let node = state
-            .entries(old_parent)
-            .remove(&old_name)
-            .ok_or_else(missing)?;
-        state.entries(new_parent).insert(new_name, node);
-        Ok(())
+        self.lock().rename(from, to, false)
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
+        self.lock().rename(from, to, true)
     }
 
     fn remove_file(&self, path: &Path) -> Result<(), VfsError> {
-        let mut state = self.lock();
-        state.call("remove", path, 0)?;
-        let (parent, name) = state.parent("remove", path)?;
-        match state.entries(parent).remove(&name) {
-            Some(_) => Ok(()),
-            None => Err(error("remove", path, io::ErrorKind::NotFound)),
-        }
+        self.lock().remove(path)
     }
 
     fn remove_dir_all(&self, path: &Path) -> Result<(), VfsError> {
-        self.remove_file(path)
+        self.lock().remove(path)
     }
 
     fn submit(&self, op: Op) -> OpId {
         let mut state = self.lock();
         state.next_op += 1;
         let id = OpId(state.next_op);
-        // Operations end in the order they were submitted.
+        // Operations on one file end in the order they were submitted.
+        let file_of = |op: &Op| match op {
+            Op::Write { file, .. } | Op::Sync { file } => Some(*file),
+            Op::Prepare { .. } | Op::Recycle { .. } | Op::Remove { .. } => None,
+        };
+        let file = file_of(&op);
         let last = state
             .pending
-            .keys()
-            .next_back()
-            .map_or(state.now, |key| key.0);
+            .iter()
+            .rev()
+            .find(|(_, pending)| file.is_some() && file_of(pending) == file)
+            .map_or(state.now, |(key, _)| key.0);
         let bound = state.latency_nanos;
         let latency = 1 + next(&mut state.rng) % bound;
         let due = state.now.max(last).plus_nanos(latency);
@@ -515,16 +793,14 @@ impl Vfs for SimVfs {
         id
     }
 
-    fn completions(&self, _now: Time) -> Vec<OpDone> {
+    fn completions(&self, now: Time) -> Vec<OpDone> {
         let mut state = self.lock();
+        let now = now.max(state.now);
         let mut done = Vec::new();
-        while let Some(entry) = state.pending.first_entry()
-            && entry.key().0 <= entry.key().0.min(Time(u64::MAX))
+        while let Some((&(due, id), _)) = state.pending.first_key_value()
+            && due <= now
+            && !state.is_hung
         {
-            let (due, id) = *entry.key();
-            if due > state.now {
-                break;
-            }
             let op = state.pending.remove(&(due, id)).expect("it was just seen");
             let result = state.run(&op);
             done.push(OpDone { op: id, result });

@@ -1,48 +1,88 @@
-//! The real file system. Submitted operations run when their completions are asked for, on the
-//! thread that asks: the only place that may wait.
+//! The real file system.
+//!
+//! Submitted writes and syncs run when their completions are asked for, on the thread that asks:
+//! the only place that waits for the disk. Files are prepared and recycled on a thread of the
+//! file system's own, so that no append waits for that.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use raft_proto::Time;
 
+use super::map::Map;
 use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError};
 
 /// How many buffers one vectored write takes (the system's own limit is 1,024).
-const BUFFERS_MAX: usize = 512;
-static ZEROES: [u8; 1 << 16] = [0; 1 << 16];
+const BUFFERS_MAX: usize = 1_024;
+static ZEROES: [u8; 1 << 18] = [0; 1 << 18];
+/// How much of a prepared file is written between two syncs, so that the syncs of appends beside
+/// it never queue behind a whole segment.
+const PREPARE_SYNC_BYTES: u64 = 4 << 20;
+
+/// How [`Vfs::read_shared`] reads.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReadMode {
+    /// Through read-only maps, without a copy.
+    #[default]
+    Map,
+    /// By `pread` into memory of its own: a file truncated by somebody else is a short read, not
+    /// a signal.
+    Pread,
+}
 
 /// The operating system's file system.
 #[derive(Debug, Default)]
 pub struct StdVfs {
+    read_mode: ReadMode,
     state: Mutex<State>,
+    /// What the background thread has done.
+    background_done: Arc<Mutex<Vec<OpDone>>>,
+    background: OnceLock<Mutex<Sender<(OpId, Op)>>>,
 }
 
 #[derive(Debug, Default)]
 struct State {
-    files: BTreeMap<FileId, (Arc<File>, PathBuf)>,
+    files: BTreeMap<FileId, Arc<OpenFile>>,
     next_file: u64,
     next_op: u64,
     submitted: VecDeque<(OpId, Op)>,
 }
 
+#[derive(Debug)]
+struct OpenFile {
+    file: File,
+    path: PathBuf,
+    /// Made at the first shared read; `None` if the system refused.
+    map: OnceLock<Option<Arc<Map>>>,
+}
+
 impl StdVfs {
-    /// Makes one.
+    /// Makes one that reads through maps.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Makes one that reads as told.
+    #[must_use]
+    pub fn with_read_mode(read_mode: ReadMode) -> Self {
+        Self {
+            read_mode,
+            ..Self::default()
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self, id: FileId) -> Result<(Arc<File>, PathBuf), VfsError> {
+    fn file(&self, id: FileId) -> Result<Arc<OpenFile>, VfsError> {
         self.lock().files.get(&id).cloned().ok_or_else(|| VfsError {
             op: "use a closed file",
             path: PathBuf::new(),
@@ -57,12 +97,133 @@ impl StdVfs {
                 offset,
                 buffers,
             } => {
-                let (file, path) = self.file(file)?;
-                write_all(&file, offset, &buffers).map_err(at("write", &path))
+                let open = self.file(file)?;
+                write_all(&open.file, offset, &buffers).map_err(at("write", &open.path))
             }
             Op::Sync { file } => self.sync(file),
+            op @ (Op::Prepare { .. } | Op::Recycle { .. } | Op::Remove { .. }) => {
+                run_in_background(op)
+            }
         }
     }
+
+    /// Hands an operation to the background thread, which is started with the first one and ends
+    /// when this value is dropped.
+    fn send_to_background(&self, id: OpId, op: Op) {
+        let sender = self.background.get_or_init(|| {
+            let (sender, receiver) = channel::<(OpId, Op)>();
+            let done = Arc::clone(&self.background_done);
+            let thread = std::thread::Builder::new()
+                .name("raft-log-prepare".to_owned())
+                .spawn(move || {
+                    while let Ok((op, work)) = receiver.recv() {
+                        let result = run_in_background(work);
+                        done.lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .push(OpDone { op, result });
+                    }
+                });
+            // Without a thread the receiver is gone, and each operation runs where it is sent.
+            drop(thread);
+            Mutex::new(sender)
+        });
+        let sent = sender
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .send((id, op));
+        if let Err(refused) = sent {
+            let (op, work) = refused.0;
+            let result = run_in_background(work);
+            self.background_done
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(OpDone { op, result });
+        }
+    }
+}
+
+fn run_in_background(op: Op) -> Result<(), VfsError> {
+    match op {
+        Op::Prepare { path, len, head } => prepare_file(&path, len, &head).inspect_err(|_| {
+            // A half-made file takes room that somebody needs; if it cannot go, the next attempt
+            // overwrites it.
+            drop(fs::remove_file(&path));
+        }),
+        Op::Recycle { from, to, head } => recycle_file(&from, &to, &head),
+        Op::Remove { path } => fs::remove_file(&path).map_err(at("remove", &path)),
+        Op::Write { .. } | Op::Sync { .. } => {
+            unreachable!("writes and syncs run on the caller's thread")
+        }
+    }
+}
+
+fn prepare_file(path: &Path, len: u64, head: &[u8]) -> Result<(), VfsError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .open(path)
+        .map_err(at("open", path))?;
+    let is_longer = file.metadata().map_err(at("measure", path))?.len() > len;
+    if is_longer {
+        file.set_len(len).map_err(at("shorten", path))?;
+    }
+    fill_with_zeroes(&file, path, len)?;
+    file.write_all_at(head, 0).map_err(at("write", path))?;
+    file.sync_all().map_err(at("sync", path))?;
+    sync_parent(path)
+}
+
+fn recycle_file(from: &Path, to: &Path, head: &[u8]) -> Result<(), VfsError> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open(from)
+        .map_err(at("open", from))?;
+    file.write_all_at(head, 0).map_err(at("write", from))?;
+    file.sync_data().map_err(at("sync", from))?;
+    rename_to_free_name(from, to)?;
+    sync_parent(to)
+}
+
+fn sync_parent(path: &Path) -> Result<(), VfsError> {
+    let parent = path.parent().unwrap_or_else(|| Path::new("."));
+    File::open(parent)
+        .and_then(|dir| dir.sync_all())
+        .map_err(at("sync directory", parent))
+}
+
+fn rename_to_free_name(from: &Path, to: &Path) -> Result<(), VfsError> {
+    let flags = rustix::fs::RenameFlags::NOREPLACE;
+    rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags)
+        .map_err(|error| at("rename", to)(error.into()))
+}
+
+/// Allocates the file's blocks and writes zeroes over them: an append then changes no metadata.
+fn fill_with_zeroes(file: &File, path: &Path, len: u64) -> Result<(), VfsError> {
+    match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
+        // Without it the zeroes themselves allocate.
+        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+        Err(error) => return Err(at("allocate", path)(error.into())),
+    }
+    let mut offset = 0;
+    let mut unsynced = 0;
+    while offset < len {
+        let part = usize::try_from(len - offset)
+            .unwrap_or(usize::MAX)
+            .min(ZEROES.len());
+        file.write_all_at(&ZEROES[..part], offset)
+            .map_err(at("zero", path))?;
+        let part = u64::try_from(part).expect("a length fits");
+        offset += part;
+        unsynced += part;
+        if unsynced >= PREPARE_SYNC_BYTES {
+            file.sync_data().map_err(at("sync", path))?;
+            unsynced = 0;
+        }
+    }
+    Ok(())
 }
 
 fn at(op: &'static str, path: &Path) -> impl FnOnce(io::Error) -> VfsError {
@@ -143,7 +304,12 @@ impl Vfs for StdVfs {
         let mut state = self.lock();
         state.next_file += 1;
         let id = FileId(state.next_file);
-        state.files.insert(id, (Arc::new(file), path.to_owned()));
+        let open = OpenFile {
+            file,
+            path: path.to_owned(),
+            map: OnceLock::new(),
+        };
+        state.files.insert(id, Arc::new(open));
         Ok(id)
     }
 
@@ -151,45 +317,75 @@ impl Vfs for StdVfs {
         self.lock().files.remove(&file);
     }
 
+    fn retire(&self, file: FileId) -> bool {
+        let Some(open) = self.lock().files.remove(&file) else {
+            return false;
+        };
+        // Nobody can reach the file by its id any more. Whoever did before holds `open` or a
+        // slice of its map.
+        match Arc::try_unwrap(open) {
+            Ok(open) => open
+                .map
+                .into_inner()
+                .flatten()
+                .is_some_and(|map| Arc::strong_count(&map) > 1),
+            Err(_) => true,
+        }
+    }
+
     fn len(&self, file: FileId) -> Result<u64, VfsError> {
-        let (file, path) = self.file(file)?;
-        Ok(file.metadata().map_err(at("measure", &path))?.len())
+        let open = self.file(file)?;
+        let metadata = open.file.metadata().map_err(at("measure", &open.path))?;
+        Ok(metadata.len())
     }
 
     fn prepare(&self, file: FileId, len: u64) -> Result<(), VfsError> {
-        let (file, path) = self.file(file)?;
-        rustix::fs::fallocate(&*file, rustix::fs::FallocateFlags::empty(), 0, len)
-            .map_err(|error| at("allocate", &path)(error.into()))?;
-        let mut offset = 0;
-        while offset < len {
-            let left = usize::try_from(len - offset)
-                .unwrap_or(usize::MAX)
-                .min(ZEROES.len());
-            file.write_all_at(&ZEROES[..left], offset)
-                .map_err(at("zero", &path))?;
-            offset += u64::try_from(left).expect("a length fits");
-        }
-        Ok(())
+        let open = self.file(file)?;
+        fill_with_zeroes(&open.file, &open.path, len)
     }
 
     fn read(&self, file: FileId, offset: u64, len: usize) -> Result<Bytes, VfsError> {
-        let (file, path) = self.file(file)?;
-        let size = file.metadata().map_err(at("measure", &path))?.len();
-        let len = len.min(usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX));
-        let mut data = BytesMut::zeroed(len);
-        file.read_exact_at(&mut data, offset)
-            .map_err(at("read", &path))?;
+        let open = self.file(file)?;
+        let size = open.file.metadata().map_err(at("measure", &open.path))?;
+        let left = usize::try_from(size.len().saturating_sub(offset)).unwrap_or(usize::MAX);
+        let mut data = BytesMut::zeroed(len.min(left));
+        open.file
+            .read_exact_at(&mut data, offset)
+            .map_err(at("read", &open.path))?;
         Ok(data.freeze())
     }
 
+    fn read_shared(&self, file: FileId, offset: u64, len: usize) -> Result<Bytes, VfsError> {
+        if self.read_mode == ReadMode::Pread || len == 0 {
+            return self.read(file, offset, len);
+        }
+        let open = self.file(file)?;
+        let map = open.map.get_or_init(|| {
+            let len = usize::try_from(open.file.metadata().ok()?.len()).ok()?;
+            (len > 0).then(|| Map::new(&open.file, len).ok().map(Arc::new))?
+        });
+        let start = usize::try_from(offset).unwrap_or(usize::MAX);
+        let slice = map.as_ref().and_then(|map| {
+            let end = start.checked_add(len).filter(|&end| end <= map.len())?;
+            map.slice(start, end).ok()
+        });
+        match slice {
+            Some(bytes) => Ok(bytes),
+            // No map, past its end, or a page that does not come: the plain read says why.
+            None => self.read(file, offset, len),
+        }
+    }
+
     fn write(&self, file: FileId, offset: u64, data: &[u8]) -> Result<(), VfsError> {
-        let (file, path) = self.file(file)?;
-        file.write_all_at(data, offset).map_err(at("write", &path))
+        let open = self.file(file)?;
+        open.file
+            .write_all_at(data, offset)
+            .map_err(at("write", &open.path))
     }
 
     fn sync(&self, file: FileId) -> Result<(), VfsError> {
-        let (file, path) = self.file(file)?;
-        file.sync_data().map_err(at("sync", &path))
+        let open = self.file(file)?;
+        open.file.sync_data().map_err(at("sync", &open.path))
     }
 
     fn sync_dir(&self, path: &Path) -> Result<(), VfsError> {
@@ -199,9 +395,11 @@ impl Vfs for StdVfs {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
-        let flags = rustix::fs::RenameFlags::NOREPLACE;
-        rustix::fs::renameat_with(rustix::fs::CWD, from, rustix::fs::CWD, to, flags)
-            .map_err(|error| at("rename", to)(error.into()))
+        rename_to_free_name(from, to)
+    }
+
+    fn replace(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
+        fs::rename(from, to).map_err(at("replace", to))
     }
 
     fn remove_file(&self, path: &Path) -> Result<(), VfsError> {
@@ -216,18 +414,122 @@ impl Vfs for StdVfs {
         let mut state = self.lock();
         state.next_op += 1;
         let id = OpId(state.next_op);
-        state.submitted.push_back((id, op));
+        if matches!(
+            op,
+            Op::Prepare { .. } | Op::Recycle { .. } | Op::Remove { .. }
+        ) {
+            drop(state);
+            self.send_to_background(id, op);
+        } else {
+            state.submitted.push_back((id, op));
+        }
         id
     }
 
     fn completions(&self, _now: Time) -> Vec<OpDone> {
         let submitted = std::mem::take(&mut self.lock().submitted);
-        submitted
-            .into_iter()
-            .map(|(id, op)| OpDone {
-                op: id,
-                result: self.run(op),
-            })
-            .collect()
+        let mut done: Vec<OpDone> = std::mem::take(
+            &mut *self
+                .background_done
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+        done.extend(submitted.into_iter().map(|(op, work)| OpDone {
+            op,
+            result: self.run(work),
+        }));
+        done
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn prepared(dir: &Path) -> (StdVfs, FileId) {
+        let vfs = StdVfs::new();
+        let path = dir.join("segment");
+        let op = vfs.submit(Op::Prepare {
+            path: path.clone(),
+            len: 1 << 20,
+            head: Bytes::from_static(b"head"),
+        });
+        let done = loop {
+            if let Some(done) = vfs.completions(Time(0)).pop() {
+                break done;
+            }
+            std::thread::yield_now();
+        };
+        assert_eq!(done.op, op);
+        done.result.expect("there is room");
+        let file = vfs.open(&path, false).expect("it was made");
+        (vfs, file)
+    }
+
+    #[test]
+    fn a_prepared_file_owns_all_its_blocks() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (_vfs, _file) = prepared(dir.path());
+        let metadata = fs::metadata(dir.path().join("segment")).expect("it is there");
+        assert_eq!(metadata.len(), 1 << 20);
+        assert!(metadata.blocks() * 512 >= metadata.len());
+    }
+
+    #[test]
+    fn slices_stay_valid_when_the_file_is_unlinked() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (vfs, file) = prepared(dir.path());
+        vfs.write(file, 8192, b"kept").expect("written");
+        let slice = vfs.read_shared(file, 8192, 4).expect("read");
+        assert!(vfs.retire(file), "a slice is held");
+        vfs.remove_file(&dir.path().join("segment")).expect("gone");
+        assert_eq!(slice, &b"kept"[..]);
+    }
+
+    #[test]
+    fn a_shared_file_is_not_recycled() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (vfs, file) = prepared(dir.path());
+        let slice = vfs.read_shared(file, 0, 4).expect("read");
+        let part = slice.slice(1..2);
+        drop(slice);
+        assert!(vfs.retire(file), "a part of a slice is held");
+        let again = vfs.open(&dir.path().join("segment"), false).expect("open");
+        drop(part);
+        assert!(!vfs.retire(again));
+    }
+
+    #[test]
+    fn a_file_cut_short_by_somebody_is_an_error_and_no_signal() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (vfs, file) = prepared(dir.path());
+        vfs.read_shared(file, 0, 4).expect("mapped");
+        let outside = OpenOptions::new()
+            .write(true)
+            .open(dir.path().join("segment"))
+            .expect("open");
+        outside.set_len(4096).expect("cut");
+        let past = vfs.read_shared(file, 1 << 19, 4).expect("a short read");
+        assert!(past.is_empty());
+    }
+
+    #[test]
+    fn many_buffers_are_written_in_order() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (vfs, file) = prepared(dir.path());
+        let buffers: Vec<Bytes> = (0..3_000_u32)
+            .map(|n| Bytes::copy_from_slice(&n.to_le_bytes()[..(n % 5).min(4) as usize]))
+            .collect();
+        let want: Vec<u8> = buffers.iter().flatten().copied().collect();
+        vfs.submit(Op::Write {
+            file,
+            offset: 100,
+            buffers,
+        });
+        let done = vfs.completions(Time(0)).pop().expect("one");
+        done.result.expect("written");
+        let found = vfs.read(file, 100, want.len()).expect("read");
+        assert_eq!(&found[..], &want[..]);
     }
 }

@@ -1,0 +1,159 @@
+//! What can be set, with units, defaults and bounds.
+
+use crate::error::LogError;
+use crate::record::RECORD_BYTES_HARD_MAX;
+
+/// Settings of a lane.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LaneOptions {
+    /// The lane's number.
+    pub lane: u16,
+    /// Names the whole log, so that a segment of another one is told apart: draw it once per data
+    /// directory. Default 0.
+    pub identity: u64,
+    /// Size of a segment file. 64 KiB to 4 GiB, default 64 MiB. A record that does not fit gets a
+    /// segment of its own size.
+    pub segment_size_bytes: u64,
+    /// The largest batch of entries, and the most that is gathered into one record. 16 KiB to
+    /// 64 MiB, default 8 MiB. Also the bound of what a crash may cut off.
+    pub record_bytes_max: usize,
+    /// Segments kept prepared ahead. 1 to 16, default 1.
+    pub spare_segments: usize,
+    /// What of the active segment is kept for votes, terms and compaction while the disk is full.
+    /// Up to half a segment; default a sixteenth of one.
+    pub reserve_bytes: Option<u64>,
+    /// How long after the last append a burst counts as ended, in nanoseconds: a watermark record
+    /// is written then. 1 ms to 60 s, default 100 ms.
+    pub burst_end_nanos: u64,
+    /// Whether opening verifies the payload of every record, not only of the active segment.
+    /// Default off: a [`Scrub`](crate::Scrub) does it in the background.
+    pub verify_all: bool,
+    /// Bytes of recent entries kept in memory. Up to 1 GiB, default 4 MiB.
+    pub tail_cache_bytes_max: usize,
+    /// Bytes of footers kept in memory. Up to 1 GiB, default 4 MiB.
+    pub footer_cache_bytes_max: usize,
+    /// Bytes moved forward in one go when laggards are collected. 4 KiB to 8 MiB, default 256 KiB.
+    pub collect_bytes_max: usize,
+}
+
+impl Default for LaneOptions {
+    fn default() -> Self {
+        Self {
+            lane: 0,
+            identity: 0,
+            segment_size_bytes: 64 << 20,
+            record_bytes_max: 8 << 20,
+            spare_segments: 1,
+            reserve_bytes: None,
+            burst_end_nanos: 100_000_000,
+            verify_all: false,
+            tail_cache_bytes_max: 4 << 20,
+            footer_cache_bytes_max: 4 << 20,
+            collect_bytes_max: 256 << 10,
+        }
+    }
+}
+
+impl LaneOptions {
+    /// Checks every bound.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Config`] names the first field out of bounds.
+    pub fn check(&self) -> Result<(), LogError> {
+        let size = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
+        const {
+            assert!(64 << 20 <= RECORD_BYTES_HARD_MAX);
+        }
+        let checks = [
+            (
+                "segment_size_bytes",
+                self.segment_size_bytes,
+                64 << 10,
+                4 << 30,
+            ),
+            (
+                "record_bytes_max",
+                size(self.record_bytes_max),
+                16 << 10,
+                64 << 20,
+            ),
+            ("spare_segments", size(self.spare_segments), 1, 16),
+            (
+                "reserve_bytes",
+                self.reserve(),
+                0,
+                self.segment_size_bytes / 2,
+            ),
+            (
+                "burst_end_nanos",
+                self.burst_end_nanos,
+                1_000_000,
+                60_000_000_000,
+            ),
+            (
+                "tail_cache_bytes_max",
+                size(self.tail_cache_bytes_max),
+                0,
+                1 << 30,
+            ),
+            (
+                "footer_cache_bytes_max",
+                size(self.footer_cache_bytes_max),
+                0,
+                1 << 30,
+            ),
+            (
+                "collect_bytes_max",
+                size(self.collect_bytes_max),
+                4 << 10,
+                8 << 20,
+            ),
+        ];
+        for (field, value, min, max) in checks {
+            if value < min || value > max {
+                return Err(LogError::Config {
+                    field,
+                    value,
+                    min,
+                    max,
+                });
+            }
+        }
+        if self.segment_size_bytes % 512 != 0 {
+            return Err(LogError::Config {
+                field: "segment_size_bytes modulo 512",
+                value: self.segment_size_bytes % 512,
+                min: 0,
+                max: 0,
+            });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn reserve(&self) -> u64 {
+        self.reserve_bytes.unwrap_or(self.segment_size_bytes / 16)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_are_within_bounds_and_a_step_outside_names_the_field() {
+        assert!(LaneOptions::default().check().is_ok());
+        let options = LaneOptions {
+            segment_size_bytes: 1 << 10,
+            ..LaneOptions::default()
+        };
+        let refused = options.check();
+        assert!(matches!(
+            refused,
+            Err(LogError::Config {
+                field: "segment_size_bytes",
+                ..
+            })
+        ));
+    }
+}

@@ -1,0 +1,499 @@
+//! The vote file: each replica's term and vote in two slots. See FORMAT.md, "Votes".
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use raft_proto::{GroupId, ReplicaId, Term, crc32c_append};
+use rustc_hash::FxHashMap;
+
+use crate::error::LogError;
+use crate::item::Key;
+use crate::staging::VoteChange;
+use crate::vfs::{FileId, Vfs};
+
+pub(crate) const SLOT_BYTES: usize = 64;
+pub(crate) const HALVES_AT: usize = 4096;
+const HEADER_BYTES: usize = 512;
+const HEADER_MAGIC: u64 = 0x3153_4554_4F56_5446;
+const SLOT_MAGIC: u32 = 0x544F_4C53;
+const VERSION: u32 = 1;
+const CAPACITY_MIN: usize = 1024;
+const CAPACITY_MAX: usize = 1 << 24;
+const FLAG_FENCED: u32 = 1;
+/// Slots to be written that lie no further apart than this go with one write.
+const GAP_SLOTS_MAX: usize = 64;
+
+/// What one slot says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Slot {
+    pub(crate) sequence: u64,
+    pub(crate) key: Key,
+    pub(crate) term: Term,
+    pub(crate) vote: Option<ReplicaId>,
+    /// The replica never votes again.
+    pub(crate) is_fenced: bool,
+}
+
+/// The two halves, in the order they are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Half {
+    A,
+    B,
+}
+
+impl Slot {
+    fn encode(&self, half: Half, slot: usize) -> [u8; SLOT_BYTES] {
+        let mut out = [0; SLOT_BYTES];
+        let mut fields = &mut out[..];
+        fields.put_u32_le(SLOT_MAGIC);
+        fields.put_u32_le(if self.is_fenced { FLAG_FENCED } else { 0 });
+        fields.put_u64_le(self.sequence);
+        fields.put_u64_le(self.key.0.get());
+        fields.put_u64_le(self.key.1.get());
+        fields.put_u64_le(self.term.get());
+        fields.put_u64_le(self.vote.map_or(0, ReplicaId::get));
+        let crc = checksum(&out[..SLOT_BYTES - 4], half, slot);
+        out[SLOT_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+        out
+    }
+
+    fn decode(bytes: &[u8], half: Half, slot: usize) -> Option<Self> {
+        let (covered, mut crc) = bytes.split_at(SLOT_BYTES - 4);
+        let mut fields = covered;
+        if crc.get_u32_le() != checksum(covered, half, slot) || fields.get_u32_le() != SLOT_MAGIC {
+            return None;
+        }
+        let flags = fields.get_u32_le();
+        let sequence = fields.get_u64_le();
+        let group = GroupId::new(fields.get_u64_le())?;
+        let replica = ReplicaId::new(fields.get_u64_le())?;
+        let term = Term::new(fields.get_u64_le());
+        let vote = match fields.get_u64_le() {
+            0 => None,
+            vote => Some(ReplicaId::new(vote)?),
+        };
+        (flags & !FLAG_FENCED == 0).then_some(Self {
+            sequence,
+            key: (group, replica),
+            term,
+            vote,
+            is_fenced: flags & FLAG_FENCED != 0,
+        })
+    }
+}
+
+/// Covers where the slot lies, so that one that was copied elsewhere says nothing.
+fn checksum(bytes: &[u8], half: Half, slot: usize) -> u32 {
+    let slot = u32::try_from(slot).unwrap_or(u32::MAX).to_le_bytes();
+    let half = [match half {
+        Half::A => 0,
+        Half::B => 1,
+    }];
+    crc32c_append(crc32c_append(crc32c_append(0, bytes), &slot), &half)
+}
+
+fn header(lane: u16, identity: u64, capacity: usize) -> [u8; HEADER_BYTES] {
+    let mut out = [0; HEADER_BYTES];
+    let mut fields = &mut out[..];
+    fields.put_u64_le(HEADER_MAGIC);
+    fields.put_u32_le(VERSION);
+    fields.put_u16_le(lane);
+    fields.put_u16_le(0);
+    fields.put_u64_le(identity);
+    fields.put_u64_le(u64::try_from(capacity).expect("bounded"));
+    let crc = crc32c_append(0, &out[..HEADER_BYTES - 4]);
+    out[HEADER_BYTES - 4..].copy_from_slice(&crc.to_le_bytes());
+    out
+}
+
+fn offset(capacity: usize, half: Half, slot: usize) -> u64 {
+    let base = match half {
+        Half::A => 0,
+        Half::B => capacity,
+    };
+    u64::try_from(HALVES_AT + (base + slot) * SLOT_BYTES).expect("bounded")
+}
+
+fn file_bytes(capacity: usize) -> u64 {
+    offset(capacity, Half::B, capacity)
+}
+
+/// What an open found of one replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VoteFound {
+    pub(crate) newest: Slot,
+    /// What half B says: it was written only after the log had it.
+    pub(crate) second: Option<Slot>,
+    /// One of the two slots is not whole.
+    pub(crate) is_half_bad: bool,
+}
+
+/// What an open found.
+#[derive(Debug, Default)]
+pub(crate) struct VotesFound {
+    pub(crate) replicas: BTreeMap<Key, VoteFound>,
+    /// Slots that nobody can be read from, or a file that is not whole or not there: any replica
+    /// may have had its vote in them.
+    pub(crate) has_lost_slots: bool,
+    /// There was a file.
+    pub(crate) exists: bool,
+    sequence_of: BTreeMap<Key, usize>,
+    capacity: usize,
+}
+
+/// The open vote file. The lane writes and syncs it together with its own records.
+#[derive(Debug)]
+pub(crate) struct VoteFile {
+    path: PathBuf,
+    file: FileId,
+    lane: u16,
+    identity: u64,
+    capacity: usize,
+    slots: Vec<Slot>,
+    by_key: FxHashMap<Key, usize>,
+    /// Slots whose half B is older than half A.
+    behind: BTreeSet<usize>,
+}
+
+/// A write to the vote file.
+pub(crate) struct VoteWrite {
+    pub(crate) offset: u64,
+    pub(crate) data: Bytes,
+}
+
+pub(crate) fn vote_path(data_dir: &Path, lane: u16) -> PathBuf {
+    match lane {
+        0 => data_dir.join("votes"),
+        lane => data_dir.join(format!("votes.{lane}")),
+    }
+}
+
+/// Reads the vote file without changing anything.
+pub(crate) fn load(
+    vfs: &dyn Vfs,
+    data_dir: &Path,
+    lane: u16,
+    identity: u64,
+) -> Result<VotesFound, LogError> {
+    let path = vote_path(data_dir, lane);
+    let name = path.file_name().and_then(|name| name.to_str());
+    let mut found = VotesFound::default();
+    if !vfs
+        .list(data_dir)?
+        .iter()
+        .any(|entry| Some(entry.name.as_str()) == name)
+    {
+        return Ok(found);
+    }
+    found.exists = true;
+    let file = vfs.open(&path, false)?;
+    let result = load_slots(vfs, file, &path, lane, identity, &mut found);
+    vfs.close(file);
+    result.map(|()| found)
+}
+
+fn load_slots(
+    vfs: &dyn Vfs,
+    file: FileId,
+    path: &Path,
+    lane: u16,
+    identity: u64,
+    found: &mut VotesFound,
+) -> Result<(), LogError> {
+    let head = vfs.read(file, 0, HEADER_BYTES)?;
+    let len = vfs.len(file)?;
+    let Some(capacity) = read_header(&head, path, lane, identity)? else {
+        found.has_lost_slots = true;
+        return Ok(());
+    };
+    // The length bounds what is read, whatever the header says.
+    if capacity > CAPACITY_MAX || len < file_bytes(capacity) {
+        found.has_lost_slots = true;
+        return Ok(());
+    }
+    found.capacity = capacity;
+    let a = vfs.read(file, offset(capacity, Half::A, 0), capacity * SLOT_BYTES)?;
+    let b = vfs.read(file, offset(capacity, Half::B, 0), capacity * SLOT_BYTES)?;
+    let pairs = a.chunks_exact(SLOT_BYTES).zip(b.chunks_exact(SLOT_BYTES));
+    for (at, (a, b)) in pairs.enumerate() {
+        let read = |bytes: &[u8], half| {
+            let is_used = bytes.iter().any(|&byte| byte != 0);
+            (is_used, Slot::decode(bytes, half, at))
+        };
+        let ((a_used, a), (b_used, b)) = (read(a, Half::A), read(b, Half::B));
+        let (first, is_half_bad) = match (a, b) {
+            (Some(a), Some(b)) if a.key == b.key => {
+                // Half A is written first: if it is older, it has fallen back.
+                let is_behind = b.sequence > a.sequence;
+                (if is_behind { b } else { a }, is_behind)
+            }
+            // Half B has nothing yet: the first vote of a replica.
+            (Some(a), None) => (a, b_used),
+            // Half A is written first: it is lost.
+            (None, Some(b)) => (b, true),
+            (Some(_), Some(_)) => {
+                found.has_lost_slots = true;
+                continue;
+            }
+            (None, None) => {
+                found.has_lost_slots |= a_used || b_used;
+                continue;
+            }
+        };
+        found.sequence_of.insert(first.key, at);
+        let vote = VoteFound {
+            newest: first,
+            second: b,
+            is_half_bad,
+        };
+        found.replicas.insert(first.key, vote);
+    }
+    Ok(())
+}
+
+fn read_header(
+    bytes: &[u8],
+    path: &Path,
+    lane: u16,
+    identity: u64,
+) -> Result<Option<usize>, LogError> {
+    let Some((covered, mut crc)) = bytes.split_at_checked(HEADER_BYTES - 4) else {
+        return Ok(None);
+    };
+    let mut fields = covered;
+    if crc.len() != 4
+        || crc.get_u32_le() != crc32c_append(0, covered)
+        || fields.get_u64_le() != HEADER_MAGIC
+    {
+        return Ok(None);
+    }
+    let version = fields.get_u32_le();
+    if version != VERSION {
+        let path = path.to_owned();
+        return Err(LogError::NeedsVersion {
+            path,
+            offset: 0,
+            version,
+        });
+    }
+    let found_lane = fields.get_u16_le();
+    fields.advance(2);
+    let found_identity = fields.get_u64_le();
+    let capacity = usize::try_from(fields.get_u64_le()).unwrap_or(usize::MAX);
+    let is_ours = found_lane == lane && found_identity == identity;
+    Ok(is_ours.then_some(capacity))
+}
+
+impl VoteFile {
+    /// Opens the file for writing, or makes it; `votes` is what each replica's slots are to say.
+    /// Everything is durable in both halves on return, one half after the other.
+    pub(crate) fn open(
+        vfs: &dyn Vfs,
+        data_dir: &Path,
+        lane: u16,
+        identity: u64,
+        found: &VotesFound,
+        votes: &[VoteChange],
+    ) -> Result<Self, LogError> {
+        let mut this = Self {
+            path: vote_path(data_dir, lane),
+            file: FileId(0),
+            lane,
+            identity,
+            capacity: found.capacity,
+            slots: Vec::new(),
+            by_key: FxHashMap::default(),
+            behind: BTreeSet::new(),
+        };
+        // Slots stay where they are: a crash in between leaves each replica one whole slot.
+        let places = found.sequence_of.values().copied().max();
+        let is_dense = places.map_or(0, |last| last + 1) == found.sequence_of.len();
+        if is_dense && found.capacity > 0 {
+            let mut by_place: Vec<(usize, Key)> = found
+                .sequence_of
+                .iter()
+                .map(|(key, at)| (*at, *key))
+                .collect();
+            by_place.sort_unstable();
+            for (at, key) in by_place {
+                this.slots.push(found.replicas[&key].newest);
+                this.by_key.insert(key, at);
+            }
+        }
+        let is_usable = is_dense
+            && found.capacity > 0
+            && !found.has_lost_slots
+            && this.slots.len() + votes.len() <= this.capacity;
+        for change in votes {
+            this.set(*change);
+        }
+        if is_usable {
+            this.file = vfs.open(&this.path, false)?;
+            for half in [Half::A, Half::B] {
+                this.write_all(vfs, this.file, half)?;
+                vfs.sync(this.file)?;
+            }
+        } else {
+            for vote in found.replicas.values() {
+                if !this.by_key.contains_key(&vote.newest.key) {
+                    this.by_key.insert(vote.newest.key, this.slots.len());
+                    this.slots.push(vote.newest);
+                }
+            }
+            this.rewrite(vfs)?;
+        }
+        Ok(this)
+    }
+
+    /// Takes changes; returns the slots concerned.
+    pub(crate) fn set_all(&mut self, changes: &[VoteChange]) -> Vec<usize> {
+        let mut slots: Vec<usize> = changes.iter().map(|change| self.set(*change)).collect();
+        slots.sort_unstable();
+        slots.dedup();
+        slots
+    }
+
+    fn set(&mut self, change: VoteChange) -> usize {
+        let next = self.slots.len();
+        let at = *self.by_key.entry(change.key).or_insert(next);
+        let sequence = self.slots.get(at).map_or(0, |slot| slot.sequence) + 1;
+        let slot = Slot {
+            sequence,
+            key: change.key,
+            term: change.term,
+            vote: change.vote,
+            is_fenced: change.is_fenced,
+        };
+        if at == next {
+            self.slots.push(slot);
+        } else {
+            self.slots[at] = slot;
+        }
+        at
+    }
+
+    /// Whether `changes` would say anything new.
+    pub(crate) fn is_news(&self, change: &VoteChange) -> bool {
+        let slot = self.by_key.get(&change.key).map(|&at| &self.slots[at]);
+        match slot {
+            Some(slot) => {
+                (slot.term, slot.vote, slot.is_fenced)
+                    != (change.term, change.vote, change.is_fenced)
+            }
+            None => change.term > Term::ZERO || change.is_fenced,
+        }
+    }
+
+    /// Whether the file must grow before `more` replicas are new to it.
+    pub(crate) fn is_short(&self, changes: &[VoteChange]) -> bool {
+        let more = changes
+            .iter()
+            .filter(|change| !self.by_key.contains_key(&change.key))
+            .count();
+        self.slots.len() + more > self.capacity
+    }
+
+    /// Makes a larger file in place of this one; durable on return.
+    pub(crate) fn grow(&mut self, vfs: &dyn Vfs, changes: &[VoteChange]) -> Result<(), LogError> {
+        let (old, capacity) = (self.file, self.capacity);
+        self.capacity = (self.slots.len() + changes.len()).max(capacity * 2);
+        if let Err(error) = self.rewrite(vfs) {
+            (self.file, self.capacity) = (old, capacity);
+            return Err(error);
+        }
+        vfs.close(old);
+        Ok(())
+    }
+
+    fn rewrite(&mut self, vfs: &dyn Vfs) -> Result<(), LogError> {
+        self.capacity = self
+            .capacity
+            .max(self.slots.len())
+            .next_power_of_two()
+            .max(CAPACITY_MIN);
+        let mut temporary = self.path.clone().into_os_string();
+        temporary.push(".new");
+        let temporary = PathBuf::from(temporary);
+        let file = vfs.open(&temporary, true)?;
+        vfs.prepare(file, file_bytes(self.capacity))?;
+        vfs.write(file, 0, &header(self.lane, self.identity, self.capacity))?;
+        self.write_all(vfs, file, Half::A)?;
+        self.write_all(vfs, file, Half::B)?;
+        vfs.sync(file)?;
+        vfs.replace(&temporary, &self.path)?;
+        if let Some(parent) = self.path.parent() {
+            vfs.sync_dir(parent)?;
+        }
+        self.file = file;
+        self.behind.clear();
+        Ok(())
+    }
+
+    fn write_all(&self, vfs: &dyn Vfs, file: FileId, half: Half) -> Result<(), LogError> {
+        let all: Vec<usize> = (0..self.slots.len()).collect();
+        for write in self.writes(&all, half) {
+            vfs.write(file, write.offset, &write.data)?;
+        }
+        Ok(())
+    }
+
+    pub(crate) const fn file(&self) -> FileId {
+        self.file
+    }
+
+    /// The writes that put `slots`, ascending, into a half: one for each cluster.
+    pub(crate) fn writes(&self, slots: &[usize], half: Half) -> Vec<VoteWrite> {
+        let mut writes = Vec::new();
+        let mut rest = slots;
+        // What lies between in half A is durable there already, so that writing it again is
+        // nothing new; in half B it may be ahead of half A's sync.
+        let gap_max = match half {
+            Half::A => GAP_SLOTS_MAX,
+            Half::B => 1,
+        };
+        while let Some(&first) = rest.first() {
+            let mut taken = 1;
+            while rest
+                .get(taken)
+                .is_some_and(|slot| slot - rest[taken - 1] <= gap_max)
+            {
+                taken += 1;
+            }
+            let last = rest[taken - 1];
+            rest = &rest[taken..];
+            let mut data = BytesMut::with_capacity((last + 1 - first) * SLOT_BYTES);
+            for at in first..=last {
+                data.put_slice(&self.slots[at].encode(half, at));
+            }
+            writes.push(VoteWrite {
+                offset: offset(self.capacity, half, first),
+                data: data.freeze(),
+            });
+        }
+        writes
+    }
+
+    /// Half A of `slots` is durable.
+    pub(crate) fn first_half_done(&mut self, slots: &[usize]) {
+        self.behind.extend(slots);
+    }
+
+    /// Half B of `slots` is durable.
+    pub(crate) fn second_half_done(&mut self, slots: &[usize]) {
+        for slot in slots {
+            self.behind.remove(slot);
+        }
+    }
+
+    pub(crate) fn has_behind(&self) -> bool {
+        !self.behind.is_empty()
+    }
+
+    /// The slots whose half B is to be written, those aside whose half A is written at the same
+    /// time: never both halves of a slot between two syncs.
+    pub(crate) fn behind_except(&self, first_half: &[usize]) -> Vec<usize> {
+        let is_free = |slot: &&usize| first_half.binary_search(slot).is_err();
+        self.behind.iter().filter(is_free).copied().collect()
+    }
+}

@@ -1,0 +1,521 @@
+//! From the staged record to its completion.
+
+use raft_proto::{HardState, Index};
+
+use crate::error::LogError;
+use crate::hard_state::Half;
+use crate::index::SegmentInfo;
+use crate::item::{Item, Key, put_state};
+use crate::lane::{Flight, FlightKind, Lane};
+use crate::pool::Dead;
+use crate::record::{Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
+use crate::recovery::Opening;
+use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES, segment_path};
+use crate::staging::{Change, Staging, VoteChange};
+use crate::state::Health;
+use crate::vfs::{FileId, Op, OpId};
+use bytes::Bytes;
+
+/// A record, or two, ready to be written in one go.
+struct Written {
+    file: FileId,
+    offset: u64,
+    buffers: Vec<Bytes>,
+    bytes: u64,
+    /// Where the second record's data begins in the segment.
+    data_at: u64,
+}
+
+const fn aligned(len: usize) -> usize {
+    len.next_multiple_of(RECORD_ALIGN)
+}
+
+fn to_u64(len: usize) -> u64 {
+    u64::try_from(len).expect("a length fits")
+}
+
+impl Lane {
+    /// Remembers a changed term or vote for the vote file.
+    pub(super) fn note_vote(&mut self, key: Key, hard_state: HardState) {
+        let change = VoteChange {
+            key,
+            term: hard_state.term,
+            vote: hard_state.vote,
+            is_fenced: false,
+        };
+        // What is on its way or queued may say the same already: one slot written twice is no
+        // harm, one not written would be.
+        if self.votes.is_news(&change) {
+            self.staging.votes.push(change);
+        }
+    }
+
+    /// The hard state with the commit index that is durable.
+    pub(super) fn hard_state_without_commit(&self, key: Key, hard_state: HardState) -> HardState {
+        let durable = self
+            .tables()
+            .replicas
+            .get(&key)
+            .map(|found| &found.state)
+            .map_or(Index::ZERO, |state| state.hard_state.commit);
+        HardState {
+            commit: hard_state.commit.min(durable),
+            ..hard_state
+        }
+    }
+
+    /// Whether entries of `bytes` fit behind all that waits, the reserve aside.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        if self.active.is_sealed {
+            return false;
+        }
+        let taken = self.active.offset
+            + to_u64(self.pending_bytes() + bytes + 1024)
+            + self.footer_bytes(16)
+            + self.options.reserve();
+        taken <= self.active.len
+    }
+
+    /// An upper bound of what sealing writes if `more` batches come, the trailer included.
+    pub(super) fn footer_bytes(&self, more: usize) -> u64 {
+        let (runs, items) = (
+            self.active.runs + more,
+            self.active.touched.len() + self.active.moved_runs + more,
+        );
+        let footer = RECORD_HEADER_BYTES
+            + items * super::seal::RUNS_ITEM_BYTES
+            + runs * crate::index::LIST_RUN_BYTES;
+        to_u64(aligned(footer) + TRAILER_BYTES)
+    }
+
+    /// Begins the next write, if there is something to write and room for it.
+    pub(super) fn begin(&mut self) -> Result<bool, LogError> {
+        self.stage_watermark();
+        let next = self.queue.front().unwrap_or(&self.staging);
+        if next.is_empty() {
+            return Ok(false);
+        }
+        let released = RECORD_ALIGN + 8 * self.to_release.len();
+        let (len, changes) = (next.len() + released, next.changes.len());
+        if !self.active.is_sealed {
+            let end = self.active.offset + to_u64(aligned(len)) + self.footer_bytes(changes);
+            if end <= self.active.len {
+                self.begin_record()?;
+                return Ok(true);
+            }
+        }
+        if !self.make_room(len, changes) {
+            return Ok(false);
+        }
+        if self.active.is_sealed {
+            self.open_segment()?;
+            self.begin_record()?;
+        } else {
+            self.begin_seal();
+        }
+        Ok(true)
+    }
+
+    /// At the end of a burst, and when the release of segments must not wait.
+    fn stage_watermark(&mut self) {
+        let is_over = self.now >= self.last_record_at.plus_nanos(self.options.burst_end_nanos);
+        let is_pressing = self.shared.is_full() && !self.to_release.is_empty();
+        if self.queue.is_empty()
+            && self.staging.is_empty()
+            && self.owes_watermark()
+            && (is_over || is_pressing)
+        {
+            self.staging.item(None, &Item::Released(Vec::new()));
+        }
+    }
+
+    /// Whether the next segment is there and holds a checkpoint, `len` bytes and a footer.
+    fn make_room(&mut self, len: usize, changes: usize) -> bool {
+        let checkpoint = self.checkpoint_bytes();
+        let footer = RECORD_HEADER_BYTES
+            + changes * (super::seal::RUNS_ITEM_BYTES + crate::index::LIST_RUN_BYTES);
+        let needed = SEGMENT_HEADER_BYTES
+            + checkpoint
+            + aligned(len)
+            + aligned(footer)
+            + TRAILER_BYTES
+            + 512;
+        self.pool.has(to_u64(needed.next_multiple_of(512)))
+    }
+
+    fn checkpoint_bytes(&self) -> usize {
+        let tables = self.tables();
+        let replicas = tables.replicas.values().map(|replica| {
+            let state = &replica.state;
+            let snapshots = state
+                .snapshots
+                .iter()
+                .map(|snapshot| 20 + snapshot.membership.len());
+            160 + 16 * state.terms.len()
+                + 8 * state.membership_entries.len()
+                + snapshots.sum::<usize>()
+        });
+        let lane = 48 + 16 * (tables.segments.len() + 1);
+        aligned(RECORD_HEADER_BYTES + lane + replicas.sum::<usize>())
+    }
+
+    /// Turns to the next spare. Its checkpoint is written with its first record.
+    pub(super) fn open_segment(&mut self) -> Result<(), LogError> {
+        let (spare, file) = self.pool.take()?;
+        let info = SegmentInfo {
+            file,
+            len: spare.len,
+            incarnation: spare.incarnation,
+            live_spans: 0,
+            live_bytes: 0,
+            is_sealed: false,
+        };
+        self.shared.write().segments.insert(spare.number, info);
+        self.active = super::Active {
+            number: spare.number,
+            file,
+            len: spare.len,
+            incarnation: spare.incarnation,
+            offset: to_u64(SEGMENT_HEADER_BYTES),
+            is_sealed: false,
+            touched: rustc_hash::FxHashMap::default(),
+            runs: 0,
+            moved_runs: 0,
+        };
+        Ok(())
+    }
+
+    fn begin_record(&mut self) -> Result<(), LogError> {
+        let mut staging = match self.queue.pop_front() {
+            Some(front) => {
+                self.queue_bytes -= front.len();
+                front
+            }
+            None => std::mem::take(&mut self.staging),
+        };
+        let kind = if staging.done.is_empty() && staging.changes.is_empty() {
+            RecordKind::Watermark
+        } else {
+            RecordKind::Data
+        };
+        let changes = std::mem::take(&mut staging.votes);
+        if self.votes.is_short(&changes)
+            && let Err(error) = self.votes.grow(self.vfs.as_ref(), &changes)
+        {
+            return Err(error);
+        }
+        let votes_first = self.votes.set_all(&changes);
+        let is_burst_end = kind == RecordKind::Watermark;
+        let votes_second = if votes_first.is_empty() && !is_burst_end {
+            Vec::new()
+        } else {
+            self.votes.behind_except(&votes_first)
+        };
+        let written = self.write_out(kind, &mut staging);
+        let data_at = written.data_at;
+        let mut ops = vec![self.vfs.submit(Op::Write {
+            file: written.file,
+            offset: written.offset,
+            buffers: written.buffers,
+        })];
+        let mut syncs = 1;
+        let votes = [(&votes_first, Half::A), (&votes_second, Half::B)];
+        for (slots, half) in votes {
+            for write in self.votes.writes(slots, half) {
+                self.stats.written_bytes += to_u64(write.data.len());
+                ops.push(self.vfs.submit(Op::Write {
+                    file: self.votes.file(),
+                    offset: write.offset,
+                    buffers: vec![write.data],
+                }));
+            }
+        }
+        ops.push(self.vfs.submit(Op::Sync { file: written.file }));
+        if !votes_first.is_empty() || !votes_second.is_empty() {
+            let file = self.votes.file();
+            ops.push(self.vfs.submit(Op::Sync { file }));
+            syncs += 1;
+        }
+        self.fly(
+            ops,
+            syncs,
+            FlightKind::Record {
+                kind,
+                staging: Box::new(staging),
+                data_at,
+            },
+        );
+        let flight = self.flight.as_mut().expect("it was just begun");
+        (flight.votes_first, flight.votes_second) = (votes_first, votes_second);
+        Ok(())
+    }
+
+    pub(super) fn fly(&mut self, ops: Vec<OpId>, syncs: u64, kind: FlightKind) {
+        self.flight = Some(Flight {
+            ops,
+            syncs,
+            failed: None,
+            last_lsn: self.lsn,
+            votes_first: Vec::new(),
+            votes_second: Vec::new(),
+            kind,
+        });
+    }
+
+    /// Gives the record its place and number; at the start of a segment the checkpoint goes first.
+    fn write_out(&mut self, kind: RecordKind, staging: &mut Staging) -> Written {
+        let start = self.active.offset;
+        let mut buffers = Vec::new();
+        if start == to_u64(SEGMENT_HEADER_BYTES) {
+            let mut checkpoint = self.checkpoint();
+            buffers.append(&mut self.frame(RecordKind::Checkpoint, &mut checkpoint).0);
+        }
+        if !self.to_release.is_empty() {
+            let released = std::mem::take(&mut self.to_release);
+            staging.item(None, &Item::Released(released.clone()));
+            staging.released = released;
+        }
+        let (mut record, data_at) = self.frame(kind, staging);
+        buffers.append(&mut record);
+        Written {
+            file: self.active.file,
+            offset: start,
+            buffers,
+            bytes: self.active.offset - start,
+            data_at,
+        }
+    }
+
+    /// Frames a record at the end of the active segment. Returns its buffers and where its data
+    /// begins in the segment.
+    pub(super) fn frame(&mut self, kind: RecordKind, staging: &mut Staging) -> (Vec<Bytes>, u64) {
+        let place = Place {
+            incarnation: self.active.incarnation,
+            offset: self.active.offset,
+        };
+        self.lsn += 1;
+        let (buffers, header) =
+            staging.frame(kind, self.options.lane, self.lsn, self.synced_lsn, place);
+        let data_at = place.offset + to_u64(RECORD_HEADER_BYTES + header.table_len);
+        self.active.offset += to_u64(header.total());
+        assert!(
+            self.active.offset <= self.active.len,
+            "a record fits its segment"
+        );
+        self.stats.records += 1;
+        self.stats.written_bytes += to_u64(header.total());
+        (buffers, data_at)
+    }
+
+    /// All that is durable of each replica, and the live segments.
+    fn checkpoint(&self) -> Staging {
+        let mut staging = Staging::default();
+        let tables = self.tables();
+        let segments = tables
+            .segments
+            .iter()
+            .map(|(number, info)| (*number, info.incarnation))
+            .collect();
+        staging.item(None, &Item::Segments(segments));
+        for key in tables.keys() {
+            let state = &tables.replicas[&key].state;
+            staging.raw(|out| put_state(out, key, state));
+            if state.health != Health::Sound {
+                staging.item(Some(key), &Item::Health(state.health.clone()));
+            }
+        }
+        staging
+    }
+
+    /// The flight has landed: what it carried is durable, or will never be.
+    pub(super) fn end(&mut self) {
+        let flight = self.flight.take().expect("one was under way");
+        self.stats.fdatasyncs += flight.syncs;
+        if let Some(error) = flight.failed {
+            if let FlightKind::Record { staging, .. } = flight.kind {
+                let reason = error.to_string();
+                self.latched.get_or_insert_with(|| reason.clone());
+                self.complete(staging.done, Some(&reason));
+            }
+            self.latch(&error.to_string());
+            return;
+        }
+        self.synced_lsn = flight.last_lsn;
+        self.votes.first_half_done(&flight.votes_first);
+        self.votes.second_half_done(&flight.votes_second);
+        match flight.kind {
+            FlightKind::Record {
+                kind,
+                staging,
+                data_at,
+            } => {
+                let earned = if kind == RecordKind::Watermark {
+                    self.watermark_lsn = flight.last_lsn;
+                    self.options.collect_bytes_max
+                } else {
+                    self.last_record_at = self.now;
+                    staging.len()
+                };
+                let credit_max = to_u64(self.options.collect_bytes_max) * 16;
+                self.collect_credit = (self.collect_credit + to_u64(earned)).min(credit_max);
+                self.landed(*staging, data_at);
+            }
+            FlightKind::Seal(sealed) => self.sealed(&sealed),
+        }
+        if self.queue.is_empty() && self.staging.is_empty() && self.latched.is_none() {
+            self.collect();
+        }
+    }
+
+    fn landed(&mut self, mut staging: Staging, data_at: u64) {
+        let mut may_free = false;
+        let mut recent = Vec::new();
+        {
+            let mut tables = self.shared.write();
+            for (key, change) in staging.changes.drain(..) {
+                may_free |= !matches!(change, Change::HardState(_) | Change::Snapshots(_));
+                match change {
+                    Change::Entries { item, at, batch } => {
+                        let offset = data_at + to_u64(at);
+                        tables.append(key, &item, self.active.number, offset);
+                        self.active.note(key, &item);
+                        recent.push((self.active.number, offset, batch));
+                    }
+                    Change::Reset(id) => {
+                        tables.reset(key);
+                        tables
+                            .replicas
+                            .entry(key)
+                            .or_default()
+                            .state
+                            .restart_after(id);
+                    }
+                    Change::HardState(hard_state) => {
+                        tables.replicas.entry(key).or_default().state.hard_state = hard_state;
+                    }
+                    Change::Snapshots(record) => {
+                        tables.replicas.entry(key).or_default().state.snapshots = record.retained;
+                    }
+                    Change::Compact(index) => {
+                        let state = &mut tables.replicas.entry(key).or_default().state;
+                        state.compact_before(index);
+                        tables.clip(key);
+                    }
+                    Change::Tombstone => {
+                        tables.reset(key);
+                        tables.replicas.entry(key).or_default().state.bury();
+                    }
+                    Change::Health(health) => {
+                        tables.replicas.entry(key).or_default().state.health = health;
+                    }
+                }
+            }
+        }
+        self.shared.tail.insert_all(recent.into_iter());
+        self.release(&std::mem::take(&mut staging.released));
+        if may_free {
+            self.find_dead();
+        }
+        self.complete(staging.done, None);
+    }
+
+    /// The record that releases these segments is durable: readers lose them, the pool gets them.
+    fn release(&mut self, released: &[u64]) {
+        for number in released {
+            self.releasing.remove(number);
+            let Some(info) = self.shared.write().segments.remove(number) else {
+                continue;
+            };
+            let is_held = self.vfs.retire(info.file);
+            self.stats.held_segments += u64::from(is_held);
+            let dead = Dead {
+                path: segment_path(&self.dir, *number),
+                len: info.len,
+                incarnation: info.incarnation,
+            };
+            self.pool.give_back(dead, is_held);
+        }
+    }
+
+    /// Marks segments that hold nothing live for release.
+    fn find_dead(&mut self) {
+        let dead: Vec<u64> = {
+            let tables = self.tables();
+            let is_dead = |number: u64, info: &SegmentInfo| {
+                info.live_spans == 0
+                    && number != self.active.number
+                    && !self.releasing.contains(&number)
+            };
+            tables
+                .segments
+                .iter()
+                .filter(|(number, info)| is_dead(**number, info))
+                .map(|(number, _)| *number)
+                .collect()
+        };
+        self.releasing.extend(&dead);
+        self.to_release.extend(dead);
+    }
+
+    /// Writes the record that ends an open, and waits until it is durable.
+    pub(super) fn finish_open(&mut self, opening: Opening) -> Result<(), LogError> {
+        for (key, hard_state) in opening.hard_states {
+            self.staging.hard_state(key, hard_state);
+        }
+        for (key, health) in opening.healths {
+            self.staging.health(key, health);
+        }
+        let (segment, offset, cut_bytes) = opening.cut;
+        let opened = Item::Opened {
+            segment,
+            offset,
+            cut_bytes,
+        };
+        self.staging.item(None, &opened);
+        self.find_dead();
+        let mut staging = std::mem::take(&mut self.staging);
+        if self.active.is_sealed {
+            let len = staging.len() + RECORD_ALIGN + 8 * self.to_release.len();
+            self.wait_for_room(len, staging.changes.len())?;
+            self.open_segment()?;
+        } else {
+            let end = self.active.offset
+                + to_u64(aligned(
+                    staging.len() + RECORD_ALIGN + 8 * self.to_release.len(),
+                ))
+                + self.footer_bytes(staging.changes.len());
+            if end > self.active.len {
+                // A sealed segment always has a next one.
+                let len = staging.len() + RECORD_ALIGN + 8 * self.to_release.len();
+                self.wait_for_room(len, staging.changes.len())?;
+                let sealed = self.seal_now()?;
+                self.sealed(&sealed);
+                self.open_segment()?;
+            }
+        }
+        let written = self.write_out(RecordKind::Watermark, &mut staging);
+        let mut offset = written.offset;
+        for buffer in &written.buffers {
+            self.vfs.write(written.file, offset, buffer)?;
+            offset += to_u64(buffer.len());
+        }
+        assert_eq!(
+            offset - written.offset,
+            written.bytes,
+            "all of it is written"
+        );
+        self.vfs.sync(written.file)?;
+        self.stats.fdatasyncs += 1;
+        self.synced_lsn = self.lsn;
+        self.watermark_lsn = self.lsn;
+        self.landed(staging, written.data_at);
+        Ok(())
+    }
+
+    fn wait_for_room(&mut self, len: usize, changes: usize) -> Result<(), LogError> {
+        if !self.make_room(len, changes) {
+            self.pool.make_now()?;
+        }
+        Ok(())
+    }
+}

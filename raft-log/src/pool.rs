@@ -1,0 +1,270 @@
+//! Segments ahead and segments behind: prepared before they are needed, recycled or removed when
+//! nothing needs them.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use raft_proto::Time;
+
+use crate::config::LaneOptions;
+use crate::segment::{SegmentHeader, incarnation, segment_path};
+use crate::vfs::{FileId, Op, OpId, Vfs, VfsError};
+
+/// Dead segments kept for recycling; more are removed.
+const DEAD_MAX: usize = 2;
+/// How long after a failure the next attempt comes.
+const RETRY_NANOS: u64 = 1_000_000_000;
+
+/// A segment that holds no record yet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Spare {
+    pub(crate) number: u64,
+    pub(crate) len: u64,
+    pub(crate) incarnation: u64,
+}
+
+/// A segment that holds nothing any more.
+#[derive(Debug)]
+pub(crate) struct Dead {
+    pub(crate) path: PathBuf,
+    pub(crate) len: u64,
+    pub(crate) incarnation: u64,
+}
+
+/// What is ahead of the active segment, and what became of those behind it.
+#[derive(Debug)]
+pub(crate) struct Pool {
+    vfs: Arc<dyn Vfs>,
+    dir: PathBuf,
+    lane: u16,
+    identity: u64,
+    segment_size_bytes: u64,
+    spares_wanted: usize,
+    spares: VecDeque<Spare>,
+    making: Option<(OpId, Spare)>,
+    dead: Vec<Dead>,
+    removing: Vec<OpId>,
+    /// The number the next spare gets.
+    next_number: u64,
+    /// A record waits that needs a segment of this size.
+    needed: u64,
+    retry_at: Option<Time>,
+    /// Rises with every segment made, so that no two lives share an incarnation.
+    lives: u64,
+}
+
+impl Pool {
+    pub(crate) fn new(
+        vfs: Arc<dyn Vfs>,
+        dir: PathBuf,
+        options: &LaneOptions,
+        next_number: u64,
+        spares: VecDeque<Spare>,
+        lives: u64,
+    ) -> Self {
+        Self {
+            vfs,
+            dir,
+            lane: options.lane,
+            identity: options.identity,
+            segment_size_bytes: options.segment_size_bytes,
+            spares_wanted: options.spare_segments,
+            spares,
+            making: None,
+            dead: Vec::new(),
+            removing: Vec::new(),
+            next_number,
+            needed: 0,
+            retry_at: None,
+            lives,
+        }
+    }
+
+    /// Whether the next spare is ready and large enough. If not, one is asked for.
+    pub(crate) fn has(&mut self, len: u64) -> bool {
+        self.needed = len;
+        self.spares.front().is_some_and(|spare| spare.len >= len)
+    }
+
+    /// Takes the next spare and opens it.
+    pub(crate) fn take(&mut self) -> Result<(Spare, FileId), VfsError> {
+        let spare = *self.spares.front().expect("the caller has seen it");
+        let file = self
+            .vfs
+            .open(&segment_path(&self.dir, spare.number), false)?;
+        self.spares.pop_front();
+        self.needed = 0;
+        Ok((spare, file))
+    }
+
+    /// Takes a segment that nothing needs; `is_held` says that bytes of it are still out.
+    pub(crate) fn give_back(&mut self, dead: Dead, is_held: bool) {
+        let fits = dead.len == self.segment_size_bytes && !is_held;
+        if fits && self.dead.len() < DEAD_MAX {
+            self.dead.push(dead);
+            self.retry_at = None;
+        } else {
+            self.remove(dead.path);
+        }
+    }
+
+    fn remove(&mut self, path: PathBuf) {
+        let op = self.vfs.submit(Op::Remove { path });
+        self.removing.push(op);
+        self.retry_at = None;
+    }
+
+    /// Begins what is to be done ahead. Returns whether something was begun.
+    pub(crate) fn maintain(&mut self, now: Time) -> bool {
+        if self.making.is_some() || self.retry_at.is_some_and(|at| now < at) {
+            return false;
+        }
+        if let Some(front) = self.spares.front_mut()
+            && front.len < self.needed
+        {
+            // The next number gets a file of the size asked for: the same one, made again.
+            let spare = self.spares.pop_front().expect("it was just seen");
+            let len = self.needed;
+            self.make(spare.number, len, spare.incarnation);
+            return true;
+        }
+        if self.spares.len() >= self.spares_wanted {
+            return false;
+        }
+        let number = self.next_number;
+        let is_next = self.spares.is_empty();
+        if is_next && self.needed > self.segment_size_bytes {
+            self.make(number, self.needed, 0);
+        } else if let Some(dead) = self.dead.pop() {
+            self.recycle(number, dead);
+        } else {
+            self.make(number, self.segment_size_bytes, 0);
+        }
+        true
+    }
+
+    fn header(&mut self, number: u64, before: u64, is_recycled: bool) -> SegmentHeader {
+        self.lives += 1;
+        let before = before ^ self.lives.rotate_left(32);
+        SegmentHeader {
+            lane: self.lane,
+            identity: self.identity,
+            number,
+            incarnation: incarnation(self.identity, self.lane, number, before),
+            is_recycled,
+        }
+    }
+
+    fn make(&mut self, number: u64, len: u64, before: u64) {
+        let header = self.header(number, before, false);
+        let op = self.vfs.submit(Op::Prepare {
+            path: segment_path(&self.dir, number),
+            len,
+            head: header.encode(),
+        });
+        let incarnation = header.incarnation;
+        let spare = Spare {
+            number,
+            len,
+            incarnation,
+        };
+        self.making = Some((op, spare));
+    }
+
+    fn recycle(&mut self, number: u64, dead: Dead) {
+        let header = self.header(number, dead.incarnation, true);
+        let op = self.vfs.submit(Op::Recycle {
+            from: dead.path,
+            to: segment_path(&self.dir, number),
+            head: header.encode(),
+        });
+        let spare = Spare {
+            number,
+            len: dead.len,
+            incarnation: header.incarnation,
+        };
+        self.making = Some((op, spare));
+    }
+
+    /// Takes a completion, if it is one of ours.
+    pub(crate) fn on_done(
+        &mut self,
+        op: OpId,
+        result: Result<(), VfsError>,
+        now: Time,
+    ) -> Option<Made> {
+        if let Some(at) = self.removing.iter().position(|removing| *removing == op) {
+            // A dead segment that stays costs space, and the next open removes it.
+            self.removing.swap_remove(at);
+            return Some(Made::Nothing);
+        }
+        let (_, spare) = self.making.take_if(|(making, _)| *making == op)?;
+        Some(match result {
+            Ok(()) => {
+                // In order of numbers: one that was made again goes before the others.
+                let at = self
+                    .spares
+                    .partition_point(|other| other.number < spare.number);
+                self.spares.insert(at, spare);
+                self.next_number = self.next_number.max(spare.number + 1);
+                self.retry_at = None;
+                Made::Spare
+            }
+            Err(error) => {
+                self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
+                if error.is_storage_full() {
+                    Made::Full
+                } else {
+                    Made::Nothing
+                }
+            }
+        })
+    }
+
+    pub(crate) const fn retry_at(&self) -> Option<Time> {
+        self.retry_at
+    }
+
+    /// Makes the next spare while the caller waits: at open there is nothing else to do.
+    pub(crate) fn make_now(&mut self) -> Result<(), VfsError> {
+        let len = self.needed.max(self.segment_size_bytes);
+        let (number, before) = match self.spares.pop_front() {
+            Some(small) => (small.number, small.incarnation),
+            None => (self.next_number, 0),
+        };
+        let header = self.header(number, before, false);
+        let path = segment_path(&self.dir, number);
+        let file = self.vfs.open(&path, true)?;
+        let made = self
+            .vfs
+            .prepare(file, len)
+            .and_then(|()| self.vfs.write(file, 0, &header.encode()))
+            .and_then(|()| self.vfs.sync(file))
+            .and_then(|()| self.vfs.sync_dir(&self.dir));
+        self.vfs.close(file);
+        made?;
+        self.next_number = self.next_number.max(number + 1);
+        self.spares.push_front(Spare {
+            number,
+            len,
+            incarnation: header.incarnation,
+        });
+        Ok(())
+    }
+
+    pub(crate) const fn is_making(&self) -> bool {
+        self.making.is_some()
+    }
+}
+
+/// What a completion of the pool means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// There is a spare more.
+    Spare,
+    /// The disk is full.
+    Full,
+    /// Nothing to act on.
+    Nothing,
+}

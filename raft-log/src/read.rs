@@ -1,0 +1,284 @@
+//! Reading entries back, from any thread.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use raft_proto::{Batch, GroupId, Index, ReplicaId, Term};
+
+use crate::config::LaneOptions;
+use crate::error::LogError;
+use crate::index::{At, LIST_RUN_BYTES, ListCache, Span, Tables, TailCache, decode_list, find_run};
+use crate::item::Key;
+use crate::record::Place;
+use crate::vfs::{FileId, Vfs};
+
+/// What the lane shares with its readers.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) vfs: Arc<dyn Vfs>,
+    tables: RwLock<Tables>,
+    lists: ListCache,
+    pub(crate) tail: TailCache,
+    is_full: AtomicBool,
+}
+
+impl Shared {
+    pub(crate) fn new(vfs: Arc<dyn Vfs>, options: &LaneOptions, tables: Tables) -> Self {
+        Self {
+            vfs,
+            tables: RwLock::new(tables),
+            lists: ListCache::new(options.footer_cache_bytes_max),
+            tail: TailCache::new(options.tail_cache_bytes_max),
+            is_full: AtomicBool::new(false),
+        }
+    }
+
+    pub(crate) fn read(&self) -> RwLockReadGuard<'_, Tables> {
+        self.tables.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn write(&self) -> RwLockWriteGuard<'_, Tables> {
+        self.tables.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_full.load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set_full(&self, is_full: bool) {
+        self.is_full.store(is_full, Ordering::Release);
+    }
+}
+
+/// Whether the lane has room for entries; cheap to clone and to ask.
+///
+/// Ask before an entry gets an index: what was given an index is to be submitted.
+#[derive(Clone, Debug)]
+pub struct LaneSpace {
+    shared: Arc<Shared>,
+}
+
+impl LaneSpace {
+    /// Whether the disk is full: propose nothing, take no entries. Votes and compaction go on, and
+    /// when there is room again this turns by itself.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.shared.is_full()
+    }
+}
+
+/// Reads entries back; cheap to clone, usable from any thread. Only what is durable is seen.
+#[derive(Clone, Debug)]
+pub struct LogReader {
+    pub(crate) shared: Arc<Shared>,
+}
+
+/// Where one batch lies.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Location {
+    segment: u64,
+    file: FileId,
+    offset: u64,
+    len: usize,
+    /// What of the batch counts: a later one may have overwritten its end.
+    last: Index,
+}
+
+impl LogReader {
+    pub(crate) const fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// A handle that says whether there is room for entries.
+    #[must_use]
+    pub fn space(&self) -> LaneSpace {
+        LaneSpace {
+            shared: Arc::clone(&self.shared),
+        }
+    }
+
+    /// Bytes of the replica's live entries, about: a batch cut short counts by its share.
+    #[must_use]
+    pub fn log_bytes(&self, group: GroupId, replica: ReplicaId) -> u64 {
+        let tables = self.shared.read();
+        let spans = tables.replicas.get(&(group, replica));
+        spans.map_or(0, |found| found.spans.iter().map(|span| span.bytes).sum())
+    }
+
+    /// The first index held and the last, if there are entries.
+    #[must_use]
+    pub fn range(&self, group: GroupId, replica: ReplicaId) -> Option<(Index, Index)> {
+        let tables = self.shared.read();
+        let state = &tables.replicas.get(&(group, replica))?.state;
+        (state.first <= state.last.index).then_some((state.first, state.last.index))
+    }
+
+    /// The term of an entry that is held, or of the one before the first.
+    #[must_use]
+    pub fn term(&self, group: GroupId, replica: ReplicaId, index: Index) -> Option<Term> {
+        let tables = self.shared.read();
+        let state = &tables.replicas.get(&(group, replica))?.state;
+        state.term_at(index)
+    }
+
+    /// Entries from `from` to `to`, inclusive; at most `bytes_max`, at least one.
+    ///
+    /// The bytes are slices of the log itself where the file system can give them, checked before
+    /// this returns; they stay valid whatever becomes of the segment.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::NotFound`], [`LogError::Damaged`], [`LogError::Io`].
+    pub fn entries(
+        &self,
+        group: GroupId,
+        replica: ReplicaId,
+        from: Index,
+        to: Index,
+        bytes_max: usize,
+    ) -> Result<Vec<Batch>, LogError> {
+        let key = (group, replica);
+        let mut found = Vec::new();
+        let mut next = from;
+        let mut room = bytes_max;
+        while next <= to {
+            let Some(part) = self.batch_at(key, next)? else {
+                break;
+            };
+            let Some(part) = part.up_to_index(to) else {
+                break;
+            };
+            let part = part.up_to_size(room);
+            if part.size_bytes() > room && !found.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(part.size_bytes());
+            next = part.last().index.next();
+            found.push(part);
+            if room == 0 {
+                break;
+            }
+        }
+        if found.is_empty() {
+            Err(LogError::NotFound { group, from })
+        } else {
+            Ok(found)
+        }
+    }
+
+    /// The entries that lie together with `index`, from it on; `None` if it is not held.
+    fn batch_at(&self, key: Key, index: Index) -> Result<Option<Batch>, LogError> {
+        let mut tried = None;
+        loop {
+            let (location, result) = match self.locate(key, index) {
+                Ok(None) => return Ok(None),
+                Ok(Some(location)) => (Some(location), self.read_batch(key, index, location)),
+                Err(error) => (None, Err(error)),
+            };
+            match result {
+                Ok(batch) => return Ok(Some(batch)),
+                // The segment may have been released or sealed in between: look again.
+                Err(_) if tried != Some(location) => tried = Some(location),
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    fn read_batch(&self, key: Key, index: Index, at: Location) -> Result<Batch, LogError> {
+        let damaged = |reason: String| LogError::Damaged {
+            segment: at.segment,
+            offset: at.offset,
+            reason,
+        };
+        let batch = match self.shared.tail.find(at.segment, at.offset) {
+            Some(batch) => batch,
+            None => {
+                let bytes = self.shared.vfs.read_shared(at.file, at.offset, at.len)?;
+                Batch::decode(key.0, bytes).map_err(|error| damaged(error.to_string()))?
+            }
+        };
+        let part = batch
+            .from_index(index)
+            .filter(|part| part.first().index == index)
+            .and_then(|part| part.up_to_index(at.last));
+        part.ok_or_else(|| damaged("other entries than recorded".to_owned()))
+    }
+
+    fn locate(&self, key: Key, index: Index) -> Result<Option<Location>, LogError> {
+        let (span, file, incarnation) = {
+            let tables = self.shared.read();
+            let Some(span) = tables.find(key, index).copied() else {
+                return Ok(None);
+            };
+            let Some(info) = tables.segments.get(&span.segment) else {
+                return Ok(None);
+            };
+            (span, info.file, info.incarnation)
+        };
+        let (offset, len) = match span.at {
+            At::Batch { offset, len } => (offset, len),
+            At::List { offset, count, crc } => {
+                let place = Place {
+                    incarnation,
+                    offset,
+                };
+                let run = self.list_run(span, file, place, (count, crc), index)?;
+                let last = run.first.plus(u64::from(run.count) - 1);
+                let len = usize::try_from(run.len).expect("usize has at least 32 bits");
+                return Ok(Some(Location {
+                    segment: span.segment,
+                    file,
+                    offset: run.offset,
+                    len,
+                    last: last.min(span.last),
+                }));
+            }
+        };
+        Ok(Some(Location {
+            segment: span.segment,
+            file,
+            offset,
+            len,
+            last: span.last,
+        }))
+    }
+
+    fn list_run(
+        &self,
+        span: Span,
+        file: FileId,
+        place: Place,
+        (count, crc): (u32, u32),
+        index: Index,
+    ) -> Result<crate::index::ListRun, LogError> {
+        let damaged = |reason: &str| LogError::Damaged {
+            segment: span.segment,
+            offset: place.offset,
+            reason: reason.to_owned(),
+        };
+        let key = (place.incarnation, place.offset);
+        let list = match self.shared.lists.find(key) {
+            Some(list) => list,
+            None => {
+                let len = usize::try_from(count).expect("usize has at least 32 bits");
+                let bytes = self.shared.vfs.read_shared(
+                    file,
+                    place.offset,
+                    len.saturating_mul(LIST_RUN_BYTES),
+                )?;
+                let list = decode_list(&bytes, place, crc)
+                    .ok_or_else(|| damaged("a footer's list fails its checksum"))?;
+                let list = Arc::from(list);
+                self.shared.lists.insert(key, &list);
+                list
+            }
+        };
+        find_run(&list, index).ok_or_else(|| damaged("a footer's list lacks an entry"))
+    }
+}
+
+/// The directory of a lane's segments.
+pub(crate) fn lane_dir(data_dir: &Path, lane: u16) -> std::path::PathBuf {
+    data_dir.join("log").join(lane.to_string())
+}

@@ -1,0 +1,365 @@
+//! Mending after an analysis: cut, zero, write again, sync; then the lane can go on.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+use raft_proto::{HardState, Term};
+
+use super::{Analysis, Cut, RecoveryReport, SegmentFile};
+use crate::config::LaneOptions;
+use crate::error::LogError;
+use crate::hard_state::VoteFile;
+use crate::index::Tables;
+use crate::item::Key;
+use crate::lane::Active;
+use crate::pool::{Pool, Spare};
+use crate::read::lane_dir;
+use crate::record::Place;
+use crate::segment::{
+    SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES, Trailer, incarnation, segment_path,
+};
+use crate::staging::VoteChange;
+use crate::state::Health;
+use crate::vfs::{FileId, Vfs};
+
+pub(crate) const CUT_SUFFIX: &str = ".cut";
+pub(crate) const DAMAGED_SUFFIX: &str = ".damaged";
+/// Cut tails kept aside; the oldest go first.
+const CUTS_MAX: usize = 8;
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// What a lane goes on from.
+pub(crate) struct Recovered {
+    pub(crate) tables: Tables,
+    pub(crate) active: Active,
+    pub(crate) pool: Pool,
+    pub(crate) votes: VoteFile,
+    pub(crate) last_lsn: u64,
+    pub(crate) report: RecoveryReport,
+    pub(crate) opening: Opening,
+}
+
+/// What the first record of a new life says.
+#[derive(Debug, Default)]
+pub(crate) struct Opening {
+    /// Votes that the log did not have.
+    pub(crate) hard_states: Vec<(Key, HardState)>,
+    pub(crate) healths: Vec<(Key, Health)>,
+    /// Segment, offset and bytes that were cut.
+    pub(crate) cut: (u64, u64, u64),
+}
+
+/// Makes what was analysed ready to be appended to. Done twice, it changes nothing the second
+/// time; interrupted anywhere, it is done again.
+pub(crate) fn mend(
+    vfs: &Arc<dyn Vfs>,
+    data_dir: &Path,
+    options: &LaneOptions,
+    analysis: Analysis,
+) -> Result<Recovered, LogError> {
+    let dir = lane_dir(data_dir, options.lane);
+    let Analysis {
+        files,
+        tables,
+        active,
+        cut,
+        unproven_at,
+        footer,
+        newest,
+        last_lsn,
+        dead,
+        unreadable,
+        votes: votes_found,
+        report,
+        healths,
+        voted,
+    } = analysis;
+    let mut opening = Opening::default();
+    if let Some(active) = &active {
+        let is_appended_to = !active.is_sealed;
+        if is_appended_to {
+            keep_aside(vfs.as_ref(), &dir, active, cut, last_lsn)?;
+            clear_tail(vfs.as_ref(), active, cut)?;
+            opening.cut = (active.number, cut.offset, cut.bytes);
+        }
+        if is_appended_to || footer.is_some() {
+            write_again(vfs.as_ref(), active.file, unproven_at, active.offset)?;
+        }
+        if let Some((offset, lsn)) = footer {
+            write_trailer(vfs.as_ref(), active, offset, lsn)?;
+        }
+        vfs.sync(active.file)?;
+    }
+    for number in dead {
+        vfs.close(files[&number].file);
+        vfs.remove_file(&segment_path(&dir, number))?;
+    }
+    for number in unreadable {
+        // Nothing can be read from it, and nothing of it is thrown away.
+        vfs.close(files[&number].file);
+        let path = segment_path(&dir, number);
+        let mut aside = path.clone().into_os_string();
+        aside.push(DAMAGED_SUFFIX);
+        vfs.replace(&path, Path::new(&aside))?;
+        vfs.sync_dir(&dir)?;
+    }
+    let must_have_next = footer.is_some();
+    let spares = spares(vfs.as_ref(), &dir, options, &files, newest, must_have_next)?;
+    let votes = open_votes(vfs.as_ref(), data_dir, options, &tables, &votes_found)?;
+    for key in voted {
+        let hard_state = tables.replicas[&key].state.hard_state;
+        opening.hard_states.push((key, hard_state));
+    }
+    for key in healths {
+        let health = tables.replicas[&key].state.health.clone();
+        opening.healths.push((key, health));
+    }
+    let next = spares.back().map_or(newest, |spare| spare.number) + 1;
+    let pool = Pool::new(Arc::clone(vfs), dir, options, next, spares, last_lsn);
+    let active = active.unwrap_or_else(|| Active::none(newest));
+    Ok(Recovered {
+        tables,
+        active,
+        pool,
+        votes,
+        last_lsn,
+        report,
+        opening,
+    })
+}
+
+/// Writes what is about to be cut into a file beside the segments.
+fn keep_aside(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    active: &Active,
+    cut: Cut,
+    last_lsn: u64,
+) -> Result<(), LogError> {
+    if cut.bytes == 0 {
+        return Ok(());
+    }
+    let name = format!(
+        "{:016x}-{:08x}-{last_lsn:016x}{CUT_SUFFIX}",
+        active.number, cut.offset
+    );
+    let file = vfs.open(&dir.join(&name), true)?;
+    let copied = copy(vfs, active.file, cut, file).and_then(|()| Ok(vfs.sync(file)?));
+    vfs.close(file);
+    copied?;
+    let mut cuts: Vec<String> = vfs
+        .list(dir)?
+        .into_iter()
+        .map(|entry| entry.name)
+        .filter(|name| name.ends_with(CUT_SUFFIX))
+        .collect();
+    cuts.sort_unstable();
+    let excess = cuts.len().saturating_sub(CUTS_MAX);
+    for old in &cuts[..excess] {
+        vfs.remove_file(&dir.join(old))?;
+    }
+    vfs.sync_dir(dir)?;
+    Ok(())
+}
+
+fn copy(vfs: &dyn Vfs, from: FileId, cut: Cut, to: FileId) -> Result<(), LogError> {
+    let mut at = 0;
+    while at < cut.bytes {
+        let len = usize::try_from(cut.bytes - at)
+            .unwrap_or(WINDOW_BYTES)
+            .min(WINDOW_BYTES);
+        let bytes = vfs.read(from, cut.offset + at, len)?;
+        vfs.write(to, at, &bytes)?;
+        at += to_u64(len);
+    }
+    Ok(())
+}
+
+/// Zeroes the segment from the cut to its end, so that nothing there can ever follow what is
+/// appended next.
+fn clear_tail(vfs: &dyn Vfs, active: &Active, cut: Cut) -> Result<(), LogError> {
+    if !cut.is_dirty {
+        return Ok(());
+    }
+    let zeroes = vec![0; WINDOW_BYTES];
+    let mut at = cut.offset;
+    while at < active.len {
+        let len = usize::try_from(active.len - at)
+            .unwrap_or(WINDOW_BYTES)
+            .min(WINDOW_BYTES);
+        let window = vfs.read(active.file, at, len)?;
+        if window.iter().any(|&byte| byte != 0) {
+            vfs.write(active.file, at, &zeroes[..len])?;
+        }
+        at += to_u64(len);
+    }
+    // Before anything is written in its place.
+    vfs.sync(active.file)?;
+    Ok(())
+}
+
+/// A process that died, or a sync that failed, may have left pages that the system calls clean and
+/// the disk never saw.
+fn write_again(vfs: &dyn Vfs, file: FileId, from: u64, to: u64) -> Result<(), LogError> {
+    let mut at = from;
+    while at < to {
+        let len = usize::try_from(to - at)
+            .unwrap_or(WINDOW_BYTES)
+            .min(WINDOW_BYTES);
+        let bytes = vfs.read(file, at, len)?;
+        vfs.write(file, at, &bytes)?;
+        at += to_u64(len);
+    }
+    Ok(())
+}
+
+fn write_trailer(vfs: &dyn Vfs, active: &Active, offset: u64, lsn: u64) -> Result<(), LogError> {
+    let trailer_at = active.len - to_u64(TRAILER_BYTES);
+    let place = Place {
+        incarnation: active.incarnation,
+        offset: trailer_at,
+    };
+    let trailer = Trailer {
+        footer_offset: offset,
+        footer_lsn: lsn,
+    };
+    vfs.write(active.file, trailer_at, &trailer.encode(place))?;
+    Ok(())
+}
+
+/// The segments prepared ahead, each made sure to hold nothing that could be taken for a record.
+fn spares(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    options: &LaneOptions,
+    files: &BTreeMap<u64, SegmentFile>,
+    newest: u64,
+    must_have_next: bool,
+) -> Result<VecDeque<Spare>, LogError> {
+    let mut spares = VecDeque::new();
+    let mut excess = Vec::new();
+    for (number, file) in files.range(newest + 1..) {
+        let is_misnamed = file.header.is_some_and(|header| header.number != *number);
+        if is_misnamed {
+            vfs.close(file.file);
+            continue;
+        }
+        let is_next = *number == newest + 1;
+        let follows = *number == newest + 1 + to_u64(spares.len());
+        let is_whole = file.header.is_some() && file.len >= options.segment_size_bytes;
+        if !follows || !(is_whole || (is_next && must_have_next)) {
+            excess.push((*number, file.file));
+            continue;
+        }
+        let spare = if is_whole {
+            renew(vfs, options, file)?
+        } else {
+            make_again(vfs, dir, options, file)?
+        };
+        vfs.close(file.file);
+        spares.push_back(spare);
+    }
+    // From the end, each durable: a number that is there says that those before it were made.
+    for (number, file) in excess.into_iter().rev() {
+        vfs.close(file);
+        vfs.remove_file(&segment_path(dir, number))?;
+        vfs.sync_dir(dir)?;
+    }
+    Ok(spares)
+}
+
+/// A new incarnation, unless nothing was ever written behind the header.
+fn renew(vfs: &dyn Vfs, options: &LaneOptions, file: &SegmentFile) -> Result<Spare, LogError> {
+    let mut header = file.header.expect("the caller has seen it");
+    let mut is_used = header.is_recycled;
+    let mut at = to_u64(SEGMENT_HEADER_BYTES);
+    while at < file.len && !is_used {
+        let bytes = vfs.read(file.file, at, WINDOW_BYTES)?;
+        is_used = bytes.iter().any(|&byte| byte != 0);
+        at += to_u64(WINDOW_BYTES);
+    }
+    if is_used {
+        header.is_recycled = true;
+        header.incarnation = incarnation(
+            options.identity,
+            options.lane,
+            header.number,
+            header.incarnation,
+        );
+        vfs.write(file.file, 0, &header.encode())?;
+        vfs.sync(file.file)?;
+    }
+    Ok(Spare {
+        number: header.number,
+        len: file.len,
+        incarnation: header.incarnation,
+    })
+}
+
+/// The file is there and not finished: it is made from the start, under the same name.
+fn make_again(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    options: &LaneOptions,
+    file: &SegmentFile,
+) -> Result<Spare, LogError> {
+    let len = options.segment_size_bytes.max(file.len);
+    let header = SegmentHeader {
+        lane: options.lane,
+        identity: options.identity,
+        number: file.number,
+        incarnation: incarnation(options.identity, options.lane, file.number, 1),
+        is_recycled: false,
+    };
+    vfs.prepare(file.file, len)?;
+    // Zeroes first, and durable: what lay there before must not come under the new header.
+    vfs.sync(file.file)?;
+    vfs.write(file.file, 0, &header.encode())?;
+    vfs.sync(file.file)?;
+    vfs.sync_dir(dir)?;
+    Ok(Spare {
+        number: header.number,
+        len,
+        incarnation: header.incarnation,
+    })
+}
+
+fn open_votes(
+    vfs: &dyn Vfs,
+    data_dir: &Path,
+    options: &LaneOptions,
+    tables: &Tables,
+    found: &super::VotesFound,
+) -> Result<VoteFile, LogError> {
+    let mut changes = Vec::new();
+    for key in tables.keys() {
+        let state = &tables.replicas[&key].state;
+        let is_fenced = state.health == Health::VoteUnknown;
+        let change = VoteChange {
+            key,
+            term: state.hard_state.term,
+            vote: state.hard_state.vote,
+            is_fenced,
+        };
+        let is_told = found.replicas.get(&key).is_some_and(|vote| {
+            let slot = vote.newest;
+            (slot.term, slot.vote, slot.is_fenced) == (change.term, change.vote, is_fenced)
+        });
+        if !is_told && (change.term > Term::ZERO || is_fenced) {
+            changes.push(change);
+        }
+    }
+    VoteFile::open(
+        vfs,
+        data_dir,
+        options.lane,
+        options.identity,
+        found,
+        &changes,
+    )
+}
+
+fn to_u64(len: usize) -> u64 {
+    u64::try_from(len).expect("a length fits")
+}

@@ -1,0 +1,838 @@
+//! Going through a segment's records: what is whole, what is torn, what is damaged.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+
+use bytes::Bytes;
+use raft_proto::{Batch, Index};
+
+use super::{Cut, End, SegmentFile, Walk};
+use crate::config::LaneOptions;
+use crate::error::LogError;
+use crate::index::{At, SegmentInfo, Span};
+use crate::item::{Item, Key, items};
+use crate::lane::Active;
+use crate::record::{
+    NoHeader, Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, RecordKind,
+};
+use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES, Trailer, segment_path};
+use crate::state::Health;
+use crate::vfs::{FileId, Vfs};
+
+/// How much of a segment is looked at in one go.
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// A segment file, to be read piece by piece.
+pub(crate) struct SegmentBytes<'a> {
+    vfs: &'a dyn Vfs,
+    pub(crate) number: u64,
+    pub(crate) file: FileId,
+    path: std::path::PathBuf,
+    len: usize,
+    incarnation: u64,
+}
+
+/// A record whose header is whole.
+pub(crate) struct Record {
+    pub(crate) offset: usize,
+    pub(crate) header: RecordHeader,
+    /// `None` if its checksum fails.
+    pub(crate) table: Option<Bytes>,
+}
+
+impl Record {
+    pub(crate) const fn end(&self) -> usize {
+        self.offset + self.header.total()
+    }
+
+    const fn data_at(&self) -> usize {
+        self.offset + RECORD_HEADER_BYTES + self.header.table_len
+    }
+}
+
+/// There is no record here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stop;
+
+impl<'a> SegmentBytes<'a> {
+    pub(crate) fn open(
+        vfs: &'a dyn Vfs,
+        dir: &Path,
+        file: &SegmentFile,
+        incarnation: u64,
+        _options: &LaneOptions,
+    ) -> Result<Self, LogError> {
+        Ok(Self {
+            vfs,
+            number: file.number,
+            file: file.file,
+            path: segment_path(dir, file.number),
+            len: usize::try_from(file.len).unwrap_or(usize::MAX),
+            incarnation,
+        })
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    const fn place(&self, offset: usize) -> Place {
+        Place {
+            incarnation: self.incarnation,
+            offset: offset as u64,
+        }
+    }
+
+    /// Bytes within the file; fewer than asked for if it ends before.
+    fn bytes(&self, offset: usize, len: usize) -> Result<Bytes, LogError> {
+        let len = len.min(self.len.saturating_sub(offset));
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        Ok(self.vfs.read_shared(self.file, to_u64(offset), len)?)
+    }
+
+    /// The record at `offset`, its data not looked at.
+    pub(crate) fn record(&mut self, offset: usize) -> Result<Result<Record, Stop>, LogError> {
+        let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
+        let header = match RecordHeader::decode(&head, self.place(offset)) {
+            Ok(header) => header,
+            Err(NoHeader::Invalid) => return Ok(Err(Stop)),
+            Err(NoHeader::Newer { version, .. }) => {
+                let version = u32::from(version).max(u32::from(crate::record::VERSION) + 1);
+                return Err(LogError::NeedsVersion {
+                    path: self.path.clone(),
+                    offset: to_u64(offset),
+                    version,
+                });
+            }
+        };
+        let end = offset.checked_add(header.total());
+        if end.is_none_or(|end| end > self.len) {
+            return Ok(Err(Stop));
+        }
+        let table = self.bytes(offset + RECORD_HEADER_BYTES, header.table_len)?;
+        let is_whole = self.place(offset).checksum(&table) == header.table_crc;
+        let table = is_whole.then_some(table);
+        Ok(Ok(Record {
+            offset,
+            header,
+            table,
+        }))
+    }
+
+    /// The record's data and padding; `None` if its checksum fails.
+    pub(crate) fn data(&self, record: &Record) -> Result<Option<Bytes>, LogError> {
+        let data = self.raw_data(record)?;
+        let is_whole = self.place(record.offset).checksum(&data) == record.header.data_crc;
+        Ok(is_whole.then_some(data))
+    }
+
+    fn raw_data(&self, record: &Record) -> Result<Bytes, LogError> {
+        self.bytes(record.data_at(), record.end() - record.data_at())
+    }
+
+    /// The batches of a record that do not hold, each for itself.
+    fn bad_batches(&self, record: &Record) -> Result<Vec<BadBatch>, LogError> {
+        let data = self.raw_data(record)?;
+        let mut bad = Vec::new();
+        let mut at = 0_usize;
+        for item in items(record.table.as_deref().unwrap_or_default()) {
+            let Some((Some(key), Item::Entries(item))) = item else {
+                continue;
+            };
+            let end = at.saturating_add(item.len).min(data.len());
+            let found = Batch::decode(key.0, data.slice(at.min(end)..end));
+            let is_whole =
+                found.is_ok_and(|batch| batch.first() == item.first && batch.last() == item.last);
+            if !is_whole {
+                bad.push(BadBatch {
+                    key,
+                    first: item.first.index,
+                    last: item.last.index,
+                    segment: self.number,
+                    offset: to_u64(record.data_at() + at),
+                });
+            }
+            at = end;
+        }
+        Ok(bad)
+    }
+
+    /// The next whole header at or behind `from`.
+    pub(crate) fn next_record(&mut self, from: usize) -> Result<Option<Record>, LogError> {
+        let magic = RECORD_MAGIC.to_le_bytes();
+        let mut at = from.next_multiple_of(RECORD_ALIGN);
+        while at < self.len {
+            let window = self.bytes(at, WINDOW_BYTES)?;
+            for (step, chunk) in window.chunks(RECORD_ALIGN).enumerate() {
+                if chunk.starts_with(&magic)
+                    && let Ok(record) = self.record(at + step * RECORD_ALIGN)?
+                {
+                    return Ok(Some(record));
+                }
+            }
+            at += WINDOW_BYTES;
+        }
+        Ok(None)
+    }
+
+    /// Where the last byte that is not zero lies, at or behind `from`.
+    fn last_used(&self, from: usize) -> Result<Option<usize>, LogError> {
+        let mut last = None;
+        let mut at = from;
+        while at < self.len {
+            let window = self.bytes(at, WINDOW_BYTES)?;
+            if let Some(used) = window.iter().rposition(|&byte| byte != 0) {
+                last = Some(at + used);
+            }
+            at += WINDOW_BYTES;
+        }
+        Ok(last)
+    }
+}
+
+/// A batch whose frames do not hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BadBatch {
+    pub(super) key: Key,
+    pub(super) first: Index,
+    pub(super) last: Index,
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+}
+
+/// Where the records stand while they are gone through in order.
+struct Cursor {
+    expected: Option<u64>,
+    last_lsn: u64,
+    /// Records of the segment at hand that no later one proves durable.
+    unproven: VecDeque<(u64, usize)>,
+    newest: u64,
+    is_closed: bool,
+    has_damage: bool,
+}
+
+impl Cursor {
+    fn passed(&mut self, record: &Record) {
+        let header = &record.header;
+        while self
+            .unproven
+            .front()
+            .is_some_and(|(lsn, _)| *lsn <= header.synced_lsn)
+        {
+            self.unproven.pop_front();
+        }
+        self.unproven.push_back((header.lsn, record.offset));
+        self.last_lsn = header.lsn;
+        self.expected = Some(header.lsn + 1);
+        self.is_closed = false;
+    }
+}
+
+/// How going through one segment ended.
+enum Ended {
+    /// With its footer at `offset`, which ends at `at`: the next segment follows.
+    Sealed { at: usize, offset: usize },
+    /// Nothing is appended here any more, and what follows is in a later segment.
+    Left,
+    /// With the last record of the lane.
+    Here { at: usize, cut: Cut },
+}
+
+impl Walk<'_> {
+    /// Goes through all records from the base segment on.
+    pub(super) fn records_from(
+        &mut self,
+        dir: &Path,
+        files: &BTreeMap<u64, SegmentFile>,
+        base: Option<u64>,
+    ) -> Result<End, LogError> {
+        let start = match base {
+            Some(base) => Some(base),
+            None => self.first_used(dir, files)?,
+        };
+        let mut cursor = Cursor {
+            expected: None,
+            last_lsn: 0,
+            unproven: VecDeque::new(),
+            newest: start.map_or(0, |start| start - 1),
+            is_closed: false,
+            has_damage: false,
+        };
+        let mut end = End {
+            active: None,
+            cut: Cut {
+                offset: 0,
+                bytes: 0,
+                is_dirty: false,
+            },
+            unproven_at: 0,
+            footer: None,
+            newest: 0,
+            last_lsn: 0,
+        };
+        let mut active: Option<Active> = None;
+        for (number, file) in files.range(start.unwrap_or(u64::MAX)..) {
+            let Some(header) = file.header else {
+                self.unreadable(dir, file, &mut cursor)?;
+                continue;
+            };
+            if header.number != *number {
+                // What it means is settled when all segments are known.
+                continue;
+            }
+            let mut segment =
+                SegmentBytes::open(self.vfs, dir, file, header.incarnation, self.options)?;
+            if Some(*number) != start && !self.follows(&mut segment, &cursor)? {
+                self.note_fragments(&mut segment)?;
+                break;
+            }
+            cursor.newest = *number;
+            cursor.unproven.clear();
+            self.tables.segments.insert(
+                *number,
+                SegmentInfo {
+                    file: file.file,
+                    len: file.len,
+                    incarnation: header.incarnation,
+                    live_spans: 0,
+                    live_bytes: 0,
+                    is_sealed: false,
+                },
+            );
+            let mut at_hand = Active {
+                number: *number,
+                file: file.file,
+                len: file.len,
+                incarnation: header.incarnation,
+                offset: to_u64(SEGMENT_HEADER_BYTES),
+                is_sealed: false,
+                touched: rustc_hash::FxHashMap::default(),
+                runs: 0,
+                moved_runs: 0,
+            };
+            let later = (dir, files);
+            let ended = self.records_of(
+                &mut segment,
+                later,
+                header.is_recycled,
+                &mut cursor,
+                &mut at_hand,
+            )?;
+            let is_here = matches!(ended, Ended::Here { .. });
+            end.footer = None;
+            let unproven = cursor.unproven.front().map(|(_, at)| *at);
+            match ended {
+                Ended::Here { at, cut } => {
+                    at_hand.offset = to_u64(at);
+                    end.cut = cut;
+                    end.unproven_at = to_u64(unproven.unwrap_or(at));
+                }
+                Ended::Sealed { at, offset } => {
+                    at_hand.offset = to_u64(at);
+                    end.unproven_at = to_u64(unproven.unwrap_or(at));
+                    end.footer = Some((to_u64(offset), cursor.last_lsn));
+                }
+                Ended::Left => {}
+            }
+            if !is_here && let Some(info) = self.tables.segments.get_mut(number) {
+                info.is_sealed = true;
+                at_hand.is_sealed = true;
+            }
+            active = Some(at_hand);
+            if is_here {
+                break;
+            }
+        }
+        if cursor.has_damage
+            && let Some(active) = &mut active
+        {
+            // Nothing is appended behind damage.
+            active.is_sealed = true;
+            end.cut.is_dirty = false;
+            if let Some(info) = self.tables.segments.get_mut(&active.number) {
+                info.is_sealed = true;
+            }
+        }
+        end.active = active;
+        end.newest = cursor.newest;
+        end.last_lsn = cursor.last_lsn;
+        Ok(end)
+    }
+
+    /// The first segment with a record in it, when no checkpoint is whole.
+    fn first_used(
+        &mut self,
+        dir: &Path,
+        files: &BTreeMap<u64, SegmentFile>,
+    ) -> Result<Option<u64>, LogError> {
+        for (number, file) in files {
+            let Some(header) = file.header else { continue };
+            let mut segment =
+                SegmentBytes::open(self.vfs, dir, file, header.incarnation, self.options)?;
+            if let Some(record) = segment.next_record(SEGMENT_HEADER_BYTES)? {
+                // A first write that was torn proves nothing; one behind it does.
+                let mut next = Some(record);
+                while let Some(record) = next {
+                    if record.header.synced_lsn > 0 {
+                        return Ok(Some(*number));
+                    }
+                    next = segment.next_record(record.end())?;
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a segment behind the one just gone through holds something that counts: a record
+    /// that follows, or one that says that records before it were durable.
+    fn follows(&self, segment: &mut SegmentBytes<'_>, cursor: &Cursor) -> Result<bool, LogError> {
+        let expected = cursor.expected.unwrap_or(1);
+        let mut at = SEGMENT_HEADER_BYTES;
+        while let Some(record) = segment.next_record(at)? {
+            let is_first = record.offset == SEGMENT_HEADER_BYTES && record.header.lsn == expected;
+            if is_first || record.header.synced_lsn >= expected {
+                return Ok(true);
+            }
+            at = record.end();
+        }
+        Ok(false)
+    }
+
+    /// A first write that left fragments behind is a cut like any other.
+    fn note_fragments(&mut self, segment: &mut SegmentBytes<'_>) -> Result<(), LogError> {
+        let mut at = SEGMENT_HEADER_BYTES;
+        while let Some(record) = segment.next_record(at)? {
+            at = record.end();
+        }
+        self.report.torn_bytes += to_u64(at - SEGMENT_HEADER_BYTES);
+        Ok(())
+    }
+
+    /// A file behind the base whose header cannot be read: not finished, or destroyed.
+    fn unreadable(
+        &mut self,
+        dir: &Path,
+        file: &SegmentFile,
+        cursor: &mut Cursor,
+    ) -> Result<(), LogError> {
+        let segment = SegmentBytes::open(self.vfs, dir, file, 0, self.options)?;
+        if file.number == cursor.newest + 1 && segment.last_used(SEGMENT_HEADER_BYTES)?.is_some() {
+            // A prepared segment holds zeroes alone: this one was in use.
+            cursor.newest = file.number;
+            cursor.has_damage = true;
+            self.unreadable.insert(file.number);
+            self.lost_tables.push((file.number, 0));
+        }
+        Ok(())
+    }
+
+    fn records_of(
+        &mut self,
+        segment: &mut SegmentBytes<'_>,
+        later: (&Path, &BTreeMap<u64, SegmentFile>),
+        is_recycled: bool,
+        cursor: &mut Cursor,
+        active: &mut Active,
+    ) -> Result<Ended, LogError> {
+        let mut at = SEGMENT_HEADER_BYTES;
+        loop {
+            let record = segment.record(at)?.ok();
+            let expected = cursor.expected;
+            let record = record
+                .filter(|record| expected.is_none_or(|expected| record.header.lsn == expected));
+            if let Some(record) = &record
+                && let Some(table) = &record.table
+                && segment.data(record)?.is_some()
+                && self.take(segment.number, record, table, Some(&mut *active), cursor)
+            {
+                cursor.passed(record);
+                self.note_closed(table, cursor);
+                at = record.end();
+                if record.header.kind == RecordKind::Footer {
+                    let offset = record.offset;
+                    return Ok(Ended::Sealed { at, offset });
+                }
+                continue;
+            }
+            let lsn = expected.unwrap_or(1);
+            let behind = record.as_ref().map_or(at + RECORD_ALIGN, Record::end);
+            let found = self.look_behind(segment, later, behind, lsn)?;
+            let cut = self.cut(segment, at, record.as_ref(), &found, is_recycled, cursor)?;
+            let is_too_large = cut.bytes > self.cut_max();
+            if !found.is_proof && !is_too_large {
+                return Ok(Ended::Here { at, cut });
+            }
+            cursor.has_damage = true;
+            match record {
+                Some(record) if record.table.is_some() => {
+                    self.take_damaged(segment, &record, active, cursor)?;
+                    cursor.passed(&record);
+                    at = record.end();
+                    if record.header.kind == RecordKind::Footer {
+                        return Ok(Ended::Left);
+                    }
+                }
+                Some(record) => {
+                    self.lost_tables.push((segment.number, to_u64(at)));
+                    cursor.passed(&record);
+                    at = record.end();
+                }
+                None => {
+                    self.lost_tables.push((segment.number, to_u64(at)));
+                    match found.next {
+                        Some((number, offset, lsn)) if number == segment.number => {
+                            cursor.expected = Some(lsn);
+                            at = offset;
+                        }
+                        Some((_, _, lsn)) => {
+                            cursor.expected = Some(lsn);
+                            return Ok(Ended::Left);
+                        }
+                        None => return Ok(Ended::Left),
+                    }
+                }
+            }
+        }
+    }
+
+    fn note_closed(&self, table: &Bytes, cursor: &mut Cursor) {
+        cursor.is_closed = items(table).any(|item| matches!(item, Some((None, Item::Closed))));
+    }
+
+    /// The most that one write may leave behind when it is interrupted.
+    fn cut_max(&self) -> u64 {
+        let replicas = self.tables.replicas.values().map(|replica| {
+            let state = &replica.state;
+            200 + 16 * state.terms.len()
+                + 8 * state.membership_entries.len()
+                + state
+                    .snapshots
+                    .iter()
+                    .map(|snapshot| 20 + snapshot.membership.len())
+                    .sum::<usize>()
+        });
+        to_u64(2 * self.options.record_bytes_max + 2 * replicas.sum::<usize>() + (1 << 20))
+    }
+
+    /// Looks for whole headers behind an invalid record, in this segment and in all later ones.
+    fn look_behind(
+        &self,
+        segment: &mut SegmentBytes<'_>,
+        (dir, files): (&Path, &BTreeMap<u64, SegmentFile>),
+        from: usize,
+        lsn: u64,
+    ) -> Result<Behind, LogError> {
+        let mut behind = Behind::default();
+        let mut at = from;
+        while let Some(record) = segment.next_record(at)? {
+            behind.see(segment.number, &record, lsn);
+            behind.end_here = behind.end_here.max(record.end());
+            at = record.end().max(at + RECORD_ALIGN);
+            if behind.is_proof {
+                return Ok(behind);
+            }
+        }
+        for (number, file) in files.range(segment.number + 1..) {
+            let Some(header) = file.header.filter(|header| header.number == *number) else {
+                continue;
+            };
+            let mut later =
+                SegmentBytes::open(self.vfs, dir, file, header.incarnation, self.options)?;
+            let mut at = SEGMENT_HEADER_BYTES;
+            while let Some(record) = later.next_record(at)? {
+                behind.see(*number, &record, lsn);
+                at = record.end();
+                if behind.is_proof {
+                    return Ok(behind);
+                }
+            }
+        }
+        Ok(behind)
+    }
+
+    /// What of the segment's end would have to go.
+    fn cut(
+        &mut self,
+        segment: &SegmentBytes<'_>,
+        at: usize,
+        record: Option<&Record>,
+        behind: &Behind,
+        is_recycled: bool,
+        cursor: &Cursor,
+    ) -> Result<Cut, LogError> {
+        let mut cut = Cut {
+            offset: to_u64(at),
+            bytes: 0,
+            is_dirty: false,
+        };
+        if behind.is_proof {
+            return Ok(cut);
+        }
+        let last_used = segment.last_used(at)?;
+        let is_stale = is_recycled || cursor.is_closed;
+        let mut end = behind.end_here.max(record.map_or(at, Record::end));
+        if !is_stale && let Some(used) = last_used {
+            end = end.max(used + 1);
+        }
+        if end > at {
+            cut.bytes = to_u64(end - at);
+            self.report.torn_bytes += cut.bytes;
+        }
+        self.may_be_cut |= last_used.is_some() && !cursor.is_closed;
+        cut.is_dirty = last_used.is_some() && !(cursor.is_closed && cut.bytes == 0);
+        Ok(cut)
+    }
+
+    /// Takes what a whole record says. `false` if its table makes no sense.
+    fn take(
+        &mut self,
+        segment: u64,
+        record: &Record,
+        table: &Bytes,
+        mut active: Option<&mut Active>,
+        cursor: &Cursor,
+    ) -> bool {
+        // The base's checkpoint was taken before, and a footer says nothing new of records that
+        // are gone through.
+        let is_told = matches!(
+            record.header.kind,
+            RecordKind::Checkpoint | RecordKind::Footer
+        );
+        if is_told && cursor.expected.is_none() {
+            return true;
+        }
+        if items(table).any(|item| item.is_none()) {
+            return false;
+        }
+        if is_told {
+            return true;
+        }
+        let mut at = record.data_at();
+        for (owner, item) in items(table).flatten() {
+            let Some(key) = owner else {
+                if let Item::Released(numbers) = item {
+                    self.released.extend(numbers);
+                }
+                continue;
+            };
+            match item {
+                Item::Entries(item) => {
+                    self.tables.append(key, &item, segment, to_u64(at));
+                    if let Some(active) = active.as_deref_mut() {
+                        active.note(key, &item);
+                    }
+                    at += item.len;
+                }
+                other => self.apply(key, other),
+            }
+        }
+        true
+    }
+
+    fn apply(&mut self, key: Key, item: Item) {
+        let tables = &mut self.tables;
+        if let Item::RestartAfter(_) | Item::Tombstone = item {
+            tables.reset(key);
+        }
+        let state = &mut tables.replicas.entry(key).or_default().state;
+        match item {
+            Item::HardState(hard_state) => state.hard_state = hard_state,
+            Item::Snapshots(record) => state.snapshots = record.retained,
+            Item::RestartAfter(id) => state.restart_after(id),
+            Item::CompactBefore(index) => {
+                state.compact_before(index);
+                tables.clip(key);
+            }
+            Item::Tombstone => state.bury(),
+            Item::Health(health) => state.health = health,
+            _ => {}
+        }
+    }
+
+    /// Takes a record whose table holds and whose data does not: whoever's entries hold loses
+    /// nothing.
+    fn take_damaged(
+        &mut self,
+        segment: &SegmentBytes<'_>,
+        record: &Record,
+        active: &mut Active,
+        cursor: &Cursor,
+    ) -> Result<(), LogError> {
+        let table = record.table.clone().unwrap_or_default();
+        let bad = segment.bad_batches(record)?;
+        if !self.take(segment.number, record, &table, Some(active), cursor) {
+            self.lost_tables
+                .push((segment.number, to_u64(record.offset)));
+            return Ok(());
+        }
+        self.report_bad(segment.number, record, bad);
+        Ok(())
+    }
+
+    fn report_bad(&mut self, segment: u64, record: &Record, bad: Vec<BadBatch>) {
+        let offset = bad
+            .first()
+            .map_or(to_u64(record.offset), |batch| batch.offset);
+        let lost: Vec<(Key, Index, Index)> = bad
+            .iter()
+            .filter(|batch| self.is_live(batch))
+            .map(|batch| (batch.key, batch.first, batch.last))
+            .collect();
+        self.damage(segment, offset, "a record's data fails its checksum", &lost);
+    }
+
+    /// Whether what a batch held still counts, as far as the records gone through say.
+    fn is_live(&self, batch: &BadBatch) -> bool {
+        let Some(replica) = self.tables.replicas.get(&batch.key) else {
+            return false;
+        };
+        replica.state.health == Health::Sound
+            && replica.spans.iter().any(|span| {
+                span.segment == batch.segment
+                    && span.first <= batch.last
+                    && span.last >= batch.first
+            })
+    }
+
+    /// Takes a sealed segment by its footer. `false` if there is none that holds.
+    pub(super) fn take_footer(&mut self, segment: &mut SegmentBytes<'_>) -> Result<bool, LogError> {
+        let Some(trailer_at) = segment.len().checked_sub(TRAILER_BYTES) else {
+            return Ok(false);
+        };
+        let bytes = segment.bytes(trailer_at, TRAILER_BYTES)?;
+        let Some(trailer) = Trailer::decode(&bytes, segment.place(trailer_at)) else {
+            return Ok(false);
+        };
+        let offset = usize::try_from(trailer.footer_offset).unwrap_or(usize::MAX);
+        let Ok(record) = segment.record(offset)? else {
+            return Ok(false);
+        };
+        let is_footer =
+            record.header.kind == RecordKind::Footer && record.header.lsn == trailer.footer_lsn;
+        let Some(table) = record.table.clone().filter(|_| is_footer) else {
+            return Ok(false);
+        };
+        if segment.data(&record)?.is_none() || items(&table).any(|item| item.is_none()) {
+            return Ok(false);
+        }
+        let data_at = to_u64(record.data_at());
+        for (owner, item) in items(&table).flatten() {
+            let (Some(key), Item::Runs(runs)) = (owner, item) else {
+                return Ok(false);
+            };
+            if runs.first > runs.last {
+                return Ok(false);
+            }
+            let span = Span {
+                first: runs.first,
+                last: runs.last,
+                segment: segment.number,
+                bytes: runs.bytes,
+                at: At::List {
+                    offset: data_at + u64::from(runs.list_at),
+                    count: runs.list_count,
+                    crc: runs.list_crc,
+                },
+            };
+            self.tables
+                .take_list(key, runs.overwrites_from, std::slice::from_ref(&span));
+        }
+        Ok(true)
+    }
+
+    /// Goes through a sealed segment record by record: for lack of a footer, or to verify all.
+    pub(super) fn take_records(
+        &mut self,
+        segment: &mut SegmentBytes<'_>,
+        by_footer: bool,
+    ) -> Result<(), LogError> {
+        let mut at = SEGMENT_HEADER_BYTES;
+        let mut is_whole = true;
+        let mut has_footer = false;
+        while let Some(record) = segment.next_record(at)? {
+            if record.offset != at {
+                is_whole = false;
+                self.damage(segment.number, to_u64(at), "records are lost", &[]);
+            }
+            at = record.end();
+            has_footer = record.header.kind == RecordKind::Footer;
+            let Some(table) = &record.table else {
+                is_whole = false;
+                let offset = to_u64(record.offset);
+                self.damage(segment.number, offset, "a record's table is lost", &[]);
+                continue;
+            };
+            if !by_footer {
+                self.take_spans(segment.number, &record, table);
+            }
+            if segment.data(&record)?.is_none() {
+                is_whole = false;
+                let bad = segment.bad_batches(&record)?;
+                self.report_bad(segment.number, &record, bad);
+            }
+            if has_footer {
+                break;
+            }
+        }
+        if !by_footer && is_whole {
+            let reason = if has_footer {
+                "the trailer is lost; the records are whole"
+            } else {
+                "the footer is lost; the records before it are whole"
+            };
+            self.damage(segment.number, to_u64(at), reason, &[]);
+        }
+        Ok(())
+    }
+
+    /// Takes the places of entries alone: what the replicas are, the checkpoint has said.
+    fn take_spans(&mut self, segment: u64, record: &Record, table: &Bytes) {
+        if record.header.kind != RecordKind::Data {
+            return;
+        }
+        let mut at = record.data_at();
+        for (owner, item) in items(table).flatten() {
+            if let (Some(key), Item::Entries(item)) = (owner, item) {
+                let span = Span {
+                    first: item.first.index,
+                    last: item.last.index,
+                    segment,
+                    bytes: to_u64(item.len),
+                    at: At::Batch {
+                        offset: to_u64(at),
+                        len: item.len,
+                    },
+                };
+                let overwrites = (!item.is_moved).then_some(span.first);
+                self.tables.take_list(key, overwrites, &[span]);
+                at += item.len;
+            }
+        }
+    }
+}
+
+/// What lies behind an invalid record.
+#[derive(Debug, Default)]
+struct Behind {
+    /// A header says that the invalid record had been durable.
+    is_proof: bool,
+    /// The first record with a higher lsn: segment, offset, lsn.
+    next: Option<(u64, usize, u64)>,
+    /// Where the last record seen in the same segment ends.
+    end_here: usize,
+}
+
+impl Behind {
+    fn see(&mut self, segment: u64, record: &Record, lsn: u64) {
+        if record.header.lsn > lsn && self.next.is_none() {
+            self.next = Some((segment, record.offset, record.header.lsn));
+        }
+        self.is_proof |= record.header.synced_lsn >= lsn && record.header.lsn > lsn;
+    }
+}
+
+fn to_u64(len: usize) -> u64 {
+    u64::try_from(len).expect("a length fits")
+}

@@ -1,0 +1,224 @@
+//! A record being gathered: submissions are encoded when they arrive, so that only the header is
+//! left to fill in when the write begins.
+
+use bytes::{Bytes, BytesMut};
+use raft_proto::{Batch, EntryId, HardState, Index, ReplicaId, Term, TermRun, crc32c_append};
+
+use crate::item::{EntriesItem, Item, Key, Owner, put_entries, put_item};
+use crate::record::{Place, RECORD_HEADER_BYTES, RecordHeader, RecordKind, padding};
+use crate::state::{Health, SnapshotsRecord, Submission};
+
+/// Batches from this size on are written from where they lie; smaller ones are cheaper to copy.
+const COPY_BELOW_BYTES: usize = 1024;
+
+/// What a record changes, in order, once it is durable.
+#[derive(Debug)]
+pub(crate) enum Change {
+    Entries {
+        item: EntriesItem,
+        /// In the record's data part.
+        at: usize,
+        batch: Batch,
+    },
+    Reset(EntryId),
+    HardState(HardState),
+    Snapshots(SnapshotsRecord),
+    Compact(Index),
+    Tombstone,
+    Health(Health),
+}
+
+/// A term and vote to be written beside the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct VoteChange {
+    pub(crate) key: Key,
+    pub(crate) term: Term,
+    pub(crate) vote: Option<ReplicaId>,
+    /// The replica never votes again.
+    pub(crate) is_fenced: bool,
+}
+
+/// A record being gathered.
+#[derive(Debug, Default)]
+pub(crate) struct Staging {
+    /// Room for the header, then the table.
+    head: BytesMut,
+    parts: Vec<Bytes>,
+    /// Small batches, not yet a part.
+    copied: BytesMut,
+    data_len: usize,
+    /// Of the data so far.
+    data_crc: u32,
+    pub(crate) changes: Vec<(Key, Change)>,
+    pub(crate) done: Vec<(Key, u64)>,
+    pub(crate) votes: Vec<VoteChange>,
+    pub(crate) released: Vec<u64>,
+    pub(crate) has_entries: bool,
+    pub(crate) is_close: bool,
+}
+
+impl Staging {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.head.is_empty() && self.data_len == 0
+    }
+
+    /// The bytes the record will take, padding aside.
+    pub(crate) fn len(&self) -> usize {
+        self.head.len().max(RECORD_HEADER_BYTES) + self.data_len
+    }
+
+    fn head(&mut self) -> &mut BytesMut {
+        if self.head.is_empty() {
+            self.head.resize(RECORD_HEADER_BYTES, 0);
+        }
+        &mut self.head
+    }
+
+    /// Stages everything of a submission but its entries and what comes after them.
+    pub(crate) fn begin(&mut self, key: Key, submission: &Submission) {
+        if let Some(id) = submission.restart_after {
+            self.item(Some(key), &Item::RestartAfter(id));
+            self.changes.push((key, Change::Reset(id)));
+        }
+        if let Some(hard_state) = submission.hard_state {
+            self.hard_state(key, hard_state);
+        }
+        if let Some(snapshots) = &submission.snapshots {
+            self.item(Some(key), &Item::Snapshots(snapshots.clone()));
+            let record = snapshots.clone();
+            self.changes.push((key, Change::Snapshots(record)));
+        }
+    }
+
+    /// Stages what comes after the entries.
+    pub(crate) fn end(&mut self, key: Key, submission: &Submission) {
+        if let Some(index) = submission.compact_before {
+            self.item(Some(key), &Item::CompactBefore(index));
+            self.changes.push((key, Change::Compact(index)));
+        }
+        if submission.tombstone {
+            self.item(Some(key), &Item::Tombstone);
+            self.changes.push((key, Change::Tombstone));
+        }
+        self.head();
+        self.done.push((key, submission.submission));
+    }
+
+    pub(crate) fn hard_state(&mut self, key: Key, hard_state: HardState) {
+        self.item(Some(key), &Item::HardState(hard_state));
+        self.changes.push((key, Change::HardState(hard_state)));
+    }
+
+    pub(crate) fn health(&mut self, key: Key, health: Health) {
+        self.item(Some(key), &Item::Health(health.clone()));
+        self.changes.push((key, Change::Health(health)));
+    }
+
+    pub(crate) fn item(&mut self, owner: Owner, item: &Item) {
+        put_item(self.head(), owner, item);
+    }
+
+    /// Stages what `put` writes into the table.
+    pub(crate) fn raw(&mut self, put: impl FnOnce(&mut BytesMut)) {
+        put(self.head());
+    }
+
+    /// Stages a batch: its frames by reference, or by copy if they are few.
+    pub(crate) fn entries(&mut self, key: Key, batch: &Batch, is_moved: bool) {
+        let item = EntriesItem {
+            first: batch.first(),
+            last: batch.last(),
+            len: batch.size_bytes(),
+            is_moved,
+            term_changes: term_changes(batch),
+            membership_entries: membership_entries(batch),
+        };
+        put_entries(self.head(), key, &item);
+        self.data_crc = crc32c_append(self.data_crc, batch.bytes());
+        if batch.size_bytes() < COPY_BELOW_BYTES {
+            self.copied.extend_from_slice(batch.bytes());
+        } else {
+            self.flush_copied();
+            self.parts.push(batch.bytes().clone());
+        }
+        let at = self.data_len;
+        self.data_len += batch.size_bytes();
+        self.has_entries |= !is_moved;
+        let batch = batch.clone();
+        self.changes
+            .push((key, Change::Entries { item, at, batch }));
+    }
+
+    /// Stages bytes as they are: a footer's lists.
+    pub(crate) fn data(&mut self, bytes: Bytes) {
+        self.head();
+        self.data_crc = crc32c_append(self.data_crc, &bytes);
+        self.data_len += bytes.len();
+        self.flush_copied();
+        self.parts.push(bytes);
+    }
+
+    fn flush_copied(&mut self) {
+        if !self.copied.is_empty() {
+            self.parts.push(self.copied.split().freeze());
+        }
+    }
+
+    /// Fills in the header and gives the record out, ready to be written at `place`. Returns the
+    /// buffers and where in the record the data begins; the changes stay.
+    pub(crate) fn frame(
+        &mut self,
+        kind: RecordKind,
+        lane: u16,
+        lsn: u64,
+        synced_lsn: u64,
+        place: Place,
+    ) -> (Vec<Bytes>, RecordHeader) {
+        let mut head = std::mem::take(self.head());
+        self.flush_copied();
+        let table_len = head.len() - RECORD_HEADER_BYTES;
+        let pad = padding(table_len + self.data_len);
+        let header = RecordHeader {
+            kind,
+            lane,
+            lsn,
+            synced_lsn,
+            table_len,
+            data_len: self.data_len,
+            table_crc: place.checksum(&head[RECORD_HEADER_BYTES..]),
+            data_crc: place.seal(crc32c_append(self.data_crc, pad)),
+        };
+        head[..RECORD_HEADER_BYTES].copy_from_slice(&header.encode(place));
+        let mut buffers = Vec::with_capacity(self.parts.len() + 2);
+        buffers.push(head.freeze());
+        buffers.append(&mut self.parts);
+        if !pad.is_empty() {
+            buffers.push(Bytes::from_static(pad));
+        }
+        (buffers, header)
+    }
+}
+
+/// Where terms change behind the first entry; a batch of one term, the usual kind, is not walked.
+fn term_changes(batch: &Batch) -> Vec<TermRun> {
+    let mut changes = Vec::new();
+    if batch.first().term != batch.last().term {
+        let mut term = batch.first().term;
+        for entry in batch {
+            if entry.term() != term {
+                term = entry.term();
+                let first = entry.index();
+                changes.push(TermRun { first, term });
+            }
+        }
+    }
+    changes
+}
+
+fn membership_entries(batch: &Batch) -> Vec<Index> {
+    batch
+        .iter()
+        .filter(|entry| entry.kind().is_membership())
+        .map(|entry| entry.index())
+        .collect()
+}

@@ -1,0 +1,245 @@
+//! What the log knows of a replica, and what it is asked to make durable.
+
+use bytes::Bytes;
+use raft_proto::{Batch, EntryId, GroupId, HardState, Index, ReplicaId, Term, TermRun};
+
+use crate::error::LogError;
+use crate::item::EntriesItem;
+
+/// A snapshot the log knows of.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotRecord {
+    /// Its place.
+    pub id: EntryId,
+    /// The membership there, encoded: bytes to the log.
+    pub membership: Bytes,
+}
+
+/// All snapshots retained, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SnapshotsRecord {
+    /// The snapshots.
+    pub retained: Vec<SnapshotRecord>,
+}
+
+/// What one replica wants durable, all of it at once.
+///
+/// Takes effect in this order: `restart_after`, `hard_state`, `snapshots`, `entries`,
+/// `compact_before`, `tombstone`.
+#[derive(Clone, Debug)]
+pub struct Submission {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// Its number: one more each time, completed in that order.
+    pub submission: u64,
+    /// Term, vote and commit; the commit index never passes the last entry.
+    pub hard_state: Option<HardState>,
+    /// Entries, consecutive; the first one's index overwrites the log from there.
+    pub entries: Vec<Batch>,
+    /// The snapshots retained, in place of those recorded before.
+    pub snapshots: Option<SnapshotsRecord>,
+    /// The log starts anew behind this entry: all entries held are dropped.
+    pub restart_after: Option<EntryId>,
+    /// Entries before this one may go.
+    pub compact_before: Option<Index>,
+    /// The replica is gone for ever.
+    pub tombstone: bool,
+}
+
+impl Submission {
+    /// An empty one.
+    #[must_use]
+    pub const fn new(group: GroupId, replica: ReplicaId, submission: u64) -> Self {
+        Self {
+            group,
+            replica,
+            submission,
+            hard_state: None,
+            entries: Vec::new(),
+            snapshots: None,
+            restart_after: None,
+            compact_before: None,
+            tombstone: false,
+        }
+    }
+
+    /// The bytes of its entries.
+    #[must_use]
+    pub fn entries_bytes(&self) -> usize {
+        self.entries.iter().map(Batch::size_bytes).sum()
+    }
+}
+
+/// A submission that is durable, or will never be.
+#[derive(Debug)]
+pub struct Completion {
+    /// The group.
+    pub group: GroupId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// The submission's number.
+    pub submission: u64,
+    /// How it ended.
+    pub result: Result<(), LogError>,
+}
+
+/// What a replica's records say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaState {
+    /// Term, vote and commit.
+    pub hard_state: HardState,
+    /// The first index held, or to be held.
+    pub first: Index,
+    /// The last entry.
+    pub last: EntryId,
+    /// The terms of `first - 1` to `last`.
+    pub terms: Vec<TermRun>,
+    /// Indexes of membership entries.
+    pub membership_entries: Vec<Index>,
+    /// Snapshots retained, oldest first.
+    pub snapshots: Vec<SnapshotRecord>,
+    /// Whether it may be used.
+    pub health: Health,
+}
+
+/// Where a replica lost what had been durable.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// The segment; 0 if it is not known.
+    pub segment: u64,
+    /// The byte in it where the damage begins.
+    pub offset: u64,
+    /// The first index that is lost, or may be; 0 if entries are not concerned.
+    pub first: Index,
+    /// The last one.
+    pub last: Index,
+}
+
+/// Whether a replica may be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Health {
+    /// It may.
+    Sound,
+    /// Records are lost that had been durable. It must neither vote nor acknowledge: remove it
+    /// from its group and add a new one.
+    Damaged(Damage),
+    /// Its vote is lost: this replica id never votes again. Remove it from its group and add a
+    /// new one.
+    VoteUnknown,
+    /// It was removed.
+    Tombstone,
+}
+
+impl std::fmt::Display for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Sound => f.write_str("sound"),
+            Self::Damaged(damage) => write!(
+                f,
+                "damaged in segment {} at byte {}, entries {} to {}: remove this replica and add \
+                 one with a new id",
+                damage.segment, damage.offset, damage.first, damage.last
+            ),
+            Self::VoteUnknown => f.write_str(
+                "its vote is lost, so it never votes again: remove this replica and add one with \
+                 a new id",
+            ),
+            Self::Tombstone => f.write_str("removed"),
+        }
+    }
+}
+
+impl Default for ReplicaState {
+    /// A replica of which nothing is recorded.
+    fn default() -> Self {
+        Self {
+            hard_state: HardState::default(),
+            first: Index::new(1),
+            last: EntryId::ZERO,
+            terms: vec![TermRun {
+                first: Index::ZERO,
+                term: Term::ZERO,
+            }],
+            membership_entries: Vec::new(),
+            snapshots: Vec::new(),
+            health: Health::Sound,
+        }
+    }
+}
+
+impl ReplicaState {
+    /// The term of the entry at `index`, from `first - 1` to `last`.
+    #[must_use]
+    pub fn term_at(&self, index: Index) -> Option<Term> {
+        if index > self.last.index || index.next() < self.first {
+            return None;
+        }
+        let after = self.terms.partition_point(|run| run.first <= index);
+        after.checked_sub(1).map(|at| self.terms[at].term)
+    }
+
+    pub(crate) fn restart_after(&mut self, id: EntryId) {
+        self.first = id.index.next();
+        self.last = id;
+        self.terms = vec![TermRun {
+            first: id.index,
+            term: id.term,
+        }];
+        self.membership_entries.clear();
+    }
+
+    /// Takes entries that were appended.
+    pub(crate) fn append_item(&mut self, item: &EntriesItem) {
+        self.begin_append(item.first);
+        for run in &item.term_changes {
+            self.push_term(run.first, run.term);
+        }
+        self.membership_entries
+            .extend_from_slice(&item.membership_entries);
+        self.last = item.last;
+    }
+
+    /// The replica is gone: nothing but its name is kept.
+    pub(crate) fn bury(&mut self) {
+        self.restart_after(self.last);
+        self.snapshots.clear();
+        self.health = Health::Tombstone;
+    }
+
+    fn begin_append(&mut self, first: EntryId) {
+        if first.index <= self.last.index {
+            while self.terms.len() > 1
+                && self
+                    .terms
+                    .last()
+                    .is_some_and(|run| run.first >= first.index)
+            {
+                self.terms.pop();
+            }
+            self.membership_entries.retain(|&entry| entry < first.index);
+        }
+        self.push_term(first.index, first.term);
+    }
+
+    fn push_term(&mut self, first: Index, term: Term) {
+        if self.terms.last().is_none_or(|run| run.term != term) {
+            self.terms.push(TermRun { first, term });
+        }
+    }
+
+    pub(crate) fn compact_before(&mut self, index: Index) {
+        // Never past the place behind the last entry.
+        let index = index.min(self.last.index.next());
+        if index <= self.first {
+            return;
+        }
+        self.first = index;
+        let before = index.previous().unwrap_or_default();
+        let gone = self.terms.partition_point(|run| run.first <= before);
+        self.terms.drain(..gone.saturating_sub(1));
+        self.membership_entries.retain(|&entry| entry >= index);
+    }
+}
