@@ -120,7 +120,7 @@ impl LaneOptions {
                 });
             }
         }
-        if self.segment_size_bytes % 512 != 0 {
+        if !self.segment_size_bytes.is_multiple_of(512) {
             return Err(LogError::Config {
                 field: "segment_size_bytes modulo 512",
                 value: self.segment_size_bytes % 512,

@@ -73,7 +73,7 @@ impl ListRun {
 
 /// Reads a list whose checksum must hold.
 pub(crate) fn decode_list(mut bytes: &[u8], place: Place, crc: u32) -> Option<Vec<ListRun>> {
-    if bytes.len() % LIST_RUN_BYTES != 0 || place.checksum(bytes) != crc {
+    if !bytes.len().is_multiple_of(LIST_RUN_BYTES) || place.checksum(bytes) != crc {
         return None;
     }
     let mut runs = Vec::with_capacity(bytes.len() / LIST_RUN_BYTES);

@@ -674,7 +674,7 @@ impl Walk<'_> {
     fn report_bad(&mut self, segment: u64, record: &Record, bad: Vec<BadBatch>) {
         let offset = bad
             .first()
-            .map_or(to_u64(record.offset), |batch| batch.offset);
+            .map_or_else(|| to_u64(record.offset), |batch| batch.offset);
         let lost: Vec<(Key, Index, Index)> = bad
             .iter()
             .filter(|batch| self.is_live(batch))

@@ -54,7 +54,7 @@ struct State {
     fail: Option<(u64, Fault)>,
     capacity_bytes: Option<u64>,
     /// The state after each call that changed something, if asked for.
-    points: Option<Vec<State>>,
+    points: Option<Vec<Self>>,
 }
 
 #[derive(Clone, Debug)]
@@ -195,7 +195,7 @@ impl SimVfs {
     /// seed.
     pub fn crash(&self) {
         let mut rng = self.lock().rng;
-        self.crash_keeping(|_| next(&mut rng) % 2 == 0);
+        self.crash_keeping(|_| next(&mut rng).is_multiple_of(2));
         self.lock().rng = rng;
     }
 

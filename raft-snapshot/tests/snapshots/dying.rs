@@ -109,6 +109,11 @@ impl Vfs for Dying {
         self.disk.rename(from, to)
     }
 
+    fn replace(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
+        self.alive("replace")?;
+        self.disk.replace(from, to)
+    }
+
     fn remove_file(&self, path: &Path) -> Result<(), VfsError> {
         self.alive("remove")?;
         self.disk.remove_file(path)
