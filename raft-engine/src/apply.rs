@@ -8,7 +8,7 @@ use bytes::Bytes;
 use raft_proto::{Batch, EntryId, EntryKind, GroupId, Index, Time};
 use rustc_hash::FxHashMap;
 
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Room};
 use crate::jobs::{Job, JobQueue, RestoreJob, SaveJob};
 use crate::request::{Applied, RequestError, Responder};
 use crate::state_machine::{Command, StateMachine, StateMachineError};
@@ -29,6 +29,8 @@ pub(crate) struct Waiter {
 pub(crate) struct Read {
     pub(crate) query: Bytes,
     pub(crate) responder: Responder<Bytes>,
+    /// Given back with the answer.
+    pub(crate) _room: Room,
 }
 
 /// What an apply worker is told.
@@ -235,10 +237,21 @@ impl ApplyWorker {
         if state.machine.is_none() {
             return;
         }
-        let Some(task) = state.queue.pop_front() else {
+        // A restored snapshot may have brought the index that a read waits for.
+        let has_due_read = state
+            .waiting
+            .first_key_value()
+            .is_some_and(|(&at, _)| at <= state.applied);
+        let task = state.queue.pop_front();
+        if task.is_none() && !has_due_read {
             return;
-        };
-        let outcome = catch_unwind(AssertUnwindSafe(|| run_task(id, state, task)));
+        }
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            if has_due_read {
+                answer_due_reads(state)?;
+            }
+            task.map_or(Ok(After::Nothing), |task| run_task(id, state, task))
+        }));
         let failure = match outcome {
             Ok(Ok(after)) => {
                 let has_more = !state.queue.is_empty() && state.machine.is_some();

@@ -38,8 +38,22 @@ pub struct EngineConfig {
     pub applying_bytes_max: usize,
     /// Snapshots kept. 1 to 16, default 2.
     pub snapshot_retention: usize,
+    /// Snapshots written at once; further ones wait. 1 to 64, default 4.
+    pub saves_max: usize,
+    /// A snapshot is saved unasked every so many entries of a group, at indexes that the group's
+    /// id decides: groups are spread, and the replicas of one agree. Up to 2^32; 0, the default:
+    /// only when somebody asks, or a peer needs one.
+    pub snapshot_every_entries: u64,
     /// Entries kept in the log before a snapshot. Up to 2^32, default 1,000.
     pub compaction_overhead: u64,
+    /// Keep the log back to the oldest retained snapshot, so that a replica whose newest one is
+    /// damaged recovers from that. Default off.
+    pub local_fallback: bool,
+    /// Bytes of a group's log up to which compaction waits for followers in reach; one that needs
+    /// more is fed by a snapshot. Up to 1 TiB, default 256 MiB.
+    pub follower_log_bytes_max: u64,
+    /// Bytes of queries that have no answer yet. 1 MiB to 4 GiB, default 64 MiB.
+    pub reads_bytes_max: usize,
     /// The wall clock, in milliseconds since the Unix epoch, at `Time(0)` of the engine's
     /// monotonic time: what entries carry as leader time counts from it.
     pub wall_ms_at_start: u64,
@@ -70,7 +84,12 @@ impl Default for EngineConfig {
             cache_bytes_max: 4 << 20,
             applying_bytes_max: 16 << 20,
             snapshot_retention: 2,
+            saves_max: 4,
+            snapshot_every_entries: 0,
             compaction_overhead: 1_000,
+            local_fallback: false,
+            follower_log_bytes_max: 256 << 20,
+            reads_bytes_max: 64 << 20,
             wall_ms_at_start: 0,
             seed: 0,
             test_ack_before_sync: false,
@@ -168,7 +187,26 @@ impl EngineConfig {
                 1 << 30,
             ),
             ("snapshot_retention", size(self.snapshot_retention), 1, 16),
+            ("saves_max", size(self.saves_max), 1, 64),
+            (
+                "snapshot_every_entries",
+                self.snapshot_every_entries,
+                0,
+                1 << 32,
+            ),
             ("compaction_overhead", self.compaction_overhead, 0, 1 << 32),
+            (
+                "follower_log_bytes_max",
+                self.follower_log_bytes_max,
+                0,
+                1 << 40,
+            ),
+            (
+                "reads_bytes_max",
+                size(self.reads_bytes_max),
+                1 << 20,
+                4 << 30,
+            ),
         ];
         for (field, value, min, max) in checks {
             if value < min || value > max {

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use bytes::Bytes;
 use raft_log::vfs::Vfs;
@@ -16,11 +17,13 @@ use raft_snapshot::{SnapshotEnv, SnapshotError};
 use crate::apply::{ApplyInput, Read};
 use crate::config::{ConfigError, EngineConfig};
 use crate::group::{BOOTSTRAP_INDEX, Group, OnDurable, Outstanding, Proposal};
-use crate::inbox::{Full, Inbox, Wake};
+use crate::inbox::{Budget, Full, Inbox, Wake};
 use crate::jobs::JobQueue;
 use crate::lane::LaneWorker;
 use crate::outbound::{Events, Outbound};
-use crate::request::{Applied, RequestError, Responder, SnapshotOutcome, SnapshotRequest};
+use crate::request::{
+    Applied, Completion, RequestError, Responder, SnapshotOutcome, SnapshotRequest,
+};
 use crate::route;
 use crate::state_machine::StateMachine;
 use crate::status::GroupStatus;
@@ -110,6 +113,8 @@ struct EngineShared {
     snapshots_dir: PathBuf,
     steps: Vec<Arc<Inbox<StepInput>>>,
     step_shared: Arc<StepShared>,
+    reads: Budget,
+    messages_dropped: AtomicU64,
     recovered: Mutex<BTreeMap<(GroupId, ReplicaId), ReplicaState>>,
     running: Mutex<BTreeMap<GroupId, Running>>,
     report: RecoveryReport,
@@ -119,6 +124,7 @@ struct EngineShared {
 struct Running {
     replica: ReplicaId,
     epoch: u64,
+    is_stopping: bool,
 }
 
 impl Engine {
@@ -144,7 +150,7 @@ impl Engine {
             .collect();
         let lane_wake: Arc<Wake> = Arc::default();
         let lane_inbox = Arc::new(Inbox::new(usize::MAX, Arc::clone(&lane_wake)));
-        let jobs: Arc<JobQueue> = Arc::default();
+        let jobs = Arc::new(JobQueue::new(config.saves_max));
         let reader = lane.reader();
         let step_shared = Arc::new(StepShared {
             config: config.clone(),
@@ -191,6 +197,8 @@ impl Engine {
             jobs,
         );
         let shared = EngineShared {
+            reads: Budget::new(config.reads_bytes_max),
+            messages_dropped: AtomicU64::new(0),
             config,
             vfs: parts.vfs,
             snapshots_dir: parts.data_dir.join("snapshots"),
@@ -235,7 +243,8 @@ impl Engine {
     /// # Errors
     ///
     /// Through the responder: [`RequestError::AlreadyRunning`], [`RequestError::StateExists`],
-    /// [`RequestError::NoState`], [`RequestError::GroupFailed`] for a damaged replica,
+    /// [`RequestError::NoState`]; [`RequestError::Damaged`]: the replica neither votes nor
+    /// acknowledges, and the other groups of this host go on; [`RequestError::Storage`];
     /// [`RequestError::Invalid`] for members that make no sense.
     pub fn start_group(&self, start: StartGroup, responder: Responder<()>) {
         match self.prepare(start) {
@@ -275,7 +284,7 @@ impl Engine {
         let has_state = recovered
             .iter()
             .any(|(key, state)| key.0 == id && !matches!(state.health, Health::Tombstone));
-        let env = self.env(id, replica).map_err(|error| invalid(&error))?;
+        let env = self.env(id, replica).map_err(|error| storage(&error))?;
         let state = match &start {
             Start::Restart => Some(
                 recovered
@@ -285,16 +294,27 @@ impl Engine {
             _ if has_state => return Err(RequestError::StateExists(id)),
             _ => None,
         };
+        let damaged = |reason| RequestError::Damaged {
+            group: id,
+            replica,
+            reason,
+        };
         if let Some(reason) = state.and_then(|state| damage(&state.health)) {
-            return Err(RequestError::GroupFailed { group: id, reason });
+            return Err(damaged(reason));
         }
-        let origin = match (&start, state) {
+        let mut origin = match (&start, state) {
             (Start::Restart, Some(state)) => Origin::recovered(id, state)?,
             (Start::Bootstrap { members }, _) => Origin::founded(id, replica, members)?,
             _ => Origin::default(),
         };
         let named: Vec<Index> = origin.snapshots.iter().map(|meta| meta.id.index).collect();
-        env.sweep(&named, false).map_err(|error| invalid(&error))?;
+        let swept = env.sweep(&named, false).map_err(|error| storage(&error))?;
+        if !swept.removed.is_empty() {
+            tracing::info!(group = id.get(), removed = ?swept.removed, "swept");
+        }
+        origin
+            .fall_back_to_sound(&self.shared.vfs, &env)
+            .map_err(damaged)?;
         let raft =
             Raft::new(self.core_config(id, replica), origin.restored.clone()).map_err(|error| {
                 RequestError::Invalid {
@@ -322,7 +342,12 @@ impl Engine {
             });
         }
         recovered.remove(&(id, replica));
-        running.insert(id, Running { replica, epoch });
+        let run = Running {
+            replica,
+            epoch,
+            is_stopping: false,
+        };
+        running.insert(id, run);
         let apply = &self.shared.step_shared.applies;
         let apply = &apply[route(id, apply.len())];
         let restore = group.newest_stored().map(|meta| meta.id.index);
@@ -346,10 +371,24 @@ impl Engine {
         Ok(group)
     }
 
-    /// Stops a group on this host; its state stays on disk. Answered when its state machine is
-    /// gone.
+    /// Stops a group on this host; its state stays on disk. A save under way is aborted. Answered
+    /// when its state machine is gone; until then the group counts as running.
+    ///
+    /// # Errors
+    ///
+    /// Through the responder: [`RequestError::UnknownGroup`]; [`RequestError::Terminated`] if the
+    /// engine ends first.
     pub fn stop_group(&self, group: GroupId, responder: Responder<()>) {
-        lock(&self.shared.running).remove(&group);
+        match lock(&self.shared.running).get_mut(&group) {
+            Some(running) if !running.is_stopping => running.is_stopping = true,
+            _ => return responder.respond(Err(RequestError::UnknownGroup(group))),
+        }
+        let stopped = Stopped {
+            shared: Arc::downgrade(&self.shared),
+            group,
+            then: Mutex::new(Some(responder)),
+        };
+        let responder = Responder::new(Arc::new(stopped));
         self.step(group)
             .notice(StepInput::Stop { group, responder });
     }
@@ -410,23 +449,51 @@ impl Engine {
         input: fn(GroupId, Read) -> StepInput,
     ) {
         let size = query.len() + REQUEST_OVERHEAD_BYTES;
-        let input = input(group, Read { query, responder });
+        let Some(room) = self.shared.reads.take(size) else {
+            return responder.respond(Err(RequestError::Busy { queue: "read" }));
+        };
+        let read = Read {
+            query,
+            responder,
+            _room: room,
+        };
         if let Err(Full(StepInput::Read { read, .. } | StepInput::StaleRead { read, .. })) =
-            self.step(group).push(input, size)
+            self.step(group).push(input(group, read), size)
         {
             read.responder
                 .respond(Err(RequestError::Busy { queue: "read" }));
         }
     }
 
+    /// Hands a request of fixed size to the group's worker, if there is room for it.
+    fn ask<T>(
+        &self,
+        group: GroupId,
+        responder: Responder<T>,
+        input: impl FnOnce(Responder<T>) -> StepInput,
+    ) {
+        let step = self.step(group);
+        if step.reserve(REQUEST_OVERHEAD_BYTES) {
+            step.notice(input(responder));
+        } else {
+            responder.respond(Err(RequestError::Busy { queue: "request" }));
+        }
+    }
+
     /// Proposes a membership change; answered once it is committed and applied here.
+    ///
+    /// # Errors
+    ///
+    /// Through the responder: [`RequestError::NotLeader`]; [`RequestError::Busy`] while another
+    /// change is pending or the term has no committed entry yet;
+    /// [`RequestError::MembershipRefused`] for one that makes no sense.
     pub fn change_membership(
         &self,
         group: GroupId,
         change: MembershipChange,
         responder: Responder<Applied>,
     ) {
-        self.step(group).notice(StepInput::ChangeMembership {
+        self.ask(group, responder, |responder| StepInput::ChangeMembership {
             group,
             change,
             responder,
@@ -434,33 +501,64 @@ impl Engine {
     }
 
     /// Hands the leadership to `to`; answered once `to` leads.
+    ///
+    /// # Errors
+    ///
+    /// Through the responder: [`RequestError::NotLeader`]; [`RequestError::Busy`] while another
+    /// transfer is under way; [`RequestError::Invalid`] for a replica that cannot lead;
+    /// [`RequestError::TransferFailed`] if it did not take over in time.
     pub fn transfer_leadership(&self, group: GroupId, to: ReplicaId, responder: Responder<()>) {
-        self.step(group).notice(StepInput::Transfer {
+        self.ask(group, responder, |responder| StepInput::Transfer {
             group,
             to,
             responder,
         });
     }
 
-    /// Saves a snapshot of the group's state.
+    /// Saves a snapshot of the group's state, as of everything committed before, and compacts the
+    /// log behind it; or exports one. What became of it is the outcome.
+    ///
+    /// # Errors
+    ///
+    /// Through the responder: [`RequestError::Busy`], [`RequestError::UnknownGroup`],
+    /// [`RequestError::GroupFailed`], [`RequestError::HostFailed`], [`RequestError::Terminated`].
     pub fn request_snapshot(
         &self,
         group: GroupId,
         request: SnapshotRequest,
         responder: Responder<SnapshotOutcome>,
     ) {
-        let responder = Some(responder);
-        self.step(group).notice(StepInput::Snapshot {
+        self.ask(group, responder, |responder| StepInput::Snapshot {
             group,
             request,
             responder,
         });
     }
 
-    /// Asks how a group stands.
+    /// Gives up the save under way, if there is one: whoever asked for it hears
+    /// [`SnapshotOutcome::Aborted`], and nothing is left of it.
+    ///
+    /// # Errors
+    ///
+    /// Through the responder: [`RequestError::Busy`], [`RequestError::UnknownGroup`],
+    /// [`RequestError::GroupFailed`], [`RequestError::HostFailed`].
+    pub fn cancel_snapshot(&self, group: GroupId, responder: Responder<()>) {
+        self.ask(group, responder, |responder| StepInput::CancelSnapshot {
+            group,
+            responder,
+        });
+    }
+
+    /// Asks how a group stands; answered behind what its state machine has to do.
+    ///
+    /// # Errors
+    ///
+    /// Through the responder: [`RequestError::Busy`], [`RequestError::UnknownGroup`].
     pub fn status(&self, group: GroupId, responder: Responder<GroupStatus>) {
-        self.step(group)
-            .notice(StepInput::Status { group, responder });
+        self.ask(group, responder, |responder| StepInput::Status {
+            group,
+            responder,
+        });
     }
 
     /// The groups that run here.
@@ -468,6 +566,7 @@ impl Engine {
     pub fn groups(&self) -> Vec<(GroupId, ReplicaId)> {
         lock(&self.shared.running)
             .iter()
+            .filter(|(_, run)| !run.is_stopping)
             .map(|(&group, run)| (group, run.replica))
             .collect()
     }
@@ -492,10 +591,20 @@ impl Engine {
 
     fn deliver_to(&self, worker: usize, from: HostId, envelopes: Vec<Envelope>) {
         let bytes = envelopes.iter().map(Envelope::encoded_bytes).sum();
+        let count = u64::try_from(envelopes.len()).unwrap_or(u64::MAX);
         let input = StepInput::Messages { from, envelopes };
         if self.shared.steps[worker].push(input, bytes).is_err() {
+            self.shared
+                .messages_dropped
+                .fetch_add(count, Ordering::Relaxed);
             tracing::debug!(from = from.get(), bytes, "inbox full: messages dropped");
         }
+    }
+
+    /// Messages that arrived and found no room since the engine opened.
+    #[must_use]
+    pub fn messages_dropped(&self) -> u64 {
+        self.shared.messages_dropped.load(Ordering::Relaxed)
     }
 
     /// Says that messages to these replicas were dropped.
@@ -516,7 +625,8 @@ impl Engine {
     ///
     /// # Errors
     ///
-    /// [`RequestError::UnknownGroup`] or [`RequestError::Invalid`]: refuse the offer.
+    /// [`RequestError::UnknownGroup`], [`RequestError::Invalid`] or [`RequestError::Storage`]:
+    /// refuse the offer.
     pub fn receive_env(
         &self,
         group: GroupId,
@@ -524,12 +634,14 @@ impl Engine {
         to: ReplicaId,
     ) -> Result<SnapshotEnv, RequestError> {
         let running = lock(&self.shared.running).get(&group).copied();
-        let running = running.ok_or(RequestError::UnknownGroup(group))?;
+        let running = running
+            .filter(|running| !running.is_stopping)
+            .ok_or(RequestError::UnknownGroup(group))?;
         if running.replica != to || running.epoch != epoch {
             let reason = format!("meant for replica {to} of epoch {epoch}");
             return Err(RequestError::Invalid { reason });
         }
-        self.env(group, to).map_err(|error| invalid(&error))
+        self.env(group, to).map_err(|error| storage(&error))
     }
 
     /// Hands a received snapshot, committed in its final directory, to the group.
@@ -641,6 +753,35 @@ impl Origin {
         })
     }
 
+    /// Reads the newest stored snapshot through, and falls back to an older one if it is damaged
+    /// and the log goes back that far. Nothing is restored from, or sent to a peer, that was not
+    /// found whole.
+    fn fall_back_to_sound(&mut self, vfs: &Arc<dyn Vfs>, env: &SnapshotEnv) -> Result<(), String> {
+        let mut newest_damage = None;
+        while let Some(meta) = self.snapshots.last() {
+            let index = meta.id.index;
+            if index > BOOTSTRAP_INDEX
+                && let Err(error) = raft_snapshot::verify(Arc::clone(vfs), &env.path(index))
+            {
+                tracing::error!(index = index.get(), %error, "a stored snapshot cannot be used");
+                newest_damage.get_or_insert_with(|| error.to_string());
+                self.snapshots.pop();
+                continue;
+            }
+            if let Some(reason) = newest_damage {
+                if self.restored.first > index.next() {
+                    return Err(reason);
+                }
+                self.restored.snapshot = Some(meta.clone());
+                self.restored.applied = index;
+                self.restored.membership = meta.membership.clone();
+                self.handed = meta.id;
+            }
+            return Ok(());
+        }
+        newest_damage.map_or(Ok(()), Err)
+    }
+
     fn recovered(group: GroupId, state: &ReplicaState) -> Result<Self, RequestError> {
         let unreadable = |error: &dyn std::fmt::Display| RequestError::GroupFailed {
             group,
@@ -687,9 +828,28 @@ fn damage(health: &Health) -> Option<String> {
     }
 }
 
-fn invalid(error: &SnapshotError) -> RequestError {
-    RequestError::Invalid {
+fn storage(error: &SnapshotError) -> RequestError {
+    RequestError::Storage {
         reason: error.to_string(),
+    }
+}
+
+/// Forgets a group when it has stopped, and passes the answer on.
+struct Stopped {
+    /// Not owned: the engine's own inboxes hold this.
+    shared: Weak<EngineShared>,
+    group: GroupId,
+    then: Mutex<Option<Responder<()>>>,
+}
+
+impl Completion<()> for Stopped {
+    fn complete(&self, outcome: Result<(), RequestError>) {
+        if let Some(shared) = self.shared.upgrade() {
+            lock(&shared.running).remove(&self.group);
+        }
+        if let Some(responder) = lock(&self.then).take() {
+            responder.respond(outcome);
+        }
     }
 }
 

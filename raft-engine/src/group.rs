@@ -5,14 +5,14 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use raft_log::{SnapshotRecord, SnapshotsRecord, Submission};
 use raft_proto::{
-    EntryId, GroupId, HardState, HostId, Index, Message, Raft, ReplicaId, Session, SnapshotMeta,
-    SubmissionId,
+    EntryId, GroupId, HardState, HostId, Index, Membership, Message, Raft, ReplicaId, Session,
+    SnapshotMeta, SubmissionId,
 };
 use raft_snapshot::SnapshotEnv;
 
 use crate::apply::{Read, Task, Waiter};
-use crate::jobs::RestoreJob;
-use crate::request::{Applied, Responder, SnapshotOutcome};
+use crate::jobs::{Abort, RestoreJob};
+use crate::request::{Applied, RequestError, Responder, SnapshotOutcome};
 
 /// A command that waits for its pass.
 pub(crate) struct Proposal {
@@ -45,10 +45,12 @@ pub(crate) enum OnDurable {
 
 /// A snapshot being saved.
 pub(crate) struct Saving {
+    pub(crate) number: u64,
     pub(crate) index: Index,
     pub(crate) responder: Option<Responder<SnapshotOutcome>>,
     pub(crate) overhead: u64,
     pub(crate) is_export: bool,
+    pub(crate) abort: Abort,
 }
 
 pub(crate) struct Group {
@@ -78,8 +80,15 @@ pub(crate) struct Group {
     /// Recorded snapshots, oldest first.
     pub(crate) snapshots: Vec<SnapshotMeta>,
     pub(crate) saving: Option<Saving>,
+    pub(crate) saves_begun: u64,
+    /// Before this tick no save is begun unasked, and the pause that led to it.
+    pub(crate) save_not_before: u64,
+    pub(crate) save_backoff_ticks: u64,
     /// The last entry handed to the apply worker.
     pub(crate) handed: EntryId,
+    /// The membership as of `handed`: what a snapshot taken there carries. The core's own may be
+    /// that of a received snapshot which is not durable yet.
+    pub(crate) membership: Membership,
     pub(crate) transfer: Option<(ReplicaId, Responder<()>)>,
     pub(crate) is_installed_from_stream: bool,
     pub(crate) failed: Option<String>,
@@ -96,6 +105,7 @@ impl Group {
         env: SnapshotEnv,
         snapshots: Vec<SnapshotMeta>,
     ) -> Self {
+        let membership = raft.membership().clone();
         Self {
             id,
             replica,
@@ -115,7 +125,11 @@ impl Group {
             env,
             snapshots,
             saving: None,
+            saves_begun: 0,
+            save_not_before: 0,
+            save_backoff_ticks: 0,
             handed: EntryId::ZERO,
+            membership,
             transfer: None,
             is_installed_from_stream: false,
             failed: None,
@@ -152,13 +166,58 @@ impl Group {
             .filter(|meta| meta.id.index > BOOTSTRAP_INDEX)
     }
 
+    /// Adds a snapshot to those retained; the oldest go.
+    pub(crate) fn retain_with(&mut self, meta: SnapshotMeta, retention: usize) {
+        self.snapshots.push(meta);
+        let excess = self.snapshots.len().saturating_sub(retention);
+        self.snapshots.drain(..excess);
+    }
+
+    /// Takes the next of what completes with the submission of this number.
+    pub(crate) fn next_durable(&mut self, sequence: u64) -> Option<Outstanding> {
+        let front = self.outstanding.front()?;
+        if front.sequence.is_some_and(|own| own > sequence) {
+            return None;
+        }
+        self.outstanding.pop_front()
+    }
+
+    /// Answers a founder who will not be founded.
+    pub(crate) fn refuse_founding(&mut self, error: &RequestError) {
+        for outstanding in self.outstanding.drain(..) {
+            if let Some(OnDurable::Founded {
+                responder: Some(responder),
+            }) = outstanding.then
+            {
+                responder.respond(Err(error.clone()));
+            }
+        }
+    }
+
     /// Learns where replicas live from the membership in force.
     pub(crate) fn learn_hosts(&mut self) {
         for (&replica, &host) in &self.raft.membership().hosts {
             self.hosts.insert(replica, host);
         }
     }
+
+    /// Whether `replica` lives on `host`, which is believed of the first host that it speaks from.
+    pub(crate) fn lives_on(&mut self, replica: ReplicaId, host: HostId) -> bool {
+        if let Some(&known) = self.hosts.get(&replica) {
+            return known == host;
+        }
+        if self.hosts.len() >= HOSTS_MAX {
+            // Names that no membership holds, made up by a peer: forget them all.
+            let members = &self.raft.membership().hosts;
+            self.hosts.retain(|known, _| members.contains_key(known));
+        }
+        self.hosts.insert(replica, host);
+        true
+    }
 }
+
+/// Places of replicas that are remembered; a membership has no more than 1,024.
+const HOSTS_MAX: usize = 4_096;
 
 /// A bootstrapped group's log starts behind this entry, which every founding replica holds by
 /// definition: its term is 1 and its content the founding membership, recorded like a snapshot.

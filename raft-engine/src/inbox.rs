@@ -39,6 +39,46 @@ impl Wake {
     }
 }
 
+/// A bound in bytes on what has been asked for and not been answered.
+#[derive(Debug)]
+pub(crate) struct Budget {
+    bytes: Arc<AtomicUsize>,
+    bytes_max: usize,
+}
+
+impl Budget {
+    pub(crate) fn new(bytes_max: usize) -> Self {
+        Self {
+            bytes: Arc::default(),
+            bytes_max,
+        }
+    }
+
+    /// Takes room for `bytes`, unless the bound is met.
+    pub(crate) fn take(&self, bytes: usize) -> Option<Room> {
+        let before = self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        let room = Room {
+            of: Arc::clone(&self.bytes),
+            bytes,
+        };
+        // Dropped, it gives back what was taken too much.
+        (before.saturating_add(bytes) <= self.bytes_max).then_some(room)
+    }
+}
+
+/// A part of a [`Budget`], given back when dropped.
+#[derive(Debug)]
+pub(crate) struct Room {
+    of: Arc<AtomicUsize>,
+    bytes: usize,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.of.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
 /// The inbox was full and took nothing.
 #[derive(Debug)]
 pub(crate) struct Full<T>(pub(crate) T);
@@ -66,12 +106,20 @@ impl<T> Inbox<T> {
 
     /// Takes an item of `bytes`, unless the bound is met.
     pub(crate) fn push(&self, item: T, bytes: usize) -> Result<(), Full<T>> {
-        if self.bytes.load(Ordering::Relaxed).saturating_add(bytes) > self.bytes_max {
+        if !self.reserve(bytes) {
             return Err(Full(item));
         }
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.notice(item);
         Ok(())
+    }
+
+    /// Counts `bytes` for an item that follows, unless the bound is met.
+    pub(crate) fn reserve(&self, bytes: usize) -> bool {
+        if self.bytes.load(Ordering::Relaxed).saturating_add(bytes) > self.bytes_max {
+            return false;
+        }
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        true
     }
 
     /// Takes a notice, always.
@@ -97,6 +145,19 @@ impl<T> Inbox<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_budget_gives_back_what_is_answered_and_what_was_too_much() {
+        let budget = Budget::new(10);
+        let first = budget.take(6).expect("there is room");
+        assert!(budget.take(6).is_none());
+        let second = budget.take(4).expect("the refusal took nothing");
+        assert!(budget.take(1).is_none());
+        drop(first);
+        assert!(budget.take(6).is_some());
+        drop(second);
+        assert!(budget.take(10).is_some());
+    }
 
     #[test]
     fn bounded_items_are_refused_at_the_bound_and_notices_never() {

@@ -6,13 +6,14 @@
 use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use raft_log::LogReader;
 use raft_proto::{Batch, GroupId, Index, ReplicaId, SnapshotMeta};
-use raft_snapshot::{SnapshotEnv, SnapshotFileMeta, SnapshotReader, SnapshotWriter};
+use raft_snapshot::{SnapshotEnv, SnapshotError, SnapshotFileMeta, SnapshotReader, SnapshotWriter};
 
 use crate::apply::{ApplyInput, panic_text};
 use crate::inbox::Inbox;
@@ -26,15 +27,44 @@ const FETCH_BYTES_MAX: usize = 4 << 20;
 /// A state machine being written to a snapshot.
 pub(crate) struct SaveJob {
     pub(crate) group: GroupId,
+    /// Which of the group's saves it is.
+    pub(crate) number: u64,
     pub(crate) epoch: u64,
     pub(crate) meta: SnapshotMeta,
     pub(crate) env: SnapshotEnv,
     /// Where an exported copy goes, instead of the group's own directory.
     pub(crate) export: Option<PathBuf>,
+    pub(crate) abort: Abort,
     pub(crate) machine: Option<Box<dyn StateMachine>>,
     pub(crate) cursor: SaveCursor,
     pub(crate) writer: Option<SnapshotWriter>,
     pub(crate) buffer: BytesMut,
+}
+
+/// Says to a save that nobody wants it any more.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Abort(Arc<AtomicBool>);
+
+impl Abort {
+    pub(crate) fn set(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// How a save ended.
+pub(crate) enum SaveEnd {
+    /// It lies in its final directory, flagged, and is to be recorded.
+    Saved(Box<SnapshotMeta>),
+    /// The final name is taken.
+    OutOfDate,
+    /// It was given up.
+    Aborted,
+    /// The disk refused.
+    Failed(String),
 }
 
 /// A state machine being replaced by a snapshot's state.
@@ -70,37 +100,84 @@ pub(crate) enum Job {
     },
 }
 
-impl Job {
-    const fn priority(&self) -> usize {
-        match self {
-            Self::Fetch { .. } => 0,
-            Self::Restore(_) | Self::Recorded { .. } | Self::Discard { .. } => 1,
-            Self::Save(_) => 2,
-        }
-    }
+/// The queue all job workers draw from: reads of the log first, then short jobs and restores, then
+/// saves, a bounded number at a time.
+pub(crate) struct JobQueue {
+    queues: Mutex<Queues>,
+    changed: Condvar,
+    saves_max: usize,
 }
 
-/// The queue all job workers draw from.
 #[derive(Default)]
-pub(crate) struct JobQueue {
-    queues: Mutex<[VecDeque<Job>; 3]>,
-    changed: Condvar,
+struct Queues {
+    fetches: VecDeque<Job>,
+    others: VecDeque<Job>,
+    /// Saves not begun.
+    saves: VecDeque<Box<SaveJob>>,
+    /// Saves begun that no worker is at.
+    begun: VecDeque<Box<SaveJob>>,
+    /// Saves begun and not ended.
+    begun_count: usize,
 }
 
 impl JobQueue {
+    pub(crate) fn new(saves_max: usize) -> Self {
+        Self {
+            queues: Mutex::default(),
+            changed: Condvar::new(),
+            saves_max,
+        }
+    }
+
     pub(crate) fn push(&self, job: Job) {
-        self.lock()[job.priority()].push_back(job);
+        let mut queues = self.lock();
+        match job {
+            Job::Fetch { .. } => queues.fetches.push_back(job),
+            Job::Save(save) => queues.saves.push_back(save),
+            job => queues.others.push_back(job),
+        }
+        drop(queues);
+        self.changed.notify_one();
+    }
+
+    /// Puts a save back that has more to write, behind the others begun.
+    fn put_back(&self, save: Box<SaveJob>) {
+        self.lock().begun.push_back(save);
+        self.changed.notify_one();
+    }
+
+    /// A save has ended: another may begin.
+    fn save_ended(&self) {
+        self.lock().begun_count -= 1;
         self.changed.notify_one();
     }
 
     fn pop(&self) -> Option<Job> {
-        self.lock().iter_mut().find_map(VecDeque::pop_front)
+        let mut queues = self.lock();
+        if let Some(job) = queues.fetches.pop_front() {
+            return Some(job);
+        }
+        if let Some(job) = queues.others.pop_front() {
+            return Some(job);
+        }
+        if queues.begun_count < self.saves_max
+            && let Some(save) = queues.saves.pop_front()
+        {
+            queues.begun_count += 1;
+            return Some(Job::Save(save));
+        }
+        queues.begun.pop_front().map(Job::Save)
     }
 
     /// Parks the calling worker until there may be a job.
     pub(crate) fn wait(&self, timeout: Duration) {
         let queues = self.lock();
-        if queues.iter().all(VecDeque::is_empty) {
+        let may_begin = queues.begun_count < self.saves_max && !queues.saves.is_empty();
+        if queues.fetches.is_empty()
+            && queues.others.is_empty()
+            && queues.begun.is_empty()
+            && !may_begin
+        {
             drop(self.changed.wait_timeout(queues, timeout));
         }
     }
@@ -109,7 +186,7 @@ impl JobQueue {
         self.changed.notify_all();
     }
 
-    fn lock(&self) -> MutexGuard<'_, [VecDeque<Job>; 3]> {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -165,24 +242,37 @@ impl JobWorker {
 
     fn save(&self, mut job: Box<SaveJob>) {
         let group = job.group;
-        match catch_unwind(AssertUnwindSafe(|| save_block(&mut job))) {
-            Ok(Ok(SaveStep::More)) => self.jobs.push(Job::Save(job)),
-            Ok(Ok(SaveStep::Done)) => {
-                let result = finish_save(&mut job);
-                self.give_back(group, job.machine, None);
-                self.step(group).notice(StepInput::Saved { group, result });
+        let end = match catch_unwind(AssertUnwindSafe(|| save_block(&mut job))) {
+            Ok(Ok(SaveStep::More)) => return self.jobs.put_back(job),
+            Ok(Ok(SaveStep::Done)) => finish_save(&mut job).unwrap_or_else(|end| end),
+            Ok(Err(SaveFailure::Ended(end))) => end,
+            Ok(Err(SaveFailure::Machine(error))) => {
+                return self.lose_saving(job, error.to_string());
             }
-            Ok(Err(SaveFailure::Storage(reason))) => {
-                drop(job.writer.take());
-                self.give_back(group, job.machine, None);
-                self.step(group).notice(StepInput::Saved {
-                    group,
-                    result: Err(reason),
-                });
+            Err(panic) => {
+                let reason = format!("panicked: {}", panic_text(&*panic));
+                return self.lose_saving(job, reason);
             }
-            Ok(Err(SaveFailure::Machine(error))) => self.lose(group, error.to_string()),
-            Err(panic) => self.lose(group, format!("panicked: {}", panic_text(&*panic))),
-        }
+        };
+        // Removes what was written of a save that has failed.
+        drop(job.writer.take());
+        self.jobs.save_ended();
+        // The step worker first: once the machine is back the group may stop, and start anew.
+        let saved = StepInput::Saved {
+            group,
+            number: job.number,
+            is_export: job.export.is_some(),
+            end,
+        };
+        self.step(group).notice(saved);
+        self.give_back(group, job.machine, None);
+    }
+
+    fn lose_saving(&self, job: Box<SaveJob>, reason: String) {
+        let group = job.group;
+        drop(job);
+        self.jobs.save_ended();
+        self.lose(group, reason);
     }
 
     fn restore(&self, mut job: RestoreJob) {
@@ -231,11 +321,21 @@ impl JobWorker {
 
 enum SaveFailure {
     Machine(StateMachineError),
-    Storage(String),
+    Ended(SaveEnd),
+}
+
+fn ended(error: SnapshotError) -> SaveEnd {
+    match error {
+        SnapshotError::OutOfDate(_) => SaveEnd::OutOfDate,
+        error => SaveEnd::Failed(error.to_string()),
+    }
 }
 
 fn save_block(job: &mut SaveJob) -> Result<SaveStep, SaveFailure> {
-    let storage = |error: raft_snapshot::SnapshotError| SaveFailure::Storage(error.to_string());
+    let storage = |error| SaveFailure::Ended(ended(error));
+    if job.abort.is_set() {
+        return Err(SaveFailure::Ended(SaveEnd::Aborted));
+    }
     if job.writer.is_none() {
         let writer = match &job.export {
             None => job.env.begin_save(job.meta.id.index),
@@ -253,7 +353,10 @@ fn save_block(job: &mut SaveJob) -> Result<SaveStep, SaveFailure> {
     Ok(step)
 }
 
-fn finish_save(job: &mut SaveJob) -> Result<SnapshotMeta, String> {
+fn finish_save(job: &mut SaveJob) -> Result<SaveEnd, SaveEnd> {
+    if job.abort.is_set() {
+        return Err(SaveEnd::Aborted);
+    }
     let meta = SnapshotFileMeta {
         group: job.group,
         epoch: job.epoch,
@@ -264,8 +367,8 @@ fn finish_save(job: &mut SaveJob) -> Result<SnapshotMeta, String> {
         .writer
         .take()
         .expect("it was begun with the first block");
-    writer.finish(meta).map_err(|error| error.to_string())?;
-    Ok(job.meta.clone())
+    writer.finish(meta).map_err(ended)?;
+    Ok(SaveEnd::Saved(Box::new(job.meta.clone())))
 }
 
 /// Checked again here, because what a log returns goes straight to peers.

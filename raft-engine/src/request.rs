@@ -112,6 +112,40 @@ pub enum RequestError {
         /// Why.
         reason: String,
     },
+    /// What the disk holds of this replica is damaged, or known to lack what it acknowledged. It
+    /// neither votes nor acknowledges any more: remove it from its group and add a new replica,
+    /// under a new id.
+    #[error("replica {replica} of group {group} is damaged on this host: {reason}")]
+    Damaged {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: ReplicaId,
+        /// Where and how.
+        reason: String,
+    },
+    /// The file system refused the replica's directories. Nothing was started: look at the disk,
+    /// then retry.
+    #[error("the replica's directory cannot be used: {reason}")]
+    Storage {
+        /// What it said.
+        reason: String,
+    },
+    /// The leadership was not taken over in time, or by another. Retry if it still matters.
+    #[error("replica {to} did not take over group {group}")]
+    TransferFailed {
+        /// The group.
+        group: GroupId,
+        /// Who should have led.
+        to: ReplicaId,
+    },
+    /// A snapshot has come in place of the entry, so that whether it was committed is not known
+    /// here. Find out, or make the command such that it can be repeated.
+    #[error("the outcome is unknown: a snapshot of group {group} covers the entry")]
+    OutcomeUnknown {
+        /// The group.
+        group: GroupId,
+    },
     /// The log lane failed: nothing is acknowledged by this host any more. Restart it.
     #[error("the host has failed: {reason}")]
     HostFailed {
@@ -159,7 +193,10 @@ pub enum SnapshotOutcome {
     Completed(Index),
     /// Not done, for good reason.
     Rejected(SnapshotRejected),
-    /// Failed; the group goes on without it.
+    /// Given up: it was cancelled, or the group was stopped. Nothing is left of it.
+    Aborted,
+    /// The disk refused, for the reason given. Nothing is left of it, the log was not compacted,
+    /// and the group goes on.
     Failed(String),
 }
 
@@ -167,7 +204,7 @@ pub enum SnapshotOutcome {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum SnapshotRejected {
-    /// The last completed snapshot is of the same applied index.
+    /// The last completed snapshot, or the one being saved, is of the same applied index.
     NothingNew,
     /// One is being saved.
     AlreadySaving,

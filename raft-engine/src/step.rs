@@ -1,7 +1,8 @@
 //! The step worker: owns its groups' cores, and turns what they ask for into work for the lane,
 //! the apply workers, the job pool and the network.
 //!
-//! One pass: drain the inbox, step every touched group once, hand on what came out.
+//! One pass: drain the inbox, step every touched group once, hand on what came out. A group that
+//! panics on the way fails alone, and nothing it put out in that pass leaves.
 
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -9,26 +10,28 @@ use std::sync::Arc;
 
 use raft_log::{LogReader, Submission};
 use raft_proto::{
-    Batch, Body, EntryId, Envelope, Fetched, GroupId, HostId, Index, MembershipChange, Message,
-    Proposal as CoreProposal, ProposeError, Ready, ReplicaId, Role, SnapshotMeta, SnapshotStatus,
-    Term, Time,
+    Batch, EntryId, Envelope, Fetched, GroupId, HostId, Index, MembershipChange, Refused,
+    ReplicaId, SnapshotMeta, SnapshotStatus, Term, Time,
 };
 use rustc_hash::FxHashMap;
 
-use crate::apply::{ApplyInput, Read, Task, Waiter, panic_text};
+use crate::apply::{ApplyInput, Read, Task, panic_text};
 use crate::config::EngineConfig;
-use crate::group::{BOOTSTRAP_INDEX, Group, OnDurable, Outstanding, Proposal, Saving};
+use crate::group::{Group, Proposal};
 use crate::inbox::Inbox;
-use crate::jobs::{Job, JobQueue, SaveJob};
-use crate::outbound::{Event, Events, Outbound, SnapshotReport, SnapshotTransfer};
-use crate::request::{
-    Applied, RequestError, Responder, SnapshotOutcome, SnapshotRejected, SnapshotRequest,
-};
+use crate::jobs::{JobQueue, SaveEnd};
+use crate::outbound::{Event, Events, Outbound};
+use crate::request::{Applied, RequestError, Responder, SnapshotOutcome, SnapshotRequest};
 use crate::status::GroupStatus;
 use crate::{Progress, route};
 
-/// Bytes of commands encoded into one batch.
-const PROPOSE_BYTES_MAX: usize = 1 << 20;
+mod out;
+mod pass;
+mod requests;
+mod saves;
+
+use out::Out;
+use requests::refuse_waiting;
 
 /// A group and a submission that is durable.
 #[derive(Clone, Copy, Debug)]
@@ -74,7 +77,11 @@ pub(crate) enum StepInput {
     Snapshot {
         group: GroupId,
         request: SnapshotRequest,
-        responder: Option<Responder<SnapshotOutcome>>,
+        responder: Responder<SnapshotOutcome>,
+    },
+    CancelSnapshot {
+        group: GroupId,
+        responder: Responder<()>,
     },
     Status {
         group: GroupId,
@@ -104,7 +111,9 @@ pub(crate) enum StepInput {
     },
     Saved {
         group: GroupId,
-        result: Result<SnapshotMeta, String>,
+        number: u64,
+        is_export: bool,
+        end: SaveEnd,
     },
     SnapshotSent {
         group: GroupId,
@@ -143,24 +152,6 @@ pub(crate) struct StepWorker {
     failed: Option<String>,
 }
 
-/// What one pass yields.
-#[derive(Default)]
-struct Out {
-    submissions: Vec<Submission>,
-    /// By host, ascending.
-    messages: Vec<(HostId, Vec<Envelope>)>,
-    tasks: Vec<(GroupId, Task)>,
-}
-
-impl Out {
-    fn message(&mut self, to: HostId, envelope: Envelope) {
-        match self.messages.binary_search_by_key(&to, |(host, _)| *host) {
-            Ok(at) => self.messages[at].1.push(envelope),
-            Err(at) => self.messages.insert(at, (to, vec![envelope])),
-        }
-    }
-}
-
 impl StepWorker {
     pub(crate) fn new(shared: Arc<StepShared>, inbox: Arc<Inbox<StepInput>>) -> Self {
         Self {
@@ -178,7 +169,7 @@ impl StepWorker {
     /// One pass.
     pub(crate) fn poll(&mut self, now: Time) -> Progress {
         let tick_nanos = self.shared.config.tick_ms * 1_000_000;
-        let tick = now.0 / tick_nanos;
+        self.out.tick = now.0 / tick_nanos;
         let mut drained = std::mem::take(&mut self.drained);
         self.inbox.drain(&mut drained);
         let has_input = !drained.is_empty();
@@ -187,7 +178,7 @@ impl StepWorker {
         }
         self.drained = drained;
         while let Some(&(due, group)) = self.timers.first()
-            && due <= tick
+            && due <= self.out.tick
         {
             self.timers.remove(&(due, group));
             if let Some(group) = self.groups.get_mut(&group) {
@@ -198,10 +189,10 @@ impl StepWorker {
         let mut touched = std::mem::take(&mut self.touched);
         let wall_ms = self.shared.config.wall_ms_at_start + now.0 / 1_000_000;
         for id in touched.drain(..) {
-            self.step_group(id, tick, wall_ms);
+            self.step_group(id, wall_ms);
         }
         self.touched = touched;
-        self.hand_on();
+        self.out.hand_on(&self.shared);
         if has_input {
             return Progress::More;
         }
@@ -218,24 +209,6 @@ impl StepWorker {
         {
             group.is_touched = true;
             self.touched.push(id);
-        }
-    }
-
-    fn hand_on(&mut self) {
-        let shared = &self.shared;
-        if !self.out.submissions.is_empty() {
-            shared
-                .lane
-                .notice(std::mem::take(&mut self.out.submissions));
-        }
-        for (host, messages) in &mut self.out.messages {
-            if !messages.is_empty() {
-                shared.outbound.send(*host, std::mem::take(messages));
-            }
-        }
-        for (group, task) in self.out.tasks.drain(..) {
-            let worker = route(group, shared.applies.len());
-            shared.applies[worker].notice(ApplyInput::Task { group, task });
         }
     }
 
@@ -265,42 +238,30 @@ impl StepWorker {
                 group,
                 change,
                 responder,
-            } => {
-                match self.serving(group) {
-                    Ok(state) => change_membership(state, change, responder),
-                    Err(error) => responder.respond(Err(error)),
-                }
-                self.touch(group);
-            }
+            } => self.request(group, responder, |_, _, group, responder| {
+                requests::change_membership(group, change, responder);
+            }),
             StepInput::Transfer {
                 group,
                 to,
                 responder,
-            } => {
-                match self.serving(group) {
-                    Ok(state) => transfer(state, to, responder),
-                    Err(error) => responder.respond(Err(error)),
-                }
-                self.touch(group);
-            }
+            } => self.request(group, responder, |_, _, group, responder| {
+                requests::transfer(group, to, responder);
+            }),
             StepInput::Snapshot {
                 group,
                 request,
                 responder,
-            } => {
-                let overhead = self.shared.config.compaction_overhead;
-                match self.serving(group) {
-                    Ok(state) => {
-                        if let Some(task) = request_snapshot(state, request, overhead, responder) {
-                            self.out.tasks.push((group, task));
-                        }
+            } => self.request(group, responder, |shared, out, group, responder| {
+                saves::request_snapshot(shared, out, group, request, Some(responder));
+            }),
+            StepInput::CancelSnapshot { group, responder } => {
+                self.request(group, responder, |_, _, group, responder| {
+                    if let Some(waiting) = requests::abort_save(group) {
+                        waiting.respond(Ok(SnapshotOutcome::Aborted));
                     }
-                    Err(error) => {
-                        if let Some(responder) = responder {
-                            responder.respond(Err(error));
-                        }
-                    }
-                }
+                    responder.respond(Ok(()));
+                });
             }
             StepInput::Status { group, responder } => self.status(group, responder),
             StepInput::Messages { from, envelopes } => {
@@ -310,10 +271,7 @@ impl StepWorker {
             }
             StepInput::Unreachable { replicas } => {
                 for (group, replica) in replicas {
-                    if let Ok(state) = self.serving(group) {
-                        state.raft.report_unreachable(replica);
-                        self.touch(group);
-                    }
+                    self.isolated(group, |_, _, group| group.raft.report_unreachable(replica));
                 }
             }
             StepInput::Persisted(done) => {
@@ -323,10 +281,7 @@ impl StepWorker {
             }
             StepInput::Applied(applied) => {
                 for (group, index) in applied {
-                    if let Ok(state) = self.serving(group) {
-                        state.raft.applied(index);
-                        self.touch(group);
-                    }
+                    self.isolated(group, |_, _, group| group.raft.applied(index));
                 }
             }
             StepInput::HostFailed { reason } => self.fail_host(&reason),
@@ -336,32 +291,41 @@ impl StepWorker {
                 first,
                 batches,
             } => {
-                if let Ok(state) = self.serving(group) {
-                    state.raft.entries_fetched(match batches {
+                self.isolated(group, |_, _, group| {
+                    group.raft.entries_fetched(match batches {
                         Ok(batches) => Fetched::Entries { first, batches },
                         Err(_) => Fetched::Failed { first },
                     });
-                    self.touch(group);
-                }
+                });
             }
-            StepInput::Saved { group, result } => {
-                self.saved(group, result);
-                self.touch(group);
+            StepInput::Saved {
+                group,
+                number,
+                is_export,
+                end,
+            } => {
+                self.isolated(group, |shared, out, group| {
+                    match group.saving.as_ref() {
+                        Some(saving) if saving.number == number => {
+                            saves::saved(shared, out, group, end);
+                        }
+                        // Given up, but too late to be stopped.
+                        _ if !is_export => saves::discard_unrecorded(out, group, &end),
+                        _ => {}
+                    }
+                });
             }
             StepInput::SnapshotSent {
                 group,
                 to,
                 is_finished,
             } => {
-                if let Ok(state) = self.serving(group) {
-                    let status = if is_finished {
-                        SnapshotStatus::Finished
-                    } else {
-                        SnapshotStatus::Failed
-                    };
-                    state.raft.report_snapshot(to, status);
-                    self.touch(group);
-                }
+                let status = if is_finished {
+                    SnapshotStatus::Finished
+                } else {
+                    SnapshotStatus::Failed
+                };
+                self.isolated(group, |_, _, group| group.raft.report_snapshot(to, status));
             }
             StepInput::SnapshotReceived {
                 group,
@@ -369,8 +333,9 @@ impl StepWorker {
                 term,
                 meta,
             } => {
-                self.snapshot_received(group, from, term, *meta);
-                self.touch(group);
+                self.isolated(group, |_, out, group| {
+                    saves::received(out, group, from, term, *meta);
+                });
             }
         }
     }
@@ -395,12 +360,65 @@ impl StepWorker {
         }
     }
 
+    /// Lets `act` work on a group that serves, and has the group stepped in this pass.
+    fn isolated<T>(
+        &mut self,
+        id: GroupId,
+        act: impl FnOnce(&StepShared, &mut Out, &mut Group) -> T,
+    ) -> Option<T> {
+        self.guarded(id, |shared, out, touched, group| {
+            if !std::mem::replace(&mut group.is_touched, true) {
+                touched.push(id);
+            }
+            act(shared, out, group)
+        })
+    }
+
+    /// Lets `act` work on a group that serves. Should it panic, the group fails, alone, and
+    /// nothing it put out in this pass leaves.
+    fn guarded<T>(
+        &mut self,
+        id: GroupId,
+        act: impl FnOnce(&StepShared, &mut Out, &mut Vec<GroupId>, &mut Group) -> T,
+    ) -> Option<T> {
+        if self.failed.is_some() {
+            return None;
+        }
+        let group = self.groups.get_mut(&id)?;
+        if group.failed.is_some() {
+            return None;
+        }
+        let (shared, out, touched) = (&*self.shared, &mut self.out, &mut self.touched);
+        match catch_unwind(AssertUnwindSafe(|| act(shared, out, touched, group))) {
+            Ok(done) => Some(done),
+            Err(panic) => {
+                let reason = format!("panicked: {}", panic_text(&*panic));
+                self.out.take_back(id);
+                self.fail_group(id, reason);
+                None
+            }
+        }
+    }
+
+    /// The same for a caller, who hears why if the group does not serve.
+    fn request<T>(
+        &mut self,
+        id: GroupId,
+        responder: Responder<T>,
+        act: impl FnOnce(&StepShared, &mut Out, &mut Group, Responder<T>),
+    ) {
+        if let Err(error) = self.serving(id) {
+            return responder.respond(Err(error));
+        }
+        self.isolated(id, |shared, out, group| act(shared, out, group, responder));
+    }
+
     fn start(&mut self, mut group: Box<Group>, responder: Option<Responder<()>>) {
         if let Some(reason) = &self.failed {
             let error = RequestError::HostFailed {
                 reason: reason.clone(),
             };
-            refuse_waiting(&mut group, &error);
+            group.refuse_founding(&error);
             if let Some(responder) = responder {
                 responder.respond(Err(error));
             }
@@ -420,11 +438,14 @@ impl StepWorker {
     }
 
     fn stop(&mut self, id: GroupId, responder: Responder<()>) {
-        let Some(group) = self.groups.remove(&id) else {
+        let Some(mut group) = self.groups.remove(&id) else {
             return responder.respond(Err(RequestError::UnknownGroup(id)));
         };
         if let Some(tick) = group.deadline_tick {
             self.timers.remove(&(tick, id));
+        }
+        if let Some(waiting) = requests::abort_save(&mut group) {
+            waiting.respond(Ok(SnapshotOutcome::Aborted));
         }
         let worker = route(id, self.shared.applies.len());
         self.shared.applies[worker].notice(ApplyInput::Stop {
@@ -435,189 +456,61 @@ impl StepWorker {
 
     fn message(&mut self, from: HostId, envelope: Envelope) {
         let id = envelope.group;
-        let Ok(group) = self.serving(id) else { return };
-        let sender = envelope.message.from;
-        let refusal = if envelope.epoch != group.epoch {
-            Some(format!(
-                "epoch {} is not ours, {}",
-                envelope.epoch, group.epoch
-            ))
-        } else if envelope.message.to != group.replica {
-            Some(format!("meant for replica {}", envelope.message.to))
-        } else if *group.hosts.entry(sender).or_insert(from) != from {
-            Some(format!("replica {sender} does not live on host {from}"))
-        } else {
-            group
-                .raft
-                .handle_message(envelope.message)
-                .err()
-                .map(|refused| refused.to_string())
-        };
-        if let Some(reason) = refusal {
-            tracing::debug!(group = id.get(), %reason, "message refused");
-            self.shared
-                .events
-                .event(Event::Refused { group: id, reason });
-        }
-        self.touch(id);
+        let refusal = self.isolated(id, |_, _, group| {
+            if envelope.epoch != group.epoch {
+                return Err(Refusal::Other(format!(
+                    "epoch {} is not ours, {}",
+                    envelope.epoch, group.epoch
+                )));
+            }
+            let sender = envelope.message.from;
+            if envelope.message.to != group.replica {
+                let to = envelope.message.to;
+                return Err(Refusal::Other(format!("meant for replica {to}")));
+            }
+            if !group.lives_on(sender, from) {
+                return Err(Refusal::Other(format!(
+                    "replica {sender} does not live on host {from}"
+                )));
+            }
+            let handled = group.raft.handle_message(envelope.message);
+            handled.map_err(Refusal::Core)
+        });
+        let Some(Err(refusal)) = refusal else { return };
+        let reason = refusal.to_string();
+        tracing::debug!(group = id.get(), %reason, "message refused");
+        self.out
+            .events
+            .push((id, Event::Refused { group: id, reason }));
     }
 
     fn persisted(&mut self, done: LaneDone) {
-        let Some(group) = self.groups.get_mut(&done.group) else {
-            return;
-        };
-        if group.replica != done.replica || group.failed.is_some() {
-            return;
-        }
-        while let Some(front) = group.outstanding.front() {
-            if front
-                .sequence
-                .is_some_and(|sequence| sequence > done.sequence)
-            {
-                break;
+        self.isolated(done.group, |shared, out, group| {
+            if group.replica != done.replica {
+                return;
             }
-            let front = group.outstanding.pop_front().expect("it was just seen");
-            complete(&self.shared, &mut self.out, group, front);
-        }
-        self.touch(done.group);
+            while let Some(front) = group.next_durable(done.sequence) {
+                pass::complete(shared, out, group, front);
+            }
+        });
     }
 
-    fn step_group(&mut self, id: GroupId, tick: u64, wall_ms: u64) {
-        let Some(group) = self.groups.get_mut(&id) else {
+    fn step_group(&mut self, id: GroupId, wall_ms: u64) {
+        let due = self.guarded(id, |shared, out, _, group| {
+            group.is_touched = false;
+            pass::step_pass(shared, out, group, wall_ms);
+            let due = group.raft.next_deadline();
+            let was_due = std::mem::replace(&mut group.deadline_tick, due);
+            (was_due != due).then_some((was_due, due))
+        });
+        let Some(Some((was_due, due))) = due else {
             return;
         };
-        group.is_touched = false;
-        if group.failed.is_some() || self.failed.is_some() {
-            return;
+        if let Some(tick) = was_due {
+            self.timers.remove(&(tick, id));
         }
-        // What a panicking group put out in this pass is taken back.
-        let (submissions, tasks) = (self.out.submissions.len(), self.out.tasks.len());
-        let shared = &self.shared;
-        let out = &mut self.out;
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            step_pass(shared, out, group, tick, wall_ms)
-        }));
-        if let Err(panic) = outcome {
-            let reason = format!("panicked: {}", panic_text(&*panic));
-            self.out.submissions.truncate(submissions);
-            self.out.tasks.truncate(tasks);
-            for (_, messages) in &mut self.out.messages {
-                messages.retain(|envelope| envelope.group != id);
-            }
-            return self.fail_group(id, reason);
-        }
-        let due = group.raft.next_deadline();
-        if group.deadline_tick != due {
-            if let Some(tick) = group.deadline_tick {
-                self.timers.remove(&(tick, id));
-            }
-            if let Some(tick) = due {
-                self.timers.insert((tick, id));
-            }
-            group.deadline_tick = due;
-        }
-    }
-
-    fn saved(&mut self, id: GroupId, result: Result<SnapshotMeta, String>) {
-        let Some(group) = self.groups.get_mut(&id) else {
-            return;
-        };
-        let saving = group
-            .saving
-            .as_mut()
-            .expect("only a save that was asked for ends");
-        match result {
-            Err(reason) => {
-                tracing::warn!(group = id.get(), %reason, "snapshot failed");
-                if let Some(responder) = group.saving.take().and_then(|saving| saving.responder) {
-                    responder.respond(Ok(SnapshotOutcome::Failed(reason)));
-                }
-            }
-            Ok(meta) if saving.is_export => {
-                if let Some(responder) = group.saving.take().and_then(|saving| saving.responder) {
-                    responder.respond(Ok(SnapshotOutcome::Completed(meta.id.index)));
-                }
-            }
-            Ok(meta)
-                if group
-                    .snapshots
-                    .last()
-                    .is_some_and(|last| last.id >= meta.id) =>
-            {
-                // A streamed snapshot overtook it.
-                self.shared.jobs.push(Job::Discard {
-                    env: group.env.clone(),
-                    index: meta.id.index,
-                });
-                if let Some(responder) = group.saving.take().and_then(|saving| saving.responder) {
-                    let rejected = SnapshotOutcome::Rejected(SnapshotRejected::OutOfDate);
-                    responder.respond(Ok(rejected));
-                }
-            }
-            Ok(meta) => {
-                let index = meta.id.index;
-                let keep_from = index.get().saturating_sub(saving.overhead).max(1);
-                let first = keep_for_followers(group, Index::new(keep_from).next());
-                group.snapshots.push(meta.clone());
-                let retention = self.shared.config.snapshot_retention;
-                let excess = group.snapshots.len().saturating_sub(retention);
-                group.snapshots.drain(..excess);
-                group.raft.snapshot_stored(meta);
-                if first > group.raft.first_index() {
-                    group.raft.compacted(first);
-                }
-                group.sequence += 1;
-                self.out.submissions.push(Submission {
-                    snapshots: Some(group.snapshots_record()),
-                    compact_before: Some(group.raft.first_index()),
-                    ..Submission::new(id, group.replica, group.sequence)
-                });
-                group.outstanding.push_back(Outstanding {
-                    sequence: Some(group.sequence),
-                    submission: None,
-                    release: Vec::new(),
-                    then: Some(OnDurable::Recorded { index }),
-                });
-            }
-        }
-    }
-
-    fn snapshot_received(&mut self, id: GroupId, from: ReplicaId, term: Term, meta: SnapshotMeta) {
-        let Some(group) = self.groups.get_mut(&id) else {
-            return;
-        };
-        let index = meta.id.index;
-        let message = Message {
-            from,
-            to: group.replica,
-            term,
-            body: Body::Snapshot { meta },
-        };
-        let is_newer = group
-            .snapshots
-            .last()
-            .is_none_or(|last| last.id.index < index);
-        let refused = if group.failed.is_some() || !is_newer {
-            Some("not newer than what is here".to_owned())
-        } else {
-            group
-                .raft
-                .handle_message(message)
-                .err()
-                .map(|refused| refused.to_string())
-        };
-        if refused.is_some() || !group.raft.is_installing(index) {
-            tracing::debug!(
-                group = id.get(),
-                ?refused,
-                "received snapshot not installed"
-            );
-            if is_newer {
-                self.shared.jobs.push(Job::Discard {
-                    env: group.env.clone(),
-                    index,
-                });
-            }
+        if let Some(tick) = due {
+            self.timers.insert((tick, id));
         }
     }
 
@@ -703,469 +596,11 @@ impl StepWorker {
     }
 }
 
-/// Steps one group: time, what was asked, then whatever the core wants done.
-fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, tick: u64, wall_ms: u64) {
-    group.raft.set_leader_time_ms(wall_ms);
-    group.raft.advance_to(tick);
-    propose(group);
-    start_round(group);
-    while let Some(ready) = group.raft.poll_ready() {
-        process(shared, out, group, ready);
-    }
-    settle_transfer(group);
-}
-
-fn propose(group: &mut Group) {
-    let mut proposals = std::mem::take(&mut group.proposals);
-    let mut rest = proposals.drain(..).peekable();
-    let mut chunk = Vec::new();
-    while rest.peek().is_some() {
-        let mut bytes = 0;
-        while let Some(proposal) =
-            rest.next_if(|next| chunk.is_empty() || bytes + next.command.len() <= PROPOSE_BYTES_MAX)
-        {
-            bytes += proposal.command.len();
-            chunk.push(proposal);
-        }
-        let proposed = group
-            .raft
-            .propose(chunk.iter().map(|proposal: &Proposal| CoreProposal {
-                kind: raft_proto::EntryKind::Command,
-                session: proposal.session,
-                payload: &proposal.command,
-            }));
-        match proposed {
-            Ok(proposed) => {
-                let mut index = proposed.first;
-                for proposal in chunk.drain(..) {
-                    let id = EntryId::new(proposed.term, index);
-                    add_waiter(
-                        group,
-                        Waiter {
-                            id,
-                            responder: proposal.responder,
-                        },
-                    );
-                    index = index.next();
-                }
-            }
-            Err(error) => {
-                let error = propose_error(group, &error);
-                for proposal in chunk.drain(..) {
-                    proposal.responder.respond(Err(error.clone()));
-                }
-            }
-        }
-    }
-    drop(rest);
-    // Keeps the allocation for the next pass.
-    group.proposals = proposals;
-}
-
-/// Adds a waiter behind the others. Waiters at or past its index were superseded: a leader of a
-/// later term, which may be this replica again, has overwritten their entries.
-fn add_waiter(group: &mut Group, waiter: Waiter) {
-    while let Some(last) = group.waiters.back()
-        && last.id.index >= waiter.id.index
-    {
-        let superseded = group.waiters.pop_back().expect("it was just seen");
-        superseded.responder.respond(Err(RequestError::Superseded));
-    }
-    group.waiters.push_back(waiter);
-}
-
-fn propose_error(group: &Group, error: &ProposeError) -> RequestError {
-    match error {
-        ProposeError::NotLeader { leader } => RequestError::NotLeader {
-            group: group.id,
-            leader: leader.map(|leader| (leader, group.hosts.get(&leader).copied())),
-        },
-        ProposeError::TransferInProgress => RequestError::Busy {
-            queue: "leadership transfer",
-        },
-        ProposeError::ChangePending => RequestError::Busy {
-            queue: "membership change",
-        },
-        ProposeError::UncommittedFull => RequestError::Busy {
-            queue: "uncommitted entries",
-        },
-        other => RequestError::MembershipRefused {
-            reason: other.to_string(),
-        },
-    }
-}
-
-/// Starts one ReadIndex round for all reads of the pass.
-fn start_round(group: &mut Group) {
-    if group.reads.is_empty() {
-        return;
-    }
-    let reads = std::mem::take(&mut group.reads);
-    let round = group.next_round;
-    group.next_round += 1;
-    match group.raft.read_index(round) {
-        Ok(()) => {
-            group.rounds.insert(round, reads);
-        }
-        Err(_) => {
-            let leader = group.raft.leader();
-            let leader = leader.map(|leader| (leader, group.hosts.get(&leader).copied()));
-            for read in reads {
-                let error = RequestError::NotLeader {
-                    group: group.id,
-                    leader,
-                };
-                read.responder.respond(Err(error));
-            }
-        }
-    }
-}
-
-fn change_membership(group: &mut Group, change: MembershipChange, responder: Responder<Applied>) {
-    match group.raft.propose_membership(change) {
-        Ok(id) => add_waiter(group, Waiter { id, responder }),
-        Err(error) => responder.respond(Err(propose_error(group, &error))),
-    }
-}
-
-fn transfer(group: &mut Group, to: ReplicaId, responder: Responder<()>) {
-    if group.raft.role() != Role::Leader {
-        let leader = group.raft.leader();
-        let leader = leader.map(|leader| (leader, group.hosts.get(&leader).copied()));
-        return responder.respond(Err(RequestError::NotLeader {
-            group: group.id,
-            leader,
-        }));
-    }
-    if to == group.replica {
-        return responder.respond(Ok(()));
-    }
-    match group.raft.transfer_leader(to) {
-        Ok(()) => group.transfer = Some((to, responder)),
-        Err(error) => {
-            let reason = error.to_string();
-            responder.respond(Err(RequestError::Invalid { reason }));
-        }
-    }
-}
-
-/// Answers a transfer once another leads, or once the core gave it up.
-fn settle_transfer(group: &mut Group) {
-    let Some((to, _)) = &group.transfer else {
-        return;
-    };
-    let outcome = if group.raft.leader() == Some(*to) {
-        Ok(())
-    } else if group.raft.transferee().is_none() && group.raft.role() == Role::Leader {
-        Err(RequestError::Invalid {
-            reason: format!("replica {to} did not take over in time"),
-        })
-    } else {
-        return;
-    };
-    if let Some((_, responder)) = group.transfer.take() {
-        responder.respond(outcome);
-    }
-}
-
-fn request_snapshot(
-    group: &mut Group,
-    request: SnapshotRequest,
-    overhead: u64,
-    responder: Option<Responder<SnapshotOutcome>>,
-) -> Option<Task> {
-    let is_export = request.export.is_some();
-    let newest = group
-        .snapshots
-        .last()
-        .map_or(BOOTSTRAP_INDEX, |meta| meta.id.index);
-    let rejected = if group.saving.is_some() {
-        Some(SnapshotRejected::AlreadySaving)
-    } else if group.handed.index <= newest && !is_export {
-        Some(SnapshotRejected::NothingNew)
-    } else {
-        None
-    };
-    if let Some(rejected) = rejected {
-        if let Some(responder) = responder {
-            responder.respond(Ok(SnapshotOutcome::Rejected(rejected)));
-        }
-        return None;
-    }
-    group.saving = Some(Saving {
-        index: group.handed.index,
-        responder,
-        overhead: request.compaction_overhead.unwrap_or(overhead),
-        is_export,
-    });
-    let membership = group.raft.membership().clone();
-    Some(Task::Save(Box::new(SaveJob {
-        group: group.id,
-        epoch: group.epoch,
-        meta: SnapshotMeta {
-            id: group.handed,
-            membership,
-        },
-        env: group.env.clone(),
-        export: request.export,
-        machine: None,
-        cursor: crate::state_machine::SaveCursor::default(),
-        writer: None,
-        buffer: bytes::BytesMut::new(),
-    })))
-}
-
-/// Does what one `Ready` asks.
-fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) {
-    if let Some(soft) = ready.soft_state {
-        shared.events.event(Event::LeaderChanged {
-            group: group.id,
-            term: group.raft.term(),
-            leader: soft.leader,
-        });
-    }
-    for message in ready.messages {
-        dispatch(shared, out, group, message);
-    }
-    if let Some(submission) = ready.submission {
-        let hard_state = group.raft.hard_state();
-        let is_vote_news =
-            (hard_state.term, hard_state.vote) != (group.hard_state.term, group.hard_state.vote);
-        let install = ready.snapshot;
-        let must_write = is_vote_news || !ready.entries.is_empty() || install.is_some();
-        let sequence = must_write.then(|| {
-            let hard_state_news = (hard_state != group.hard_state).then_some(hard_state);
-            group.hard_state = hard_state;
-            group.sequence += 1;
-            let mut written = Submission {
-                hard_state: hard_state_news,
-                entries: ready.entries,
-                ..Submission::new(group.id, group.replica, group.sequence)
-            };
-            if let Some(meta) = &install {
-                group.snapshots.push(meta.clone());
-                let excess = group
-                    .snapshots
-                    .len()
-                    .saturating_sub(shared.config.snapshot_retention);
-                group.snapshots.drain(..excess);
-                written.snapshots = Some(group.snapshots_record());
-                written.restart_after = Some(meta.id);
-            }
-            out.submissions.push(written);
-            group.sequence
-        });
-        let outstanding = Outstanding {
-            sequence,
-            submission: Some(submission),
-            release: ready
-                .messages_after_sync
-                .into_iter()
-                .map(|held| held.release())
-                .collect(),
-            then: install.map(|meta| OnDurable::Installed { meta }),
-        };
-        if shared.config.test_ack_before_sync
-            || (outstanding.sequence.is_none() && group.outstanding.is_empty())
-        {
-            complete(shared, out, group, outstanding);
-        } else {
-            group.outstanding.push_back(outstanding);
-        }
-    }
-    if !ready.committed.is_empty() {
-        hand_to_apply(out, group, ready.committed);
-    }
-    for fetch in ready.fetch {
-        shared.jobs.push(Job::Fetch {
-            group: group.id,
-            replica: group.replica,
-            first: fetch.first,
-            last: fetch.last,
-            bytes_max: fetch.bytes_max,
-        });
-    }
-    for read in ready.reads {
-        if let Some(reads) = group.rounds.remove(&read.user) {
-            out.tasks.push((
-                group.id,
-                Task::Read {
-                    at: read.index,
-                    reads,
-                },
-            ));
-        }
-    }
-    for round in ready.reads_dropped {
-        for read in group.rounds.remove(&round).into_iter().flatten() {
-            read.responder.respond(Err(RequestError::ReadDropped));
-        }
-    }
-}
-
-/// Acts on what has become durable.
-fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, done: Outstanding) {
-    for message in done.release {
-        dispatch(shared, out, group, message);
-    }
-    if let Some(submission) = done.submission {
-        group.raft.persisted(submission);
-    }
-    match done.then {
-        None | Some(OnDurable::Founded { responder: None }) => {}
-        Some(OnDurable::Founded {
-            responder: Some(responder),
-        }) => responder.respond(Ok(())),
-        Some(OnDurable::Recorded { index }) => {
-            shared.jobs.push(recorded(group, index));
-            shared.events.event(Event::SnapshotSaved {
-                group: group.id,
-                index,
-            });
-            if let Some(saving) = group.saving.take_if(|saving| saving.index == index)
-                && let Some(responder) = saving.responder
-            {
-                responder.respond(Ok(SnapshotOutcome::Completed(index)));
-            }
-        }
-        Some(OnDurable::Installed { meta }) => {
-            let index = meta.id.index;
-            shared.jobs.push(recorded(group, index));
-            shared.events.event(Event::SnapshotInstalled {
-                group: group.id,
-                index,
-            });
-            group.is_installed_from_stream = true;
-            group.handed = meta.id;
-            group.learn_hosts();
-            out.tasks.push((group.id, group.restore_task(index)));
-        }
-    }
-}
-
-fn recorded(group: &Group, index: Index) -> Job {
-    let retained = group.snapshots.iter().map(|meta| meta.id.index).collect();
-    Job::Recorded {
-        env: group.env.clone(),
-        index,
-        retained,
-    }
-}
-
-/// Switches membership at once, behind no user code, and passes entries and proposers on.
-fn hand_to_apply(out: &mut Out, group: &mut Group, batches: Vec<Batch>) {
-    for batch in &batches {
-        for entry in batch.iter().filter(|entry| entry.kind().is_membership()) {
-            match MembershipChange::decode(entry.payload()) {
-                Ok(change) => {
-                    // A change that makes no sense any more is an entry without effect.
-                    if let Err(error) = group.raft.apply_membership(entry.index(), &change) {
-                        tracing::warn!(group = group.id.get(), %error, "membership unchanged");
-                    }
-                    group.learn_hosts();
-                }
-                Err(error) => {
-                    tracing::error!(group = group.id.get(), %error, "unreadable membership entry");
-                }
-            }
-        }
-    }
-    let last = batches.last().expect("the caller looked").last();
-    assert!(
-        last.index > group.handed.index,
-        "committed entries come once, in order"
-    );
-    group.handed = last;
-    let due = group
-        .waiters
-        .partition_point(|waiter| waiter.id.index <= last.index);
-    let waiters = group.waiters.drain(..due).collect();
-    out.tasks
-        .push((group.id, Task::Entries { batches, waiters }));
-}
-
-/// Sends a message on its way; a snapshot becomes a stream.
-fn dispatch(shared: &StepShared, out: &mut Out, group: &mut Group, message: Message) {
-    let Some(&host) = group.hosts.get(&message.to) else {
-        tracing::debug!(
-            group = group.id.get(),
-            to = message.to.get(),
-            "host unknown"
-        );
-        return;
-    };
-    if let Body::Snapshot { meta } = &message.body {
-        let stored = group
-            .snapshots
-            .iter()
-            .rev()
-            .find(|stored| stored.id == meta.id);
-        let is_of_use = |stored: &SnapshotMeta| {
-            stored.id.index > BOOTSTRAP_INDEX && stored.membership.replicas().contains(&message.to)
-        };
-        if !stored.is_some_and(is_of_use) {
-            // Nothing lies in a directory yet, or it is older than the membership of its receiver,
-            // who would refuse it: save one, and let the core try again.
-            let overhead = shared.config.compaction_overhead;
-            let task = request_snapshot(group, SnapshotRequest::default(), overhead, None);
-            out.tasks.extend(task.map(|task| (group.id, task)));
-            group
-                .raft
-                .report_snapshot(message.to, SnapshotStatus::Failed);
-            return;
-        }
-        let transfer = SnapshotTransfer {
-            group: group.id,
-            epoch: group.epoch,
-            from: message.from,
-            to: message.to,
-            term: message.term,
-            meta: meta.clone(),
-            env: group.env.clone(),
-            report: SnapshotReport {
-                group: group.id,
-                to: message.to,
-                inbox: Some(Arc::clone(
-                    &shared.steps[route(group.id, shared.steps.len())],
-                )),
-            },
-        };
-        return shared.outbound.send_snapshot(host, transfer);
-    }
-    out.message(
-        host,
-        Envelope {
-            group: group.id,
-            epoch: group.epoch,
-            message,
-        },
-    );
-}
-
-/// The log keeps what a follower in reach still needs.
-fn keep_for_followers(group: &Group, first: Index) -> Index {
-    group
-        .raft
-        .lowest_needed_by_followers()
-        .map_or(first, |needed| needed.min(first))
-}
-
-fn refuse_waiting(group: &mut Group, error: &RequestError) {
-    for proposal in group.proposals.drain(..) {
-        proposal.responder.respond(Err(error.clone()));
-    }
-    for waiter in group.waiters.drain(..) {
-        waiter.responder.respond(Err(error.clone()));
-    }
-    let rounds = std::mem::take(&mut group.rounds);
-    for read in group.reads.drain(..).chain(rounds.into_values().flatten()) {
-        read.responder.respond(Err(error.clone()));
-    }
-    if let Some((_, responder)) = group.transfer.take() {
-        responder.respond(Err(error.clone()));
-    }
-    if let Some(responder) = group.saving.take().and_then(|saving| saving.responder) {
-        responder.respond(Err(error.clone()));
-    }
-    group.outstanding.clear();
+/// Why a message was not acted on.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("{0}")]
+    Other(String),
+    #[error(transparent)]
+    Core(Refused),
 }

@@ -108,7 +108,8 @@ impl StartError {
             RequestError::AlreadyRunning(group) => Self::AlreadyRunning(group),
             RequestError::StateExists(group) => Self::StateExists(group),
             RequestError::NoState(group) => Self::NoState(group),
-            RequestError::GroupFailed { group, reason } => Self::Damaged { group, reason },
+            RequestError::Damaged { group, reason, .. }
+            | RequestError::GroupFailed { group, reason } => Self::Damaged { group, reason },
             RequestError::UnknownGroup(group) => Self::NotRunning(group),
             RequestError::Invalid { reason } => Self::Invalid { reason },
             other => Self::HostDown {

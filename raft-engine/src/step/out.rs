@@ -1,0 +1,72 @@
+//! What one pass yields, held back until the pass is over.
+
+use raft_log::Submission;
+use raft_proto::{Envelope, GroupId, HostId};
+
+use super::StepShared;
+use crate::apply::{ApplyInput, Task};
+use crate::jobs::Job;
+use crate::outbound::{Event, SnapshotTransfer};
+use crate::route;
+
+/// Everything leaves at the end of a pass, so that what a group put out before it panicked can be
+/// taken back.
+#[derive(Default)]
+pub(super) struct Out {
+    /// The tick at which the pass began.
+    pub(super) tick: u64,
+    pub(super) submissions: Vec<Submission>,
+    /// By host, ascending.
+    messages: Vec<(HostId, Vec<Envelope>)>,
+    pub(super) tasks: Vec<(GroupId, Task)>,
+    pub(super) jobs: Vec<(GroupId, Job)>,
+    pub(super) transfers: Vec<(HostId, SnapshotTransfer)>,
+    pub(super) events: Vec<(GroupId, Event)>,
+}
+
+impl Out {
+    pub(super) fn message(&mut self, to: HostId, envelope: Envelope) {
+        match self.messages.binary_search_by_key(&to, |(host, _)| *host) {
+            Ok(at) => self.messages[at].1.push(envelope),
+            Err(at) => self.messages.insert(at, (to, vec![envelope])),
+        }
+    }
+
+    /// Takes back all that `id` put out in this pass. Who waits for some of it is answered by
+    /// what is dropped here.
+    pub(super) fn take_back(&mut self, id: GroupId) {
+        self.submissions.retain(|submission| submission.group != id);
+        for (_, messages) in &mut self.messages {
+            messages.retain(|envelope| envelope.group != id);
+        }
+        self.tasks.retain(|(group, _)| *group != id);
+        self.jobs.retain(|(group, _)| *group != id);
+        self.transfers.retain(|(_, transfer)| transfer.group != id);
+        self.events.retain(|(group, _)| *group != id);
+    }
+
+    /// Lets everything go. The disk first: it takes longest.
+    pub(super) fn hand_on(&mut self, shared: &StepShared) {
+        if !self.submissions.is_empty() {
+            shared.lane.notice(std::mem::take(&mut self.submissions));
+        }
+        for (host, messages) in &mut self.messages {
+            if !messages.is_empty() {
+                shared.outbound.send(*host, std::mem::take(messages));
+            }
+        }
+        for (group, task) in self.tasks.drain(..) {
+            let worker = route(group, shared.applies.len());
+            shared.applies[worker].notice(ApplyInput::Task { group, task });
+        }
+        for (_, job) in self.jobs.drain(..) {
+            shared.jobs.push(job);
+        }
+        for (host, transfer) in self.transfers.drain(..) {
+            shared.outbound.send_snapshot(host, transfer);
+        }
+        for (_, event) in self.events.drain(..) {
+            shared.events.event(event);
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! A group's part in a pass: time, what was asked, then whatever the core wants done.
+
+use raft_log::Submission;
+use raft_proto::{
+    Batch, Body, EntryId, Envelope, GroupId, Index, MembershipChange, Message, Ready,
+};
+
+use super::StepShared;
+use super::out::Out;
+use super::requests::{propose, settle_transfer, start_round};
+use super::saves;
+use crate::apply::Task;
+use crate::group::{Group, OnDurable, Outstanding};
+use crate::jobs::Job;
+use crate::outbound::Event;
+use crate::request::{RequestError, SnapshotOutcome};
+
+/// Steps one group.
+pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, wall_ms: u64) {
+    group.raft.set_leader_time_ms(wall_ms);
+    group.raft.advance_to(out.tick);
+    propose(group);
+    start_round(group);
+    while let Some(ready) = group.raft.poll_ready() {
+        process(shared, out, group, ready);
+    }
+    settle_transfer(group);
+}
+
+/// Does what one `Ready` asks.
+fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) {
+    if let Some(soft) = ready.soft_state {
+        let event = Event::LeaderChanged {
+            group: group.id,
+            term: group.raft.term(),
+            leader: soft.leader,
+        };
+        out.events.push((group.id, event));
+    }
+    for message in ready.messages {
+        dispatch(shared, out, group, message);
+    }
+    if let Some(submission) = ready.submission {
+        let hard_state = group.raft.hard_state();
+        let is_vote_news =
+            (hard_state.term, hard_state.vote) != (group.hard_state.term, group.hard_state.vote);
+        let install = ready.snapshot;
+        let must_write = is_vote_news || !ready.entries.is_empty() || install.is_some();
+        let sequence = must_write.then(|| {
+            let hard_state_news = (hard_state != group.hard_state).then_some(hard_state);
+            group.hard_state = hard_state;
+            group.sequence += 1;
+            let mut written = Submission {
+                hard_state: hard_state_news,
+                entries: ready.entries,
+                ..Submission::new(group.id, group.replica, group.sequence)
+            };
+            if let Some(meta) = &install {
+                group.retain_with(meta.clone(), shared.config.snapshot_retention);
+                written.snapshots = Some(group.snapshots_record());
+                written.restart_after = Some(meta.id);
+            }
+            out.submissions.push(written);
+            group.sequence
+        });
+        let outstanding = Outstanding {
+            sequence,
+            submission: Some(submission),
+            release: ready
+                .messages_after_sync
+                .into_iter()
+                .map(|held| held.release())
+                .collect(),
+            then: install.map(|meta| OnDurable::Installed { meta }),
+        };
+        if shared.config.test_ack_before_sync
+            || (outstanding.sequence.is_none() && group.outstanding.is_empty())
+        {
+            complete(shared, out, group, outstanding);
+        } else {
+            group.outstanding.push_back(outstanding);
+        }
+    }
+    if !ready.committed.is_empty() {
+        hand_to_apply(shared, out, group, ready.committed);
+    }
+    for fetch in ready.fetch {
+        let job = Job::Fetch {
+            group: group.id,
+            replica: group.replica,
+            first: fetch.first,
+            last: fetch.last,
+            bytes_max: fetch.bytes_max,
+        };
+        out.jobs.push((group.id, job));
+    }
+    for read in ready.reads {
+        if let Some(reads) = group.rounds.remove(&read.user) {
+            let at = read.index;
+            out.tasks.push((group.id, Task::Read { at, reads }));
+        }
+    }
+    for round in ready.reads_dropped {
+        for read in group.rounds.remove(&round).into_iter().flatten() {
+            read.responder.respond(Err(RequestError::ReadDropped));
+        }
+    }
+}
+
+/// Acts on what has become durable.
+pub(super) fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, done: Outstanding) {
+    for message in done.release {
+        dispatch(shared, out, group, message);
+    }
+    if let Some(submission) = done.submission {
+        group.raft.persisted(submission);
+    }
+    match done.then {
+        None | Some(OnDurable::Founded { responder: None }) => {}
+        Some(OnDurable::Founded {
+            responder: Some(responder),
+        }) => responder.respond(Ok(())),
+        Some(OnDurable::Recorded { index }) => {
+            let id = group.id;
+            out.jobs.push((id, recorded(group, index)));
+            let event = Event::SnapshotSaved { group: id, index };
+            out.events.push((id, event));
+            if let Some(saving) = group.saving.take_if(|saving| saving.index == index)
+                && let Some(responder) = saving.responder
+            {
+                responder.respond(Ok(SnapshotOutcome::Completed(index)));
+            }
+        }
+        Some(OnDurable::Installed { meta }) => {
+            let (id, index) = (group.id, meta.id.index);
+            out.jobs.push((id, recorded(group, index)));
+            let event = Event::SnapshotInstalled { group: id, index };
+            out.events.push((id, event));
+            group.is_installed_from_stream = true;
+            group.handed = meta.id;
+            group.membership = meta.membership;
+            group.learn_hosts();
+            // Whether it was theirs that got committed under the snapshot, nobody here can tell.
+            let covered = group
+                .waiters
+                .partition_point(|waiter| waiter.id.index <= index);
+            for waiter in group.waiters.drain(..covered) {
+                let error = RequestError::OutcomeUnknown { group: id };
+                waiter.responder.respond(Err(error));
+            }
+            out.tasks.push((id, group.restore_task(index)));
+        }
+    }
+}
+
+fn recorded(group: &Group, index: Index) -> Job {
+    let retained = group.snapshots.iter().map(|meta| meta.id.index).collect();
+    Job::Recorded {
+        env: group.env.clone(),
+        index,
+        retained,
+    }
+}
+
+/// Passes committed entries on, and saves a snapshot where the group's plan has one: exactly
+/// there, so that replicas agree on the index.
+fn hand_to_apply(shared: &StepShared, out: &mut Out, group: &mut Group, batches: Vec<Batch>) {
+    let mut rest = batches;
+    let every = shared.config.snapshot_every_entries;
+    while every > 0
+        && let Some(last) = rest.last().map(|batch| batch.last().index)
+        && let planned = next_planned(group.id, group.handed.index, every)
+        && planned <= last
+    {
+        let (head, tail) = split(rest, planned);
+        hand_piece(out, group, head);
+        saves::save_unasked(shared, out, group);
+        rest = tail;
+    }
+    if !rest.is_empty() {
+        hand_piece(out, group, rest);
+    }
+}
+
+/// The first index past `after` at which the group is saved unasked: its id alone decides, so
+/// that groups are spread.
+fn next_planned(group: GroupId, after: Index, every: u64) -> Index {
+    let offset = (group.get().wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 32) % every;
+    let into = (after.get() % every + offset) % every;
+    after.plus(every - into)
+}
+
+/// Cuts batches behind `last`.
+fn split(batches: Vec<Batch>, last: Index) -> (Vec<Batch>, Vec<Batch>) {
+    let (mut head, mut tail) = (Vec::new(), Vec::new());
+    for batch in batches {
+        head.extend(batch.up_to_index(last));
+        tail.extend(batch.from_index(last.next()));
+    }
+    (head, tail)
+}
+
+/// Switches membership at once, behind no user code, and passes entries and proposers on.
+fn hand_piece(out: &mut Out, group: &mut Group, batches: Vec<Batch>) {
+    for batch in &batches {
+        for entry in batch.iter().filter(|entry| entry.kind().is_membership()) {
+            let changed = MembershipChange::decode(entry.payload())
+                .map_err(|error| error.to_string())
+                .and_then(|change| {
+                    let applied = group.raft.apply_membership(entry.index(), &change);
+                    applied.map(drop).map_err(|error| error.to_string())
+                });
+            match changed {
+                Ok(()) => {
+                    group.membership = group.raft.membership().clone();
+                    group.learn_hosts();
+                }
+                Err(reason) => refuse_change(group, entry.id(), reason),
+            }
+        }
+    }
+    let last = batches.last().expect("the caller looked").last();
+    assert!(
+        last.index > group.handed.index,
+        "committed entries come once, in order"
+    );
+    group.handed = last;
+    let due = group
+        .waiters
+        .partition_point(|waiter| waiter.id.index <= last.index);
+    let waiters = group.waiters.drain(..due).collect();
+    let task = Task::Entries { batches, waiters };
+    out.tasks.push((group.id, task));
+}
+
+/// A change that makes no sense any more is an entry without effect; its proposer hears so.
+fn refuse_change(group: &mut Group, id: EntryId, reason: String) {
+    tracing::warn!(group = group.id.get(), %reason, "membership unchanged");
+    if let Ok(at) = group
+        .waiters
+        .binary_search_by_key(&id.index, |waiter| waiter.id.index)
+        && let Some(waiter) = group.waiters.remove(at)
+    {
+        let error = if waiter.id == id {
+            RequestError::MembershipRefused { reason }
+        } else {
+            RequestError::Superseded
+        };
+        waiter.responder.respond(Err(error));
+    }
+}
+
+/// Sends a message on its way; a snapshot becomes a stream.
+fn dispatch(shared: &StepShared, out: &mut Out, group: &mut Group, message: Message) {
+    let Some(&host) = group.hosts.get(&message.to) else {
+        tracing::debug!(
+            group = group.id.get(),
+            to = message.to.get(),
+            "host unknown"
+        );
+        return;
+    };
+    if let Body::Snapshot { meta } = &message.body {
+        return saves::send(shared, out, group, host, &message, meta);
+    }
+    let envelope = Envelope {
+        group: group.id,
+        epoch: group.epoch,
+        message,
+    };
+    out.message(host, envelope);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn planned_indexes_are_spread_over_groups_and_fall_every_so_many_entries() {
+        let mut firsts = std::collections::BTreeSet::new();
+        for id in 1..=50 {
+            let group = GroupId::new(id).expect("not 0");
+            let mut index = Index::ZERO;
+            let mut planned = Vec::new();
+            for _ in 0..5 {
+                index = next_planned(group, index, 100);
+                planned.push(index.get());
+            }
+            assert!((1..=100).contains(&planned[0]));
+            assert!(planned.windows(2).all(|pair| pair[1] - pair[0] == 100));
+            // Whoever looks from a place in between finds the same ones.
+            let between = Index::new(planned[1] - 1);
+            assert_eq!(next_planned(group, between, 100).get(), planned[1]);
+            firsts.insert(planned[0]);
+        }
+        assert!(firsts.len() > 25, "{firsts:?}");
+    }
+}

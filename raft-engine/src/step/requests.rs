@@ -1,0 +1,206 @@
+//! What callers ask of a group: proposals, reads, membership, leadership.
+
+use raft_proto::{
+    EntryId, EntryKind, MembershipChange, Proposal as CoreProposal, ProposeError, ReplicaId, Role,
+};
+
+use crate::apply::Waiter;
+use crate::group::{Group, Proposal};
+use crate::request::{Applied, RequestError, Responder, SnapshotOutcome};
+
+/// Bytes of commands encoded into one batch.
+const PROPOSE_BYTES_MAX: usize = 1 << 20;
+
+/// Proposes what has gathered, in batches.
+pub(super) fn propose(group: &mut Group) {
+    let mut proposals = std::mem::take(&mut group.proposals);
+    let mut rest = proposals.drain(..).peekable();
+    let mut chunk = Vec::new();
+    while rest.peek().is_some() {
+        let mut bytes = 0;
+        while let Some(proposal) =
+            rest.next_if(|next| chunk.is_empty() || bytes + next.command.len() <= PROPOSE_BYTES_MAX)
+        {
+            bytes += proposal.command.len();
+            chunk.push(proposal);
+        }
+        let proposed = group
+            .raft
+            .propose(chunk.iter().map(|proposal: &Proposal| CoreProposal {
+                kind: EntryKind::Command,
+                session: proposal.session,
+                payload: &proposal.command,
+            }));
+        match proposed {
+            Ok(proposed) => {
+                let mut index = proposed.first;
+                for proposal in chunk.drain(..) {
+                    let id = EntryId::new(proposed.term, index);
+                    add_waiter(
+                        group,
+                        Waiter {
+                            id,
+                            responder: proposal.responder,
+                        },
+                    );
+                    index = index.next();
+                }
+            }
+            Err(error) => {
+                let error = propose_error(group, &error);
+                for proposal in chunk.drain(..) {
+                    proposal.responder.respond(Err(error.clone()));
+                }
+            }
+        }
+    }
+    drop(rest);
+    // Keeps the allocation for the next pass.
+    group.proposals = proposals;
+}
+
+/// Adds a waiter behind the others. Waiters at or past its index were superseded: a leader of a
+/// later term, which may be this replica again, has overwritten their entries.
+fn add_waiter(group: &mut Group, waiter: Waiter) {
+    while let Some(last) = group.waiters.back()
+        && last.id.index >= waiter.id.index
+    {
+        let superseded = group.waiters.pop_back().expect("it was just seen");
+        superseded.responder.respond(Err(RequestError::Superseded));
+    }
+    group.waiters.push_back(waiter);
+}
+
+fn propose_error(group: &Group, error: &ProposeError) -> RequestError {
+    match error {
+        ProposeError::NotLeader { leader } => RequestError::NotLeader {
+            group: group.id,
+            leader: leader.map(|leader| (leader, group.hosts.get(&leader).copied())),
+        },
+        ProposeError::TransferInProgress => RequestError::Busy {
+            queue: "leadership transfer",
+        },
+        ProposeError::ChangePending => RequestError::Busy {
+            queue: "membership change",
+        },
+        ProposeError::UncommittedFull => RequestError::Busy {
+            queue: "uncommitted entries",
+        },
+        other => RequestError::MembershipRefused {
+            reason: other.to_string(),
+        },
+    }
+}
+
+/// Starts one ReadIndex round for all reads of the pass.
+pub(super) fn start_round(group: &mut Group) {
+    if group.reads.is_empty() {
+        return;
+    }
+    let reads = std::mem::take(&mut group.reads);
+    let round = group.next_round;
+    group.next_round += 1;
+    match group.raft.read_index(round) {
+        Ok(()) => {
+            group.rounds.insert(round, reads);
+        }
+        Err(_) => {
+            let error = not_leader(group);
+            for read in reads {
+                read.responder.respond(Err(error.clone()));
+            }
+        }
+    }
+}
+
+/// What a caller hears who should ask the leader.
+fn not_leader(group: &Group) -> RequestError {
+    let leader = group.raft.leader();
+    RequestError::NotLeader {
+        group: group.id,
+        leader: leader.map(|leader| (leader, group.hosts.get(&leader).copied())),
+    }
+}
+
+pub(super) fn change_membership(
+    group: &mut Group,
+    change: MembershipChange,
+    responder: Responder<Applied>,
+) {
+    match group.raft.propose_membership(change) {
+        Ok(id) => add_waiter(group, Waiter { id, responder }),
+        Err(error) => responder.respond(Err(propose_error(group, &error))),
+    }
+}
+
+pub(super) fn transfer(group: &mut Group, to: ReplicaId, responder: Responder<()>) {
+    if group.raft.role() != Role::Leader {
+        return responder.respond(Err(not_leader(group)));
+    }
+    if to == group.replica {
+        return responder.respond(Ok(()));
+    }
+    if group.transfer.is_some() {
+        return responder.respond(Err(RequestError::Busy {
+            queue: "leadership transfer",
+        }));
+    }
+    match group.raft.transfer_leader(to) {
+        Ok(()) => group.transfer = Some((to, responder)),
+        Err(error) => {
+            let reason = error.to_string();
+            responder.respond(Err(RequestError::Invalid { reason }));
+        }
+    }
+}
+
+/// Answers a transfer once it is known who leads, or once the core gave it up.
+pub(super) fn settle_transfer(group: &mut Group) {
+    let Some((to, _)) = &group.transfer else {
+        return;
+    };
+    let to = *to;
+    let leader = group.raft.leader();
+    let outcome = if leader == Some(to) {
+        Ok(())
+    } else if leader.is_some() && group.raft.transferee() != Some(to) {
+        // Still this replica, or a third.
+        Err(RequestError::TransferFailed {
+            group: group.id,
+            to,
+        })
+    } else {
+        return;
+    };
+    if let Some((_, responder)) = group.transfer.take() {
+        responder.respond(outcome);
+    }
+}
+
+/// Answers everyone who waits for the group: it will not.
+pub(super) fn refuse_waiting(group: &mut Group, error: &RequestError) {
+    for proposal in group.proposals.drain(..) {
+        proposal.responder.respond(Err(error.clone()));
+    }
+    for waiter in group.waiters.drain(..) {
+        waiter.responder.respond(Err(error.clone()));
+    }
+    let rounds = std::mem::take(&mut group.rounds);
+    for read in group.reads.drain(..).chain(rounds.into_values().flatten()) {
+        read.responder.respond(Err(error.clone()));
+    }
+    if let Some((_, responder)) = group.transfer.take() {
+        responder.respond(Err(error.clone()));
+    }
+    if let Some(responder) = abort_save(group) {
+        responder.respond(Err(error.clone()));
+    }
+    group.refuse_founding(error);
+}
+
+/// Gives up the save under way, if there is one, and returns who waits for it.
+pub(super) fn abort_save(group: &mut Group) -> Option<Responder<SnapshotOutcome>> {
+    let saving = group.saving.take()?;
+    saving.abort.set();
+    saving.responder
+}

@@ -1,0 +1,266 @@
+//! Snapshots as the step worker sees them: asked for, saved, received, recorded.
+
+use raft_log::Submission;
+use raft_proto::{Body, Index, Message, ReplicaId, SnapshotMeta, SnapshotStatus, Term};
+
+use super::StepShared;
+use super::out::Out;
+use crate::apply::Task;
+use crate::group::{BOOTSTRAP_INDEX, Group, OnDurable, Outstanding, Saving};
+use crate::jobs::{Abort, Job, SaveEnd, SaveJob};
+use crate::outbound::{SnapshotReport, SnapshotTransfer};
+use crate::request::{Responder, SnapshotOutcome, SnapshotRejected, SnapshotRequest};
+use crate::route;
+use crate::state_machine::SaveCursor;
+
+/// The pause after a failed save before one is begun unasked, doubled each time.
+const BACKOFF_MS_MIN: u64 = 1_000;
+const BACKOFF_MS_MAX: u64 = 60_000;
+
+/// Asks for a save: refused here, or put behind the entries handed to the apply worker so far.
+pub(super) fn request_snapshot(
+    shared: &StepShared,
+    out: &mut Out,
+    group: &mut Group,
+    request: SnapshotRequest,
+    responder: Option<Responder<SnapshotOutcome>>,
+) {
+    let is_export = request.export.is_some();
+    let newest = group
+        .snapshots
+        .last()
+        .map_or(BOOTSTRAP_INDEX, |meta| meta.id.index);
+    let is_old = group.handed.index <= newest && !is_export;
+    let rejected = match &group.saving {
+        Some(saving) if !is_export && !saving.is_export && saving.index == group.handed.index => {
+            Some(SnapshotRejected::NothingNew)
+        }
+        Some(_) => Some(SnapshotRejected::AlreadySaving),
+        None => is_old.then_some(SnapshotRejected::NothingNew),
+    };
+    if let Some(rejected) = rejected {
+        if let Some(responder) = responder {
+            responder.respond(Ok(SnapshotOutcome::Rejected(rejected)));
+        }
+        return;
+    }
+    let abort = Abort::default();
+    group.saves_begun += 1;
+    group.saving = Some(Saving {
+        number: group.saves_begun,
+        index: group.handed.index,
+        responder,
+        overhead: request
+            .compaction_overhead
+            .unwrap_or(shared.config.compaction_overhead),
+        is_export,
+        abort: abort.clone(),
+    });
+    let job = SaveJob {
+        group: group.id,
+        number: group.saves_begun,
+        epoch: group.epoch,
+        meta: SnapshotMeta {
+            id: group.handed,
+            membership: group.membership.clone(),
+        },
+        env: group.env.clone(),
+        export: request.export,
+        abort,
+        machine: None,
+        cursor: SaveCursor::default(),
+        writer: None,
+        buffer: bytes::BytesMut::new(),
+    };
+    out.tasks.push((group.id, Task::Save(Box::new(job))));
+}
+
+/// Begins a save that nobody asked for, unless one is under way or the last one has just failed.
+pub(super) fn save_unasked(shared: &StepShared, out: &mut Out, group: &mut Group) {
+    if group.saving.is_none() && out.tick >= group.save_not_before {
+        request_snapshot(shared, out, group, SnapshotRequest::default(), None);
+    }
+}
+
+/// The save under way has ended.
+pub(super) fn saved(shared: &StepShared, out: &mut Out, group: &mut Group, end: SaveEnd) {
+    let saving = group.saving.as_ref().expect("the caller looked");
+    let is_overtaken = |meta: &SnapshotMeta| {
+        let newest = group.snapshots.last();
+        newest.is_some_and(|newest| newest.id >= meta.id)
+    };
+    let outcome = match end {
+        SaveEnd::Saved(meta) if saving.is_export => SnapshotOutcome::Completed(meta.id.index),
+        SaveEnd::Saved(meta) if is_overtaken(&meta) => {
+            // A streamed snapshot came between.
+            discard(out, group, meta.id.index);
+            SnapshotOutcome::Rejected(SnapshotRejected::OutOfDate)
+        }
+        SaveEnd::Saved(meta) => {
+            let overhead = saving.overhead;
+            group.save_backoff_ticks = 0;
+            return record(shared, out, group, *meta, overhead);
+        }
+        SaveEnd::OutOfDate => SnapshotOutcome::Rejected(SnapshotRejected::OutOfDate),
+        SaveEnd::Aborted => SnapshotOutcome::Aborted,
+        SaveEnd::Failed(reason) => {
+            tracing::warn!(group = group.id.get(), %reason, "snapshot failed");
+            back_off(shared, out, group);
+            SnapshotOutcome::Failed(reason)
+        }
+    };
+    if let Some(responder) = group.saving.take().and_then(|saving| saving.responder) {
+        responder.respond(Ok(outcome));
+    }
+}
+
+/// Records a saved snapshot, and with it what the log may drop.
+fn record(
+    shared: &StepShared,
+    out: &mut Out,
+    group: &mut Group,
+    meta: SnapshotMeta,
+    overhead: u64,
+) {
+    let index = meta.id.index;
+    let keep_from = Index::new(index.get().saturating_sub(overhead).max(1)).next();
+    group.retain_with(meta.clone(), shared.config.snapshot_retention);
+    let first = compact_to(shared, group, keep_from);
+    group.raft.snapshot_stored(meta);
+    if first > group.raft.first_index() {
+        group.raft.compacted(first);
+    }
+    group.sequence += 1;
+    out.submissions.push(Submission {
+        snapshots: Some(group.snapshots_record()),
+        compact_before: Some(group.raft.first_index()),
+        ..Submission::new(group.id, group.replica, group.sequence)
+    });
+    group.outstanding.push_back(Outstanding {
+        sequence: Some(group.sequence),
+        submission: None,
+        release: Vec::new(),
+        then: Some(OnDurable::Recorded { index }),
+    });
+}
+
+/// Where the log may begin: not past what a follower in reach still needs, unless it holds back
+/// more than the bound; not past the oldest retained snapshot, where that is to be a fallback.
+fn compact_to(shared: &StepShared, group: &Group, mut first: Index) -> Index {
+    let config = &shared.config;
+    let held_bytes = shared.reader.log_bytes(group.id, group.replica);
+    if held_bytes <= config.follower_log_bytes_max
+        && let Some(needed) = group.raft.lowest_needed_by_followers()
+    {
+        first = first.min(needed);
+    }
+    if config.local_fallback
+        && let Some(oldest) = group.snapshots.first()
+    {
+        first = first.min(oldest.id.index.next());
+    }
+    first
+}
+
+fn back_off(shared: &StepShared, out: &Out, group: &mut Group) {
+    let tick_ms = shared.config.tick_ms;
+    let (least, most) = (
+        BACKOFF_MS_MIN.div_ceil(tick_ms),
+        BACKOFF_MS_MAX.div_ceil(tick_ms),
+    );
+    group.save_backoff_ticks = (group.save_backoff_ticks * 2).clamp(least, most);
+    group.save_not_before = out.tick.saturating_add(group.save_backoff_ticks);
+}
+
+/// A snapshot was saved for nobody: no log will name it.
+pub(super) fn discard_unrecorded(out: &mut Out, group: &Group, end: &SaveEnd) {
+    if let SaveEnd::Saved(meta) = end {
+        discard(out, group, meta.id.index);
+    }
+}
+
+fn discard(out: &mut Out, group: &Group, index: Index) {
+    let env = group.env.clone();
+    out.jobs.push((group.id, Job::Discard { env, index }));
+}
+
+/// A received snapshot lies in its final directory: the core decides.
+pub(super) fn received(
+    out: &mut Out,
+    group: &mut Group,
+    from: ReplicaId,
+    term: Term,
+    meta: SnapshotMeta,
+) {
+    let index = meta.id.index;
+    let message = Message {
+        from,
+        to: group.replica,
+        term,
+        body: Body::Snapshot { meta },
+    };
+    if group.snapshots.iter().any(|known| known.id.index == index) {
+        tracing::debug!(group = group.id.get(), "received snapshot is here already");
+        return;
+    }
+    let is_newer = group
+        .snapshots
+        .last()
+        .is_none_or(|last| last.id.index < index);
+    let refused = if is_newer {
+        let handled = group.raft.handle_message(message);
+        handled.err().map(|refused| refused.to_string())
+    } else {
+        Some("older than what is here".to_owned())
+    };
+    if refused.is_some() || !group.raft.is_installing(index) {
+        tracing::debug!(
+            group = group.id.get(),
+            ?refused,
+            "received snapshot not installed"
+        );
+        discard(out, group, index);
+    }
+}
+
+/// Streams the stored snapshot that the core wants sent, or saves one that can be.
+pub(super) fn send(
+    shared: &StepShared,
+    out: &mut Out,
+    group: &mut Group,
+    host: raft_proto::HostId,
+    message: &Message,
+    meta: &SnapshotMeta,
+) {
+    let stored = group
+        .snapshots
+        .iter()
+        .rev()
+        .find(|stored| stored.id == meta.id);
+    let is_of_use = |stored: &SnapshotMeta| {
+        stored.id.index > BOOTSTRAP_INDEX && stored.membership.replicas().contains(&message.to)
+    };
+    if !stored.is_some_and(is_of_use) {
+        // Nothing lies in a directory yet, or it is older than the membership of its receiver,
+        // who would refuse it: save one, and let the core try again.
+        save_unasked(shared, out, group);
+        let failed = SnapshotStatus::Failed;
+        return group.raft.report_snapshot(message.to, failed);
+    }
+    let steps = &shared.steps;
+    let transfer = SnapshotTransfer {
+        group: group.id,
+        epoch: group.epoch,
+        from: message.from,
+        to: message.to,
+        term: message.term,
+        meta: meta.clone(),
+        env: group.env.clone(),
+        report: SnapshotReport {
+            group: group.id,
+            to: message.to,
+            inbox: Some(steps[route(group.id, steps.len())].clone()),
+        },
+    };
+    out.transfers.push((host, transfer));
+}
