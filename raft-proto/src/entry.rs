@@ -22,6 +22,9 @@ use crate::types::{EntryId, GroupId, Index, Term};
 pub const ENTRY_HEADER_BYTES: usize = 32;
 const SESSION_BYTES: usize = 16;
 const FLAG_SESSION: u8 = 1;
+/// The command was left out: this copy was made for a witness.
+const FLAG_WITHOUT_COMMAND: u8 = 2;
+const FLAGS_KNOWN: u8 = FLAG_SESSION | FLAG_WITHOUT_COMMAND;
 const LEADER_TIME_MS_MAX: u64 = (1 << 48) - 1;
 
 /// What an entry asks of the replicas that apply it.
@@ -37,7 +40,7 @@ pub enum EntryKind {
 }
 
 impl EntryKind {
-    const fn to_byte(self) -> u8 {
+    pub(crate) const fn to_byte(self) -> u8 {
         match self {
             Self::Command => 0,
             Self::MembershipSimple => 1,
@@ -45,7 +48,7 @@ impl EntryKind {
         }
     }
 
-    const fn from_byte(byte: u8) -> Option<Self> {
+    pub(crate) const fn from_byte(byte: u8) -> Option<Self> {
         match byte {
             0 => Some(Self::Command),
             1 => Some(Self::MembershipSimple),
@@ -161,6 +164,12 @@ impl<'a> EntryRef<'a> {
             client: read_u64(self.frame, ENTRY_HEADER_BYTES),
             serial: read_u64(self.frame, ENTRY_HEADER_BYTES + 8),
         })
+    }
+
+    /// Whether the command was left out, because this copy was made for a witness.
+    #[must_use]
+    pub const fn is_without_command(self) -> bool {
+        self.frame[31] & FLAG_WITHOUT_COMMAND != 0
     }
 
     /// The command, or the encoded membership change.
@@ -332,6 +341,41 @@ impl Batch {
         }
     }
 
+    /// Whether some entry may change the membership; quick, and may be wrong only by saying so.
+    pub(crate) fn may_hold_membership(&self) -> bool {
+        self.iter().any(|entry| entry.kind().is_membership())
+    }
+
+    /// The same places with the commands left out, as a witness holds them. Membership changes
+    /// stay: a witness votes.
+    pub(crate) fn without_commands(&self, group: GroupId) -> Self {
+        let capacity = self.len() * ENTRY_HEADER_BYTES;
+        let mut bytes = BytesMut::with_capacity(capacity);
+        for entry in self.iter() {
+            if entry.kind().is_membership() {
+                bytes.put_slice(entry.frame());
+                continue;
+            }
+            put_frame(
+                &mut bytes,
+                group,
+                entry.id(),
+                entry.leader_time_ms(),
+                Head {
+                    kind: entry.kind(),
+                    flags: FLAG_WITHOUT_COMMAND,
+                    session: None,
+                },
+                b"",
+            );
+        }
+        Self {
+            bytes: bytes.freeze(),
+            first: self.first,
+            last: self.last,
+        }
+    }
+
     /// The term of the entry at `index`, or `None` if it is not in this batch.
     #[must_use]
     pub fn term_at(&self, index: Index) -> Option<Term> {
@@ -441,27 +485,19 @@ impl BatchBuilder {
         payload: &[u8],
     ) -> Index {
         let index = self.next;
-        let length = u32::try_from(Self::frame_bytes(payload.len(), session.is_some()))
-            .expect("a proposal is bounded far below 4 GiB");
         let flags = if session.is_some() { FLAG_SESSION } else { 0 };
-        let time_kind_flags = leader_time_ms.min(LEADER_TIME_MS_MAX)
-            | u64::from(kind.to_byte()) << 48
-            | u64::from(flags) << 56;
-        let start = self.bytes.len();
-        self.bytes
-            .reserve(Self::frame_bytes(payload.len(), session.is_some()));
-        self.bytes.put_u32_le(length);
-        self.bytes.put_u32_le(0);
-        self.bytes.put_u64_le(index.get());
-        self.bytes.put_u64_le(self.term.get());
-        self.bytes.put_u64_le(time_kind_flags);
-        if let Some(session) = session {
-            self.bytes.put_u64_le(session.client);
-            self.bytes.put_u64_le(session.serial);
-        }
-        self.bytes.put_slice(payload);
-        let crc = frame_crc(self.group, &self.bytes[start..]);
-        self.bytes[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+        put_frame(
+            &mut self.bytes,
+            self.group,
+            EntryId::new(self.term, index),
+            leader_time_ms,
+            Head {
+                kind,
+                flags,
+                session,
+            },
+            payload,
+        );
         self.next = self.next.next();
         index
     }
@@ -484,6 +520,43 @@ impl BatchBuilder {
     }
 }
 
+/// What a frame says about its command.
+struct Head {
+    kind: EntryKind,
+    flags: u8,
+    session: Option<Session>,
+}
+
+fn put_frame(
+    bytes: &mut BytesMut,
+    group: GroupId,
+    id: EntryId,
+    leader_time_ms: u64,
+    head: Head,
+    payload: &[u8],
+) {
+    let size = BatchBuilder::frame_bytes(payload.len(), head.session.is_some());
+    let length = u32::try_from(size).expect("a proposal is bounded far below 4 GiB");
+    let time_kind_flags = leader_time_ms.min(LEADER_TIME_MS_MAX)
+        | u64::from(head.kind.to_byte()) << 48
+        | u64::from(head.flags) << 56;
+    let start = bytes.len();
+    let mut header = [0; ENTRY_HEADER_BYTES];
+    header[..4].copy_from_slice(&length.to_le_bytes());
+    header[8..16].copy_from_slice(&id.index.get().to_le_bytes());
+    header[16..24].copy_from_slice(&id.term.get().to_le_bytes());
+    header[24..].copy_from_slice(&time_kind_flags.to_le_bytes());
+    bytes.reserve(size);
+    bytes.put_slice(&header);
+    if let Some(session) = head.session {
+        bytes.put_u64_le(session.client);
+        bytes.put_u64_le(session.serial);
+    }
+    bytes.put_slice(payload);
+    let crc = frame_crc(group, &bytes[start..]);
+    bytes[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
+}
+
 fn check_frame(group: GroupId, bytes: &[u8], offset: usize) -> Result<&[u8], FrameError> {
     let rest = &bytes[offset..];
     if rest.len() < ENTRY_HEADER_BYTES {
@@ -501,7 +574,7 @@ fn check_frame(group: GroupId, bytes: &[u8], offset: usize) -> Result<&[u8], Fra
     if read_u32(frame, 4) != frame_crc(group, frame) {
         return Err(FrameError::Checksum { offset });
     }
-    if EntryKind::from_byte(kind).is_none() || flags & !FLAG_SESSION != 0 {
+    if EntryKind::from_byte(kind).is_none() || flags & !FLAGS_KNOWN != 0 {
         return Err(FrameError::Unknown {
             offset,
             kind,

@@ -10,6 +10,7 @@ use alloc::vec::Vec;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
+use crate::quorum::{VoteResult, both_reached, majority_reached, majority_vote};
 use crate::types::{HostId, Index, ReplicaId};
 
 /// How many replicas a membership may name; bounds what a decoder takes.
@@ -39,6 +40,10 @@ pub struct Membership {
     pub auto_leave: bool,
     /// The host of each replica.
     pub hosts: BTreeMap<ReplicaId, HostId>,
+    /// Voters that hold the places of entries but no commands, and never lead.
+    pub witnesses: BTreeSet<ReplicaId>,
+    /// How much each replica wants to lead, where it was set; 1 elsewhere.
+    pub priorities: BTreeMap<ReplicaId, u8>,
 }
 
 /// What one change does to one replica.
@@ -52,6 +57,21 @@ pub enum ChangeKind {
     Remove,
     /// Changes nothing but the host the replica is known by.
     Update,
+    /// Makes the replica a voter that receives entries without their commands.
+    AddWitness,
+    /// Sets how much the replica wants to lead; 1 where nothing is set.
+    Prioritise(u8),
+}
+
+impl ChangeKind {
+    /// Whether it would make a witness of a member that is none, or the other way round.
+    const fn turns_witness(self, is_witness: bool) -> bool {
+        match self {
+            Self::AddWitness => !is_witness,
+            Self::AddVoter | Self::AddLearner => is_witness,
+            Self::Remove | Self::Update | Self::Prioritise(_) => false,
+        }
+    }
 }
 
 /// One replica's part in a change.
@@ -95,6 +115,9 @@ pub enum MembershipError {
     /// A joint configuration must be left first.
     #[error("config is already joint")]
     AlreadyJoint,
+    /// A joint configuration must be left first.
+    #[error("can't apply simple config change in joint config")]
+    SimpleInJoint,
     /// There is no joint configuration to leave.
     #[error("can't leave a non-joint config")]
     NotJoint,
@@ -110,6 +133,12 @@ pub enum MembershipError {
     /// More replicas than a membership may name.
     #[error("more than {MEMBERSHIP_REPLICAS_MAX} replicas")]
     TooMany,
+    /// A member's log has either all commands or none. Remove it and add a new replica.
+    #[error("replica {0} is a witness for life or not at all")]
+    WitnessForLife(ReplicaId),
+    /// Some quorum would consist of witnesses alone: no copy of its commands would be certain.
+    #[error("a quorum could consist of witnesses alone")]
+    TooManyWitnesses,
 }
 
 /// Bytes that are no membership, or no change.
@@ -147,69 +176,34 @@ impl Membership {
         all
     }
 
-    /// The highest index acknowledged by a quorum, where `acked` gives each voter's.
-    pub(crate) fn committed(&self, acked: impl Fn(ReplicaId) -> Index) -> Index {
-        let incoming = majority_index(&self.voters, &acked);
-        let outgoing = majority_index(&self.voters_outgoing, &acked);
-        match (incoming, outgoing) {
-            (Some(a), Some(b)) => a.min(b),
-            (a, b) => a.or(b).unwrap_or(Index::new(u64::MAX)),
-        }
+    /// Whether the replica is a witness.
+    #[must_use]
+    pub fn is_witness(&self, replica: ReplicaId) -> bool {
+        self.witnesses.contains(&replica)
     }
 
-    /// The outcome of a vote so far.
-    pub(crate) fn vote_result(&self, vote: impl Fn(ReplicaId) -> Option<bool>) -> VoteResult {
-        let a = majority_vote(&self.voters, &vote);
-        let b = majority_vote(&self.voters_outgoing, &vote);
-        if a == b {
-            a
-        } else if a == VoteResult::Lost || b == VoteResult::Lost {
-            VoteResult::Lost
-        } else {
-            VoteResult::Pending
-        }
+    /// The replica's priority in elections; 1 where none was set.
+    #[must_use]
+    pub fn priority(&self, replica: ReplicaId) -> u8 {
+        self.priorities.get(&replica).copied().unwrap_or(1)
     }
-}
 
-/// The outcome of a vote. Source: etcd `quorum/quorum.go`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum VoteResult {
-    Pending,
-    Lost,
-    Won,
-}
+    /// The highest index that a quorum has reached, where `acked` gives each voter's, if known.
+    ///
+    /// Without voters nothing stands in the way: the highest index there is.
+    #[must_use]
+    pub fn committed(&self, acked: impl Fn(ReplicaId) -> Option<Index>) -> Index {
+        let of = |voters: &BTreeSet<ReplicaId>| {
+            majority_reached(voters.iter().map(|&voter| acked(voter).unwrap_or_default()))
+        };
+        both_reached(of(&self.voters), of(&self.voters_outgoing))
+    }
 
-fn majority_index(
-    voters: &BTreeSet<ReplicaId>,
-    acked: &impl Fn(ReplicaId) -> Index,
-) -> Option<Index> {
-    let mut indexes: Vec<Index> = voters.iter().map(|&voter| acked(voter)).collect();
-    indexes.sort_unstable();
-    // With n voters, n - n/2 - 1 of them may lie below what a majority has.
-    indexes
-        .get(indexes.len().checked_sub(indexes.len() / 2 + 1)?)
-        .copied()
-}
-
-fn majority_vote(
-    voters: &BTreeSet<ReplicaId>,
-    vote: &impl Fn(ReplicaId) -> Option<bool>,
-) -> VoteResult {
-    let quorum = voters.len() / 2 + 1;
-    let yes = voters
-        .iter()
-        .filter(|&&voter| vote(voter) == Some(true))
-        .count();
-    let missing = voters
-        .iter()
-        .filter(|&&voter| vote(voter).is_none())
-        .count();
-    if voters.is_empty() || yes >= quorum {
-        VoteResult::Won
-    } else if yes + missing >= quorum {
-        VoteResult::Pending
-    } else {
-        VoteResult::Lost
+    /// How a vote stands, where `vote` gives each voter's answer, if there is one.
+    #[must_use]
+    pub fn vote_result(&self, vote: impl Fn(ReplicaId) -> Option<bool>) -> VoteResult {
+        let of = |voters: &BTreeSet<ReplicaId>| majority_vote(voters.iter().map(|&id| vote(id)));
+        of(&self.voters).and(of(&self.voters_outgoing))
     }
 }
 
@@ -245,6 +239,16 @@ impl MembershipChange {
     }
 }
 
+/// A membership as a change leaves it, and whom the change brought in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changed {
+    /// The membership from then on.
+    pub membership: Membership,
+    /// Replicas that were no members before, or that the change removed and added again: nothing
+    /// is known about their logs.
+    pub added: Vec<ReplicaId>,
+}
+
 impl Membership {
     /// The membership after `change`, which is committed at `index`.
     ///
@@ -255,56 +259,116 @@ impl Membership {
         &self,
         index: Index,
         change: &MembershipChange,
-    ) -> Result<Self, MembershipError> {
-        let mut next = self.clone();
-        next.index = index;
+    ) -> Result<Changed, MembershipError> {
         if change.is_leave() {
-            next.leave()?;
+            self.leave_joint(index)
         } else if let Some(auto_leave) = change.enters_joint() {
-            if self.is_joint() {
-                return Err(MembershipError::AlreadyJoint);
-            }
-            if self.voters.is_empty() {
-                return Err(MembershipError::ZeroVoters);
-            }
-            next.voters_outgoing = next.voters.clone();
-            next.apply(&change.changes)?;
-            next.auto_leave = auto_leave;
+            self.enter_joint(index, auto_leave, &change.changes)
         } else {
-            if self.is_joint() {
-                return Err(MembershipError::AlreadyJoint);
-            }
-            next.apply(&change.changes)?;
-            if next.voters.symmetric_difference(&self.voters).count() > 1 {
-                return Err(MembershipError::NotSimple);
-            }
+            self.simple(index, &change.changes)
         }
-        let members = next.replicas();
-        if members.len() > MEMBERSHIP_REPLICAS_MAX {
-            return Err(MembershipError::TooMany);
-        }
-        next.hosts.retain(|replica, _| members.contains(replica));
-        Ok(next)
     }
 
-    fn leave(&mut self) -> Result<(), MembershipError> {
+    /// The membership after changes of which at most one concerns a voter (thesis §4.1).
+    ///
+    /// # Errors
+    ///
+    /// [`MembershipError`]: this membership stays.
+    pub fn simple(&self, index: Index, changes: &[Change]) -> Result<Changed, MembershipError> {
+        if self.is_joint() {
+            return Err(MembershipError::SimpleInJoint);
+        }
+        let mut next = self.clone();
+        let added = next.apply(changes)?;
+        if next.voters.symmetric_difference(&self.voters).count() > 1 {
+            return Err(MembershipError::NotSimple);
+        }
+        next.checked(index, added)
+    }
+
+    /// The joint membership that leads from this one to this one with `changes` (thesis §4.3).
+    ///
+    /// # Errors
+    ///
+    /// [`MembershipError`]: this membership stays.
+    pub fn enter_joint(
+        &self,
+        index: Index,
+        auto_leave: bool,
+        changes: &[Change],
+    ) -> Result<Changed, MembershipError> {
+        if self.is_joint() {
+            return Err(MembershipError::AlreadyJoint);
+        }
+        if self.voters.is_empty() {
+            return Err(MembershipError::ZeroVoters);
+        }
+        let mut next = self.clone();
+        next.voters_outgoing = next.voters.clone();
+        let added = next.apply(changes)?;
+        next.auto_leave = auto_leave;
+        next.checked(index, added)
+    }
+
+    /// The membership that a joint one leads to.
+    ///
+    /// # Errors
+    ///
+    /// [`MembershipError::NotJoint`]: this membership stays.
+    pub fn leave_joint(&self, index: Index) -> Result<Changed, MembershipError> {
         if !self.is_joint() {
             return Err(MembershipError::NotJoint);
         }
-        self.learners.append(&mut self.learners_next);
-        self.voters_outgoing.clear();
-        self.auto_leave = false;
-        Ok(())
+        let mut next = self.clone();
+        next.learners.append(&mut next.learners_next);
+        next.voters_outgoing.clear();
+        next.auto_leave = false;
+        next.checked(index, Vec::new())
     }
 
-    fn apply(&mut self, changes: &[Change]) -> Result<(), MembershipError> {
+    /// Bounds and prunes what a change made.
+    fn checked(mut self, index: Index, added: Vec<ReplicaId>) -> Result<Changed, MembershipError> {
+        self.index = index;
+        let members = self.replicas();
+        if members.len() > MEMBERSHIP_REPLICAS_MAX {
+            return Err(MembershipError::TooMany);
+        }
+        self.hosts.retain(|replica, _| members.contains(replica));
+        self.priorities
+            .retain(|replica, _| members.contains(replica));
+        self.witnesses.retain(|replica| members.contains(replica));
+        if !self.has_enough_full_voters() {
+            return Err(MembershipError::TooManyWitnesses);
+        }
+        Ok(Changed {
+            membership: self,
+            added,
+        })
+    }
+
+    /// Whether every quorum holds a voter that has commands and not just their places.
+    fn has_enough_full_voters(&self) -> bool {
+        [&self.voters, &self.voters_outgoing].iter().all(|voters| {
+            voters.is_empty() || self.witnesses.intersection(voters).count() < voters.len() / 2 + 1
+        })
+    }
+
+    fn apply(&mut self, changes: &[Change]) -> Result<Vec<ReplicaId>, MembershipError> {
+        let mut added = Vec::new();
         for change in changes {
             let id = change.replica;
+            let was_member = self.is_voter(id) || self.learners.contains(&id);
+            if was_member && change.kind.turns_witness(self.is_witness(id)) {
+                return Err(MembershipError::WitnessForLife(id));
+            }
             match change.kind {
-                ChangeKind::AddVoter => {
+                ChangeKind::AddVoter | ChangeKind::AddWitness => {
                     self.learners.remove(&id);
                     self.learners_next.remove(&id);
                     self.voters.insert(id);
+                    if change.kind == ChangeKind::AddWitness {
+                        self.witnesses.insert(id);
+                    }
                 }
                 ChangeKind::AddLearner if self.learners.contains(&id) => {}
                 ChangeKind::AddLearner => {
@@ -320,8 +384,19 @@ impl Membership {
                     self.voters.remove(&id);
                     self.learners.remove(&id);
                     self.learners_next.remove(&id);
+                    if !self.voters_outgoing.contains(&id) {
+                        self.witnesses.remove(&id);
+                    }
                 }
                 ChangeKind::Update => {}
+                ChangeKind::Prioritise(priority) => {
+                    if was_member {
+                        self.priorities.insert(id, priority);
+                    }
+                }
+            }
+            if !was_member && (self.is_voter(id) || self.learners.contains(&id)) {
+                added.push(id);
             }
             if let Some(host) = change.host.filter(|_| change.kind != ChangeKind::Remove) {
                 self.hosts.insert(id, host);
@@ -330,7 +405,7 @@ impl Membership {
         if self.voters.is_empty() {
             Err(MembershipError::NoVoters)
         } else {
-            Ok(())
+            Ok(added)
         }
     }
 }
@@ -375,6 +450,7 @@ impl Membership {
             && membership
                 .learners_next
                 .is_subset(&membership.voters_outgoing)
+            && membership.has_enough_full_voters()
             && (is_joint || !membership.auto_leave);
         if is_sound {
             Ok(membership)

@@ -10,13 +10,15 @@ use alloc::vec::Vec;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-use crate::entry::{Batch, FrameError};
+use crate::entry::{Batch, EntryKind, FrameError, Session};
 use crate::membership::{Membership, MembershipDecodeError};
 use crate::types::{EntryId, GroupId, Index, ReplicaId, Term};
 
 const VERSION: u8 = 1;
 /// The bytes of an envelope before its body.
 pub const ENVELOPE_HEADER_BYTES: usize = 48;
+/// What a forwarded proposal may carry.
+const FORWARDED_MAX: u32 = 65_536;
 
 /// A snapshot's place and the membership in force there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -108,15 +110,50 @@ pub enum Body {
     /// A follower's read.
     ReadIndex {
         /// The follower's own number for it.
-        user: u64,
+        id: u64,
     },
     /// The answer.
     ReadIndexResponse {
         /// The follower's number.
-        user: u64,
+        id: u64,
         /// What must be applied before the read.
         index: Index,
     },
+    /// Commands that a follower passes on.
+    Propose {
+        /// The commands.
+        entries: Vec<Forwarded>,
+    },
+    /// Nothing is to be done: no heartbeats follow until something is.
+    Quiesce {
+        /// The last entry of the leader's log, which is committed.
+        last: EntryId,
+    },
+    /// A follower lost its snapshot, not its log.
+    SnapshotRequest {
+        /// The least index it needs.
+        index: Index,
+        /// The follower's number for the request.
+        request: u64,
+    },
+    /// The answer: fetch this one.
+    SnapshotOffer {
+        /// The snapshot.
+        meta: SnapshotMeta,
+        /// The follower's number.
+        request: u64,
+    },
+}
+
+/// A command that travels without a place in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Forwarded {
+    /// What kind of entry it is to be.
+    pub kind: EntryKind,
+    /// The client session, if any.
+    pub session: Option<Session>,
+    /// The command.
+    pub payload: Bytes,
 }
 
 impl Body {
@@ -135,7 +172,47 @@ impl Body {
             Self::TransferLeader { .. } => 11,
             Self::ReadIndex { .. } => 12,
             Self::ReadIndexResponse { .. } => 13,
+            Self::Propose { .. } => 14,
+            Self::Quiesce { .. } => 15,
+            Self::SnapshotRequest { .. } => 16,
+            Self::SnapshotOffer { .. } => 17,
         }
+    }
+
+    /// Whether it answers, so that only a member of the group can have said it.
+    #[must_use]
+    pub const fn is_response(&self) -> bool {
+        matches!(
+            self,
+            Self::PreVoteResponse { .. }
+                | Self::VoteResponse { .. }
+                | Self::AppendResponse { .. }
+                | Self::HeartbeatResponse { .. }
+                | Self::ReadIndexResponse { .. }
+                | Self::SnapshotOffer { .. }
+        )
+    }
+
+    /// Whether only the leader of its term says it.
+    pub(crate) const fn is_of_leader(&self) -> bool {
+        matches!(
+            self,
+            Self::Append { .. }
+                | Self::Heartbeat { .. }
+                | Self::Snapshot { .. }
+                | Self::Quiesce { .. }
+        )
+    }
+
+    /// Whether it promises what must be remembered: it waits for the disk.
+    pub(crate) const fn is_promise(&self) -> bool {
+        matches!(
+            self,
+            Self::Vote { .. }
+                | Self::VoteResponse { .. }
+                | Self::PreVoteResponse { .. }
+                | Self::AppendResponse { .. }
+        )
     }
 }
 
@@ -143,7 +220,10 @@ impl Message {
     /// Whether it travels on the control lane: votes, heartbeats and their answers.
     #[must_use]
     pub const fn is_control(&self) -> bool {
-        !matches!(self.body, Body::Append { .. } | Body::AppendResponse { .. })
+        !matches!(
+            self.body,
+            Body::Append { .. } | Body::AppendResponse { .. } | Body::Propose { .. }
+        )
     }
 }
 
@@ -193,11 +273,28 @@ impl Envelope {
     pub fn encoded_bytes(&self) -> usize {
         ENVELOPE_HEADER_BYTES
             + match &self.message.body {
+                Body::PreVote { .. }
+                | Body::Heartbeat { .. }
+                | Body::ReadIndexResponse { .. }
+                | Body::Quiesce { .. }
+                | Body::SnapshotRequest { .. } => 16,
+                Body::Vote { .. } => 17,
+                Body::PreVoteResponse { .. } | Body::VoteResponse { .. } => 1,
                 Body::Append { entries, .. } => {
                     24 + entries.iter().map(Batch::size_bytes).sum::<usize>()
                 }
-                Body::Snapshot { .. } => 16 + 256,
-                _ => 25,
+                Body::AppendResponse { rejected, .. } => {
+                    8 + if rejected.is_some() { 16 } else { 0 }
+                }
+                Body::HeartbeatResponse { .. }
+                | Body::TransferLeader { .. }
+                | Body::ReadIndex { .. } => 8,
+                Body::Snapshot { meta } => 16 + meta.membership.encode().len(),
+                Body::SnapshotOffer { meta, .. } => 24 + meta.membership.encode().len(),
+                Body::TimeoutNow => 0,
+                Body::Propose { entries } => {
+                    4 + entries.iter().map(Forwarded::encoded_bytes).sum::<usize>()
+                }
             }
     }
 
@@ -249,10 +346,26 @@ impl Envelope {
             }
             Body::TimeoutNow => {}
             Body::TransferLeader { to } => out.put_u64_le(to.get()),
-            Body::ReadIndex { user } => out.put_u64_le(*user),
-            Body::ReadIndexResponse { user, index } => {
-                out.put_u64_le(*user);
+            Body::ReadIndex { id } => out.put_u64_le(*id),
+            Body::ReadIndexResponse { id, index } => {
+                out.put_u64_le(*id);
                 out.put_u64_le(index.get());
+            }
+            Body::Propose { entries } => {
+                out.put_u32_le(u32::try_from(entries.len()).unwrap_or(u32::MAX));
+                for entry in entries {
+                    entry.encode_into(out);
+                }
+            }
+            Body::Quiesce { last } => put_id(out, *last),
+            Body::SnapshotRequest { index, request } => {
+                out.put_u64_le(index.get());
+                out.put_u64_le(*request);
+            }
+            Body::SnapshotOffer { meta, request } => {
+                out.put_u64_le(*request);
+                put_id(out, meta.id);
+                out.put_slice(&meta.membership.encode());
             }
         }
     }
@@ -335,12 +448,31 @@ impl Envelope {
                 }
             }
             12 => Body::ReadIndex {
-                user: number(&mut bytes, "user")?,
+                id: number(&mut bytes, "read id")?,
             },
             13 => Body::ReadIndexResponse {
-                user: number(&mut bytes, "user")?,
+                id: number(&mut bytes, "read id")?,
                 index: Index::new(number(&mut bytes, "index")?),
             },
+            14 => Body::Propose {
+                entries: forwarded(&mut bytes)?,
+            },
+            15 => Body::Quiesce {
+                last: id(&mut bytes)?,
+            },
+            16 => Body::SnapshotRequest {
+                index: Index::new(number(&mut bytes, "index")?),
+                request: number(&mut bytes, "request")?,
+            },
+            17 => {
+                let request = number(&mut bytes, "request")?;
+                let id = id(&mut bytes)?;
+                let membership = Membership::decode(&bytes.split_off(0))?;
+                Body::SnapshotOffer {
+                    meta: SnapshotMeta { id, membership },
+                    request,
+                }
+            }
             _ => return Err(DecodeError::Unknown { version, kind }),
         };
         if bytes.has_remaining() {
@@ -357,6 +489,70 @@ impl Envelope {
             },
         })
     }
+}
+
+impl Forwarded {
+    const fn header_bytes(has_session: bool) -> usize {
+        if has_session { 22 } else { 6 }
+    }
+
+    fn encoded_bytes(&self) -> usize {
+        Self::header_bytes(self.session.is_some()) + self.payload.len()
+    }
+
+    fn encode_into(&self, out: &mut BytesMut) {
+        out.put_u32_le(u32::try_from(self.payload.len()).unwrap_or(u32::MAX));
+        out.put_u8(self.kind.to_byte());
+        out.put_u8(u8::from(self.session.is_some()));
+        if let Some(session) = self.session {
+            out.put_u64_le(session.client);
+            out.put_u64_le(session.serial);
+        }
+        out.put_slice(&self.payload);
+    }
+
+    fn decode(bytes: &mut Bytes) -> Result<Self, DecodeError> {
+        if bytes.len() < Self::header_bytes(false) {
+            return Err(DecodeError::Truncated);
+        }
+        let length = usize::try_from(bytes.get_u32_le()).map_err(|_| DecodeError::Truncated)?;
+        let kind = EntryKind::from_byte(bytes.get_u8()).ok_or(DecodeError::Field("entry kind"))?;
+        let session = if flag(bytes)? {
+            if bytes.len() < 16 {
+                return Err(DecodeError::Truncated);
+            }
+            Some(Session {
+                client: bytes.get_u64_le(),
+                serial: bytes.get_u64_le(),
+            })
+        } else {
+            None
+        };
+        if bytes.len() < length {
+            return Err(DecodeError::Truncated);
+        }
+        Ok(Self {
+            kind,
+            session,
+            payload: bytes.split_to(length),
+        })
+    }
+}
+
+fn forwarded(bytes: &mut Bytes) -> Result<Vec<Forwarded>, DecodeError> {
+    if bytes.len() < 4 {
+        return Err(DecodeError::Truncated);
+    }
+    let count = bytes.get_u32_le();
+    if count == 0 || count > FORWARDED_MAX {
+        return Err(DecodeError::Field("forwarded count"));
+    }
+    // Nothing is reserved for what is merely claimed: each takes bytes that are there.
+    let mut entries = Vec::new();
+    for _ in 0..count {
+        entries.push(Forwarded::decode(bytes)?);
+    }
+    Ok(entries)
 }
 
 fn put_id(out: &mut BytesMut, id: EntryId) {

@@ -1,35 +1,52 @@
-//! A follower's log as its leader sees it.
+//! A follower's log as its leader sees it, and all of them side by side.
 //!
-//! Source: thesis §3.5, §10.2.1; etcd `tracker/progress.go`, `tracker/inflights.go`.
+//! ```text
+//!                 +-----------+   accepted    +-------------+
+//!   new leader -> |   Probe   | ------------> |  Replicate  |
+//!                 +-----------+ <------------ +-------------+
+//!                   |       ^     rejected, unreachable
+//!      log compacted|       |
+//!                   v       | snapshot reported, or accepted past the log's first index
+//!                 +-----------+
+//!                 | Snapshot  |
+//!                 +-----------+
+//! ```
+//!
+//! Source: thesis §3.5 (log replication), §10.2 (pipelining); etcd `tracker/progress.go`.
 
-use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+use core::fmt;
 
-use crate::types::Index;
+use crate::inflight::{Inflight, InflightMax};
+use crate::membership::Membership;
+use crate::quorum::{VoteResult, both_reached, majority_reached, majority_vote};
+use crate::types::{Index, ReplicaId};
 
-/// What the leader may send.
+/// What the leader may send. Each variant holds what only that state needs.
 #[derive(Debug)]
 pub(crate) enum ProgressState {
-    /// The match point is unknown: one append at a time.
-    Probe { is_sent: bool },
-    /// The match point is known: stream up to the window.
-    Replicate {
-        inflight: VecDeque<(Index, usize)>,
-        inflight_bytes: usize,
-        is_paused: bool,
-    },
-    /// Waits for the snapshot at `pending`.
+    /// The match point is unknown: one append at a time until a reply finds it.
+    Probe { is_paused: bool },
+    /// The match point is known: stream appends up to the window.
+    Replicate { inflight: Inflight, is_paused: bool },
+    /// The follower needs entries the log no longer has: wait for the snapshot at `pending`.
     Snapshot { pending: Index },
 }
 
+/// How far one follower is known to have replicated, and how to feed it next.
+///
 /// Invariant: `matched < next`.
 #[derive(Debug)]
 pub(crate) struct Progress {
+    /// The highest index known to match the leader's log.
     pub(crate) matched: Index,
+    /// The index of the next entry to send. Entries in `(matched, next)` are in flight.
     pub(crate) next: Index,
-    pub(crate) state: ProgressState,
-    pub(crate) is_recent_active: bool,
     /// The commit index last sent.
-    pub(crate) sent_commit: Index,
+    sent_commit: Index,
+    pub(crate) state: ProgressState,
+    /// Whether it was heard of since the last check of the quorum.
+    pub(crate) is_recent_active: bool,
 }
 
 impl Progress {
@@ -37,32 +54,46 @@ impl Progress {
         Self {
             matched: Index::ZERO,
             next,
-            state: ProgressState::Probe { is_sent: false },
-            is_recent_active: false,
             sent_commit: Index::ZERO,
+            state: ProgressState::Probe { is_paused: false },
+            is_recent_active: false,
         }
     }
 
+    /// The index before the next entry to send.
+    pub(crate) const fn prev(&self) -> Index {
+        match self.next.previous() {
+            Some(prev) => prev,
+            None => Index::ZERO,
+        }
+    }
+
+    pub(crate) const fn is_probe(&self) -> bool {
+        matches!(self.state, ProgressState::Probe { .. })
+    }
+
+    pub(crate) const fn is_replicate(&self) -> bool {
+        matches!(self.state, ProgressState::Replicate { .. })
+    }
+
+    pub(crate) const fn is_snapshot(&self) -> bool {
+        matches!(self.state, ProgressState::Snapshot { .. })
+    }
+
+    /// Looks for the match point from `matched`, or from behind the snapshot that was sent.
     pub(crate) fn become_probe(&mut self) {
         self.next = match self.state {
-            ProgressState::Snapshot { pending } if pending.get() > self.matched.get() => {
-                pending.next()
-            }
+            ProgressState::Snapshot { pending } => self.matched.max(pending).next(),
             _ => self.matched.next(),
         };
-        self.state = ProgressState::Probe { is_sent: false };
-        self.sent_commit = Index::new(if self.sent_commit.get() < self.next.get() - 1 {
-            self.sent_commit.get()
-        } else {
-            self.next.get() - 1
-        });
+        self.state = ProgressState::Probe { is_paused: false };
+        self.sent_commit = self.sent_commit.min(self.prev());
     }
 
     pub(crate) fn become_replicate(&mut self) {
         self.next = self.matched.next();
         self.state = ProgressState::Replicate {
-            inflight: VecDeque::new(),
-            inflight_bytes: 0,
+            inflight: Inflight::default(),
             is_paused: false,
         };
     }
@@ -75,77 +106,312 @@ impl Progress {
 
     pub(crate) const fn is_paused(&self) -> bool {
         match self.state {
-            ProgressState::Probe { is_sent } => is_sent,
-            ProgressState::Replicate { is_paused, .. } => is_paused,
+            ProgressState::Probe { is_paused } | ProgressState::Replicate { is_paused, .. } => {
+                is_paused
+            }
             ProgressState::Snapshot { .. } => true,
         }
     }
 
-    /// Whether `acked` was news.
+    pub(crate) const fn set_paused(&mut self, paused: bool) {
+        match &mut self.state {
+            ProgressState::Probe { is_paused } | ProgressState::Replicate { is_paused, .. } => {
+                *is_paused = paused;
+            }
+            ProgressState::Snapshot { .. } => {}
+        }
+    }
+
+    pub(crate) fn is_window_full(&self, max: InflightMax) -> bool {
+        matches!(&self.state, ProgressState::Replicate { inflight, .. } if inflight.is_full(max))
+    }
+
+    /// Records that the follower holds every entry up to `acked`, inclusive.
+    ///
+    /// Returns whether this was news; a reordered or repeated reply is not.
     pub(crate) fn on_accepted(&mut self, acked: Index) -> bool {
         if acked <= self.matched {
             return false;
         }
         self.matched = acked;
         self.next = self.next.max(acked.next());
+        self.set_paused(false);
+        assert!(self.matched < self.next);
         true
     }
 
-    /// Whether the rejection of an append behind `rejected` was news.
+    /// Records that the follower refused entries behind `rejected`, and that its log may match up
+    /// to `hint`. Returns whether this was news.
     pub(crate) fn on_rejected(&mut self, rejected: Index, hint: Index) -> bool {
-        if let ProgressState::Replicate { .. } = self.state {
+        if self.is_replicate() {
             if rejected <= self.matched {
                 return false;
             }
             self.next = self.matched.next();
-            self.sent_commit = self.sent_commit.min(self.matched);
+            self.sent_commit = self.sent_commit.min(self.prev());
             return true;
         }
-        if self.next.previous() != Some(rejected) {
+        // A probe is one message: a reply to any other is old.
+        if self.prev() != rejected {
             return false;
         }
         self.next = rejected.min(hint.next()).max(self.matched.next());
-        self.sent_commit = self
-            .sent_commit
-            .min(self.next.previous().unwrap_or_default());
-        if let ProgressState::Probe { is_sent } = &mut self.state {
-            *is_sent = false;
-        }
+        self.sent_commit = self.sent_commit.min(self.prev());
+        self.set_paused(false);
         true
     }
 
-    /// Notes entries up to `last` of `bytes` as sent.
-    pub(crate) fn on_sent(&mut self, last: Option<Index>, bytes: usize, bounds: (usize, usize)) {
+    /// Notes an append whose last entry is `last`, of `bytes`; `None` for one without entries.
+    pub(crate) fn on_sent(&mut self, last: Option<Index>, bytes: usize, max: InflightMax) {
         match &mut self.state {
-            ProgressState::Probe { is_sent } => *is_sent |= last.is_some(),
+            ProgressState::Probe { is_paused } => *is_paused |= last.is_some(),
             ProgressState::Replicate {
                 inflight,
-                inflight_bytes,
                 is_paused,
             } => {
                 if let Some(last) = last {
                     self.next = last.next();
-                    inflight.push_back((last, bytes));
-                    *inflight_bytes += bytes;
+                    inflight.add(last, bytes);
                 }
-                *is_paused = inflight.len() >= bounds.0 || *inflight_bytes >= bounds.1;
+                *is_paused = inflight.is_full(max);
             }
-            ProgressState::Snapshot { .. } => {}
+            ProgressState::Snapshot { .. } => unreachable!("a follower in Snapshot is paused"),
         }
     }
 
-    pub(crate) fn free_inflight(&mut self, acked: Index, bounds: (usize, usize)) {
-        if let ProgressState::Replicate {
-            inflight,
-            inflight_bytes,
-            is_paused,
-        } = &mut self.state
-        {
-            while inflight.front().is_some_and(|&(last, _)| last <= acked) {
-                let (_, bytes) = inflight.pop_front().expect("it was just seen");
-                *inflight_bytes -= bytes;
-            }
-            *is_paused = inflight.len() >= bounds.0 || *inflight_bytes >= bounds.1;
+    pub(crate) const fn on_sent_commit(&mut self, commit: Index) {
+        self.sent_commit = commit;
+    }
+
+    /// Whether telling `commit` would let the follower commit more than it was told of.
+    pub(crate) fn can_bump_commit(&self, commit: Index) -> bool {
+        commit > self.sent_commit && self.sent_commit < self.prev()
+    }
+
+    pub(crate) fn free_inflight(&mut self, acked: Index) {
+        if let ProgressState::Replicate { inflight, .. } = &mut self.state {
+            inflight.free_up_to(acked);
         }
+    }
+}
+
+/// A replica of the group as this replica knows it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) id: ReplicaId,
+    pub(crate) progress: Progress,
+    /// What it answered in the running election.
+    pub(crate) vote: Option<bool>,
+    /// The latest heartbeat round it confirmed.
+    pub(crate) acked_round: u64,
+    pub(crate) is_incoming: bool,
+    pub(crate) is_outgoing: bool,
+    pub(crate) is_learner: bool,
+    pub(crate) is_witness: bool,
+}
+
+impl Peer {
+    pub(crate) const fn is_voter(&self) -> bool {
+        self.is_incoming || self.is_outgoing
+    }
+}
+
+/// All replicas of the membership, by ascending id.
+///
+/// A sorted vector: groups are small, and every pass goes over all of it.
+#[derive(Debug, Default)]
+pub(crate) struct Peers {
+    peers: Vec<Peer>,
+}
+
+impl Peers {
+    /// Takes on the replicas of `membership`: new ones, and those in `renewed`, begin at `next`.
+    pub(crate) fn switch(&mut self, membership: &Membership, renewed: &[ReplicaId], next: Index) {
+        let mut before = core::mem::take(&mut self.peers);
+        for id in membership.replicas() {
+            let known = before
+                .iter()
+                .position(|peer| peer.id == id)
+                .map(|at| before.swap_remove(at))
+                .filter(|_| !renewed.contains(&id));
+            let mut peer = known.unwrap_or_else(|| Peer {
+                id,
+                progress: Progress {
+                    // Time to show itself before it counts as lost.
+                    is_recent_active: true,
+                    ..Progress::new(next)
+                },
+                vote: None,
+                acked_round: 0,
+                is_incoming: false,
+                is_outgoing: false,
+                is_learner: false,
+                is_witness: false,
+            });
+            peer.is_incoming = membership.voters.contains(&id);
+            peer.is_outgoing = membership.voters_outgoing.contains(&id);
+            peer.is_learner = membership.learners.contains(&id);
+            peer.is_witness = membership.is_witness(id);
+            self.peers.push(peer);
+        }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.peers.len()
+    }
+
+    pub(crate) fn at(&self, at: usize) -> &Peer {
+        &self.peers[at]
+    }
+
+    pub(crate) fn peer(&self, id: ReplicaId) -> Option<&Peer> {
+        self.peers.iter().find(|peer| peer.id == id)
+    }
+
+    pub(crate) fn peer_mut(&mut self, id: ReplicaId) -> Option<&mut Peer> {
+        self.peers.iter_mut().find(|peer| peer.id == id)
+    }
+
+    pub(crate) fn iter(&self) -> core::slice::Iter<'_, Peer> {
+        self.peers.iter()
+    }
+
+    pub(crate) fn iter_mut(&mut self) -> core::slice::IterMut<'_, Peer> {
+        self.peers.iter_mut()
+    }
+
+    fn incoming(&self) -> impl Iterator<Item = &Peer> + Clone {
+        self.peers.iter().filter(|peer| peer.is_incoming)
+    }
+
+    fn outgoing(&self) -> impl Iterator<Item = &Peer> + Clone {
+        self.peers.iter().filter(|peer| peer.is_outgoing)
+    }
+
+    /// The highest index that a quorum holds. Source: thesis §3.5, §4.3.
+    pub(crate) fn committed(&self) -> Index {
+        both_reached(
+            majority_reached(self.incoming().map(|peer| peer.progress.matched)),
+            majority_reached(self.outgoing().map(|peer| peer.progress.matched)),
+        )
+    }
+
+    /// The latest heartbeat round that a quorum confirmed; `me` confirms all up to `own`.
+    pub(crate) fn confirmed_round(&self, me: ReplicaId, own: u64) -> u64 {
+        let acked = |peer: &Peer| Index::new(if peer.id == me { own } else { peer.acked_round });
+        both_reached(
+            majority_reached(self.incoming().map(acked)),
+            majority_reached(self.outgoing().map(acked)),
+        )
+        .get()
+        .min(own)
+    }
+
+    pub(crate) fn vote_result(&self, vote: impl Fn(&Peer) -> Option<bool>) -> VoteResult {
+        let incoming = majority_vote(self.incoming().map(&vote));
+        incoming.and(majority_vote(self.outgoing().map(&vote)))
+    }
+}
+
+/// How an append stream to a follower stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PeerState {
+    /// Looking for the point up to which its log matches.
+    Probe,
+    /// Streaming.
+    Replicate {
+        /// Appends in flight.
+        inflight: usize,
+        /// Whether the window is full.
+        is_full: bool,
+    },
+    /// Waiting for a snapshot to arrive.
+    Snapshot {
+        /// The snapshot's index.
+        pending: Index,
+    },
+}
+
+/// A member of the group as the leader sees it; for status pages and tests.
+///
+/// Shown as etcd-raft shows its progress: `StateReplicate match=4 next=5`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PeerStatus {
+    /// The replica.
+    pub id: ReplicaId,
+    /// The highest index known to match.
+    pub matched: Index,
+    /// The next index to send.
+    pub next: Index,
+    /// How the stream stands.
+    pub state: PeerState,
+    /// Whether nothing may be sent now.
+    pub is_paused: bool,
+    /// Whether it was heard of since the last check of the quorum.
+    pub is_recent_active: bool,
+    /// Whether it is a learner.
+    pub is_learner: bool,
+    /// Whether it is a witness.
+    pub is_witness: bool,
+}
+
+impl PeerStatus {
+    pub(crate) fn of(peer: &Peer, max: InflightMax) -> Self {
+        let progress = &peer.progress;
+        Self {
+            id: peer.id,
+            matched: progress.matched,
+            next: progress.next,
+            state: match &progress.state {
+                ProgressState::Probe { .. } => PeerState::Probe,
+                ProgressState::Replicate { inflight, .. } => PeerState::Replicate {
+                    inflight: inflight.count(),
+                    is_full: inflight.is_full(max),
+                },
+                ProgressState::Snapshot { pending } => PeerState::Snapshot { pending: *pending },
+            },
+            is_paused: progress.is_paused(),
+            is_recent_active: progress.is_recent_active,
+            is_learner: peer.is_learner,
+            is_witness: peer.is_witness,
+        }
+    }
+}
+
+impl fmt::Display for PeerStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            PeerState::Probe => "StateProbe",
+            PeerState::Replicate { .. } => "StateReplicate",
+            PeerState::Snapshot { .. } => "StateSnapshot",
+        };
+        write!(f, "{state} match={} next={}", self.matched, self.next)?;
+        if self.is_learner {
+            f.write_str(" learner")?;
+        }
+        if self.is_witness {
+            f.write_str(" witness")?;
+        }
+        if self.is_paused {
+            f.write_str(" paused")?;
+        }
+        if let PeerState::Snapshot { pending } = self.state
+            && pending > Index::ZERO
+        {
+            write!(f, " pendingSnap={pending}")?;
+        }
+        if !self.is_recent_active {
+            f.write_str(" inactive")?;
+        }
+        if let PeerState::Replicate { inflight, is_full } = self.state
+            && inflight > 0
+        {
+            write!(
+                f,
+                " inflight={inflight}{}",
+                if is_full { "[full]" } else { "" }
+            )?;
+        }
+        Ok(())
     }
 }

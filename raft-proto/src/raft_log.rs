@@ -12,6 +12,8 @@ use crate::types::{EntryId, Index, Term};
 #[derive(Debug)]
 struct Given {
     id: SubmissionId,
+    /// The term given out with it, or before it.
+    term: Term,
     /// The last entry of it that no later submission overwrote.
     last: Option<Index>,
     is_snapshot: bool,
@@ -33,7 +35,7 @@ pub(crate) struct RaftLog {
     pub(crate) applying: Index,
     pub(crate) applied: Index,
     /// Durable up to here.
-    pub(crate) stable: Index,
+    stable: Index,
     /// Given out to be made durable up to here.
     given: Index,
     in_progress: VecDeque<Given>,
@@ -80,6 +82,11 @@ impl RaftLog {
         self.first
     }
 
+    /// Durable up to here.
+    pub(crate) const fn stable(&self) -> Index {
+        self.stable
+    }
+
     pub(crate) const fn last(&self) -> Index {
         self.last
     }
@@ -93,8 +100,14 @@ impl RaftLog {
         if index > self.last || index.next() < self.first {
             return None;
         }
-        let after = self.terms.partition_point(|run| run.first <= index);
-        after.checked_sub(1).map(|at| self.terms[at].term)
+        match self.terms.back() {
+            // Most questions are about the newest entries.
+            Some(newest) if newest.first <= index => Some(newest.term),
+            _ => {
+                let after = self.terms.partition_point(|run| run.first <= index);
+                after.checked_sub(1).map(|at| self.terms[at].term)
+            }
+        }
     }
 
     pub(crate) fn matches(&self, id: EntryId) -> bool {
@@ -108,17 +121,25 @@ impl RaftLog {
             self.last.next(),
             "entries follow the last one"
         );
-        for entry in terms_of(&batch) {
-            if self.terms.back().is_none_or(|run| run.term != entry.term) {
-                self.terms.push_back(TermRun {
-                    first: entry.index,
-                    term: entry.term,
-                });
+        if batch.first().term == batch.last().term {
+            self.note_term(batch.first());
+        } else {
+            for entry in &batch {
+                self.note_term(entry.id());
             }
         }
         self.last = batch.last().index;
         self.cache_bytes += batch.size_bytes();
         self.cache.push_back(batch);
+    }
+
+    fn note_term(&mut self, id: EntryId) {
+        if self.terms.back().is_none_or(|run| run.term != id.term) {
+            self.terms.push_back(TermRun {
+                first: id.index,
+                term: id.term,
+            });
+        }
     }
 
     /// Drops everything from `from` on: another leader's entries come there. What was given out
@@ -166,14 +187,34 @@ impl RaftLog {
         self.installing = Some(id.index);
     }
 
+    /// The highest index at or below `index` whose term may be at most `term`, and its term if
+    /// this log knows it: where two logs may still match, as far as one entry tells.
+    pub(crate) fn conflict_hint(&self, index: Index, term: Term) -> EntryId {
+        let mut index = index;
+        while index > Index::ZERO {
+            match self.term_at(index) {
+                None => return EntryId::new(Term::ZERO, index),
+                Some(own) if own <= term => return EntryId::new(own, index),
+                // Whole runs of later terms are skipped.
+                Some(_) => {
+                    let after = self.terms.partition_point(|run| run.first <= index);
+                    let run = self.terms[after - 1].first;
+                    let floor = self.first.previous().unwrap_or_default();
+                    index = run.max(floor).previous().unwrap_or_default();
+                }
+            }
+        }
+        EntryId::ZERO
+    }
+
     /// Storage dropped everything before `first`.
     pub(crate) fn compact(&mut self, first: Index) {
         if first <= self.first {
             return;
         }
         assert!(
-            first <= self.applied.next(),
-            "only applied entries are compacted"
+            first <= self.applying.next(),
+            "only entries given to the state machine are compacted"
         );
         self.first = first;
         let before = first.previous().unwrap_or_default();
@@ -208,22 +249,31 @@ impl RaftLog {
         }
     }
 
-    /// Entries from `from` to at most `to`, at most `bytes_max` but at least one. `None` if they
-    /// are no longer in memory.
-    pub(crate) fn entries(&self, from: Index, to: Index, bytes_max: usize) -> Option<Vec<Batch>> {
-        let mut entries = Vec::new();
+    /// Puts entries from `from` to at most `to` into `out`: at most `bytes_max`, but at least one.
+    /// Returns whether they are still in memory.
+    pub(crate) fn entries(
+        &self,
+        from: Index,
+        to: Index,
+        bytes_max: usize,
+        out: &mut Vec<Batch>,
+    ) -> bool {
         if from > to {
-            return Some(entries);
+            return true;
         }
-        let start = self
-            .cache
-            .partition_point(|batch| batch.last().index < from);
+        // Most often the newest batch is wanted.
+        let start = match self.cache.back() {
+            Some(newest) if newest.first().index <= from => self.cache.len() - 1,
+            _ => self
+                .cache
+                .partition_point(|batch| batch.last().index < from),
+        };
         if self
             .cache
             .get(start)
             .is_none_or(|batch| batch.first().index > from)
         {
-            return None;
+            return false;
         }
         let mut room = bytes_max;
         for batch in self.cache.range(start..) {
@@ -232,72 +282,77 @@ impl RaftLog {
             };
             if part.size_bytes() <= room {
                 room -= part.size_bytes();
-                entries.push(part);
+                out.push(part);
                 continue;
             }
-            if entries.is_empty() || part.up_to_size(room).size_bytes() <= room {
-                entries.push(part.up_to_size(room));
+            let head = part.up_to_size(room);
+            if out.is_empty() || head.size_bytes() <= room {
+                out.push(head);
             }
             break;
         }
-        Some(entries)
+        true
     }
 
     pub(crate) fn has_unstable(&self) -> bool {
         self.given < self.last
     }
 
-    /// What was appended since the last call, numbered.
-    pub(crate) fn give(&mut self, is_snapshot: bool) -> (SubmissionId, Vec<Batch>) {
+    /// What was appended since the last call, numbered, into `entries`.
+    pub(crate) fn give(
+        &mut self,
+        term: Term,
+        is_snapshot: bool,
+        entries: &mut Vec<Batch>,
+    ) -> SubmissionId {
         let id = SubmissionId(self.next_submission);
         self.next_submission += 1;
-        let entries = self
-            .entries(self.given.next(), self.last, usize::MAX)
-            .expect("entries that are not durable stay in memory");
         let last = (self.given < self.last).then_some(self.last);
+        if last.is_some() {
+            let is_in_memory = self.entries(self.given.next(), self.last, usize::MAX, entries);
+            assert!(is_in_memory, "entries that are not durable stay in memory");
+        }
         self.given = self.last;
         self.in_progress.push_back(Given {
             id,
+            term,
             last,
             is_snapshot,
         });
-        (id, entries)
+        id
     }
 
-    /// Counts everything up to `id` as durable. Returns whether entries or a snapshot became so.
-    pub(crate) fn persisted(&mut self, id: SubmissionId) -> bool {
-        let before = (self.stable, self.installing);
+    /// Counts everything up to `id` as durable; returns the term that became so, if any.
+    pub(crate) fn persisted(&mut self, id: SubmissionId) -> Option<Term> {
+        let mut term = None;
         while let Some(given) = self.in_progress.front()
             && given.id <= id
         {
-            let given = self.in_progress.pop_front().expect("it was just seen");
             if let Some(last) = given.last {
                 self.stable = self.stable.max(last);
             }
-            if given.is_snapshot
-                && !self.in_progress.iter().any(|given| given.is_snapshot)
-                && let Some(index) = self.installing.take()
-            {
+            term = Some(given.term);
+            let was_snapshot = given.is_snapshot;
+            self.in_progress.pop_front();
+            let is_last_snapshot =
+                was_snapshot && !self.in_progress.iter().any(|given| given.is_snapshot);
+            if is_last_snapshot && let Some(index) = self.installing.take() {
                 self.stable = self.stable.max(index);
             }
         }
-        before != (self.stable, self.installing)
+        term
+    }
+
+    pub(crate) fn assert_invariants(&self) {
+        assert!(self.applied <= self.applying, "applied <= applying");
+        assert!(self.applying <= self.committed, "applying <= committed");
+        assert!(self.committed <= self.last, "committed <= last");
+        assert!(self.first <= self.last.next(), "first - 1 <= last");
+        assert!(self.given <= self.last, "given <= last");
+        assert!(self.stable <= self.last, "stable <= last");
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
         self.cache_bytes + self.terms.len() * size_of::<TermRun>()
     }
-}
-
-fn terms_of(batch: &Batch) -> Vec<EntryId> {
-    if batch.first().term == batch.last().term {
-        return alloc::vec![batch.first()];
-    }
-    let mut changes: Vec<EntryId> = Vec::new();
-    for entry in batch {
-        if changes.last().is_none_or(|last| last.term != entry.term()) {
-            changes.push(entry.id());
-        }
-    }
-    changes
 }

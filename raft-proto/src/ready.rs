@@ -23,21 +23,30 @@ pub struct TermRun {
 /// A value that must not leave before its submission is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
-pub struct AfterSync<T>(T);
+pub struct AfterSync<T> {
+    held: T,
+    follows: usize,
+}
 
 impl<T> AfterSync<T> {
-    pub(crate) const fn new(held: T) -> Self {
-        Self(held)
+    pub(crate) const fn new(held: T, follows: usize) -> Self {
+        Self { held, follows }
     }
 
     /// Lets it go: the submission it came with is durable.
     pub fn release(self) -> T {
-        self.0
+        self.held
     }
 
     /// Looks at it.
     pub const fn held(&self) -> &T {
-        &self.0
+        &self.held
+    }
+
+    /// How many of the same [`Ready::messages`] were said before it; for tracing.
+    #[must_use]
+    pub const fn follows(&self) -> usize {
+        self.follows
     }
 }
 
@@ -129,6 +138,44 @@ pub struct Ready {
     pub reads_dropped: Vec<u64>,
     /// Changed role or leader.
     pub soft_state: Option<SoftState>,
+    /// The leader's answer to [`Raft::request_snapshot`](crate::Raft::request_snapshot): it holds
+    /// this snapshot, which lies within the log here; fetch it, the log stays as it is.
+    pub snapshot_offered: Option<SnapshotMeta>,
+    /// A follower needs a snapshot at or past this index, and none is stored: take one.
+    pub snapshot_wanted: Option<Index>,
+}
+
+impl Ready {
+    /// Empties it, keeping its memory.
+    pub(crate) fn clear(&mut self) {
+        self.submission = None;
+        self.hard_state = None;
+        self.must_sync = false;
+        self.entries.clear();
+        self.snapshot = None;
+        self.messages.clear();
+        self.messages_after_sync.clear();
+        self.committed.clear();
+        self.fetch.clear();
+        self.reads.clear();
+        self.reads_dropped.clear();
+        self.soft_state = None;
+        self.snapshot_offered = None;
+        self.snapshot_wanted = None;
+    }
+
+    /// Whether anything is to be done.
+    pub(crate) const fn is_something(&self) -> bool {
+        self.submission.is_some()
+            || self.soft_state.is_some()
+            || !self.messages.is_empty()
+            || !self.committed.is_empty()
+            || !self.fetch.is_empty()
+            || !self.reads.is_empty()
+            || !self.reads_dropped.is_empty()
+            || self.snapshot_offered.is_some()
+            || self.snapshot_wanted.is_some()
+    }
 }
 
 /// Where a replica starts from.

@@ -18,7 +18,7 @@ pub(crate) struct Conformance {
 
 impl Conformance {
     pub(crate) fn run(self) -> Result<()> {
-        let failed = run(self.dir)?;
+        let failed = run(self.dir, "release")?;
         if failed > 0 {
             bail!("{failed} of {} families failed", FAMILIES.len());
         }
@@ -26,19 +26,8 @@ impl Conformance {
     }
 }
 
-/// Whether the runners exist in this checkout.
-pub(crate) fn runners_exist() -> bool {
-    FAMILIES
-        .iter()
-        .all(|family| workspace::root().join(runner(family)).exists())
-}
-
-fn runner(family: &str) -> String {
-    format!("raft-proto/tests/{family}.rs")
-}
-
 /// Runs all families, prints each one's summary line, and returns how many failed.
-pub(crate) fn run(dir: Option<PathBuf>) -> Result<usize> {
+pub(crate) fn run(dir: Option<PathBuf>, profile: &str) -> Result<usize> {
     let dir = dir.map(std::path::absolute).transpose()?;
     let mut failed = 0;
     for family in FAMILIES {
@@ -49,7 +38,7 @@ pub(crate) fn run(dir: Option<PathBuf>) -> Result<usize> {
             "--package",
             "raft-proto",
             "--profile",
-            "ci",
+            profile,
             "--locked",
         ]);
         command.args(["--test", family]);

@@ -1,0 +1,399 @@
+//! Time, elections and the handing over of leadership.
+//!
+//! Source: thesis §3.4 (elections), §3.6.1 (the election restriction), §3.10 (transfer), §6.2
+//! (a leader that hears of no quorum steps down), §9.6 (pre-vote); etcd `raft.go`.
+
+use crate::error::{DropReason, Refused};
+use crate::message::{Body, Message};
+use crate::progress::Peer;
+use crate::quorum::VoteResult;
+use crate::raft::Raft;
+use crate::ready::Role;
+use crate::types::{EntryId, ReplicaId, Term};
+
+/// Why a replica stands for election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Campaign {
+    /// To ask whether it could be won.
+    PreElection,
+    /// Because the leader was not heard of.
+    Election,
+    /// Because the leader asked for it.
+    Transfer,
+}
+
+/// How long a replica of low priority lets others go first.
+///
+/// Priorities only delay a candidacy: no vote is ever denied for one.
+#[derive(Debug, Default)]
+pub(crate) struct Patience {
+    /// Election timeouts that passed without a leader.
+    rounds: u32,
+    /// The priority to reach; none: the highest there is.
+    target: Option<u8>,
+}
+
+impl Patience {
+    pub(crate) const fn reset(&mut self) {
+        self.rounds = 0;
+        self.target = None;
+    }
+
+    pub(crate) const fn rounds(&self) -> u32 {
+        self.rounds
+    }
+}
+
+/// After so many rounds without a leader the target priority falls.
+const ROUNDS_BEFORE_TARGET_FALLS: u32 = 2;
+
+/// Time.
+impl Raft {
+    /// The wall time, in milliseconds, that entries appended from now on carry.
+    pub fn set_leader_time_ms(&mut self, ms: u64) {
+        self.leader_time_ms = self.leader_time_ms.max(ms);
+    }
+
+    /// The tick at which time alone changes something; `None` while nothing does.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<u64> {
+        let read = self.reads.next_give_up();
+        let own = if self.quiet.is_quiet() {
+            None
+        } else if self.is_leader() {
+            let heartbeat = self.heartbeat_from + self.config.heartbeat_ticks;
+            let needs_check = self.config.check_quorum || self.transferee.is_some();
+            let check =
+                needs_check.then(|| self.elapsed_from + self.config.election_timeout_ticks_min);
+            Some(check.map_or(heartbeat, |check| check.min(heartbeat)))
+        } else {
+            self.is_promotable()
+                .then(|| self.elapsed_from + self.timeout)
+        };
+        read.into_iter().chain(own).min()
+    }
+
+    /// Moves time on. After a gap each timer fires once.
+    pub fn advance_to(&mut self, tick: u64) {
+        if tick <= self.tick {
+            return;
+        }
+        self.tick = tick;
+        self.fetch_failed.clear();
+        self.give_up_reads();
+        if self.quiet.is_quiet() {
+            return;
+        }
+        if self.is_leader() {
+            self.advance_leader();
+        } else if self.is_promotable() && self.elapsed() >= self.timeout {
+            self.elapsed_from = tick;
+            if self.is_patience_over() {
+                self.hup(self.first_campaign()).ok();
+            }
+        }
+        self.assert_invariants();
+    }
+
+    fn advance_leader(&mut self) {
+        if self.elapsed() >= self.config.election_timeout_ticks_min {
+            self.elapsed_from = self.tick;
+            if self.config.check_quorum {
+                self.check_quorum();
+            }
+            // A transfer that takes so long has failed (thesis §3.10).
+            self.transferee = None;
+        }
+        if self.is_leader()
+            && self.tick.saturating_sub(self.heartbeat_from) >= self.config.heartbeat_ticks
+        {
+            self.heartbeat_from = self.tick;
+            if !self.maybe_quiesce() {
+                self.beat();
+            }
+        }
+    }
+
+    /// Steps down if no quorum was heard of since the last check (thesis §6.2).
+    fn check_quorum(&mut self) {
+        let result = self
+            .peers
+            .vote_result(|peer| Some(peer.progress.is_recent_active));
+        if result != VoteResult::Won {
+            self.become_follower(self.term, None);
+        }
+        let me = self.config.id;
+        for peer in self.peers.iter_mut().filter(|peer| peer.id != me) {
+            peer.progress.is_recent_active = false;
+        }
+    }
+
+    /// Ticks since the leader was heard of; for a leader, since it last checked its quorum.
+    pub(crate) const fn elapsed(&self) -> u64 {
+        self.tick.saturating_sub(self.elapsed_from)
+    }
+
+    pub(crate) fn draw_timeout(&mut self) {
+        let (min, max) = (
+            self.config.election_timeout_ticks_min,
+            self.config.election_timeout_ticks_max,
+        );
+        let span = (max - min).saturating_add(1);
+        self.timeout = min.saturating_add(self.draw() % span);
+    }
+
+    /// Sets the election timeout until the role or the term changes; for drivers that show each
+    /// step.
+    #[doc(hidden)]
+    pub const fn set_election_timeout_ticks(&mut self, ticks: u64) {
+        self.timeout = ticks;
+    }
+
+    /// Whether a replica of this priority stands now: it waits one more timeout for each step of
+    /// priority between it and the target, which falls by a fifth after two rounds.
+    fn is_patience_over(&mut self) -> bool {
+        let own = self.membership.priority(self.config.id);
+        let voters = || self.peers.iter().filter(|peer| peer.is_voter());
+        let highest = voters()
+            .map(|peer| self.membership.priority(peer.id))
+            .max()
+            .unwrap_or(own);
+        let mut target = self.patience.target.unwrap_or(highest);
+        if self.patience.rounds >= ROUNDS_BEFORE_TARGET_FALLS {
+            target = target.saturating_sub((target / 5).max(1));
+        }
+        let mut steps = 0_u32;
+        let mut level = own;
+        while let Some(above) = voters()
+            .map(|peer| self.membership.priority(peer.id))
+            .filter(|&priority| priority > level && priority <= target)
+            .min()
+        {
+            steps += 1;
+            level = above;
+        }
+        self.patience.target = Some(target);
+        let is_over = self.patience.rounds >= steps;
+        self.patience.rounds = self.patience.rounds.saturating_add(1);
+        is_over
+    }
+}
+
+/// Elections.
+impl Raft {
+    /// Stands for election now, if it may.
+    ///
+    /// # Errors
+    ///
+    /// It may not: it leads, is no voter, is a witness, takes in a snapshot, or has committed
+    /// membership changes to switch to first.
+    pub fn campaign(&mut self) -> Result<(), Refused> {
+        self.wake();
+        let result = self.hup(self.first_campaign());
+        self.assert_invariants();
+        result
+    }
+
+    pub(crate) fn campaign_by_transfer(&mut self) -> Result<(), Refused> {
+        // No pre-vote: this replica is known to be in touch, and the lease must not stop it.
+        self.hup(Campaign::Transfer)
+    }
+
+    const fn first_campaign(&self) -> Campaign {
+        if self.config.pre_vote {
+            Campaign::PreElection
+        } else {
+            Campaign::Election
+        }
+    }
+
+    pub(crate) fn is_promotable(&self) -> bool {
+        self.log.installing.is_none()
+            && self
+                .peers
+                .peer(self.config.id)
+                .is_some_and(|own| !own.is_learner && !own.is_witness)
+    }
+
+    /// A committed change that is not switched to: an election could use the wrong quorum
+    /// (hazard 2).
+    pub(crate) fn has_undone_change(&self) -> bool {
+        let done = self.changes_done();
+        self.membership_entries
+            .iter()
+            .any(|&index| index > done && index <= self.log.committed)
+    }
+
+    fn hup(&mut self, campaign: Campaign) -> Result<(), Refused> {
+        if self.is_leader() {
+            return Refused::dropped(DropReason::NotForThisRole);
+        }
+        if !self.is_promotable() || self.has_undone_change() {
+            return Refused::dropped(DropReason::NotPromotable);
+        }
+        self.start(campaign);
+        Ok(())
+    }
+
+    fn start(&mut self, campaign: Campaign) {
+        let me = self.config.id;
+        let term = if campaign == Campaign::PreElection {
+            self.become_pre_candidate();
+            self.term.next()
+        } else {
+            self.become_candidate();
+            self.term
+        };
+        let last = self.log.last_id();
+        for at in 0..self.peers.len() {
+            let peer = self.peers.at(at);
+            let id = peer.id;
+            if !peer.is_voter() {
+                continue;
+            }
+            let body = match campaign {
+                // The own vote counts like any other, once it is durable.
+                Campaign::PreElection if id == me => Body::PreVoteResponse { is_rejected: false },
+                _ if id == me => Body::VoteResponse { is_rejected: false },
+                Campaign::PreElection => Body::PreVote { last },
+                Campaign::Election | Campaign::Transfer => Body::Vote {
+                    last,
+                    is_transfer: campaign == Campaign::Transfer,
+                },
+            };
+            self.send_message(Message {
+                from: me,
+                to: id,
+                term,
+                body,
+            });
+        }
+    }
+
+    pub(crate) fn check_lease(&self) -> Result<(), Refused> {
+        let is_in_touch = self.config.check_quorum
+            && self.leader.is_some()
+            && self.elapsed() < self.config.election_timeout_ticks_min;
+        if is_in_touch {
+            Refused::dropped(DropReason::LeaderAlive)
+        } else if self.tick < self.no_vote_before {
+            Refused::dropped(DropReason::LeaseAfterRestart)
+        } else {
+            Ok(())
+        }
+    }
+
+    pub(crate) fn on_vote_request(
+        &mut self,
+        from: ReplicaId,
+        term: Term,
+        last: EntryId,
+        is_pre: bool,
+    ) {
+        // A vote cast is repeated; a first one is cast if no leader is known; a pre-vote for a
+        // later term promises nothing. Learners vote: they may be voters and not know it yet.
+        let may_vote = self.vote == Some(from)
+            || (self.vote.is_none() && self.leader.is_none())
+            || (is_pre && term > self.term);
+        // The election restriction: ids order by term, then by index (thesis §3.6.1).
+        let is_rejected = !(may_vote && last >= self.log.last_id());
+        let body = if is_pre {
+            Body::PreVoteResponse { is_rejected }
+        } else {
+            Body::VoteResponse { is_rejected }
+        };
+        let me = self.config.id;
+        self.send_message(Message {
+            from: me,
+            to: from,
+            // The asked term, not ours: the asker ignores what is older than its own.
+            term: if is_rejected { self.term } else { term },
+            body,
+        });
+        if !is_rejected && !is_pre {
+            self.elapsed_from = self.tick;
+            self.vote = Some(from);
+        }
+    }
+
+    pub(crate) fn on_vote_response(&mut self, from: ReplicaId, is_rejected: bool) {
+        if let Some(peer) = self.peers.peer_mut(from)
+            && peer.vote.is_none()
+        {
+            peer.vote = Some(!is_rejected);
+        }
+        match self.peers.vote_result(|peer: &Peer| peer.vote) {
+            VoteResult::Won if self.role == Role::PreCandidate => self.start(Campaign::Election),
+            VoteResult::Won => {
+                self.become_leader();
+                self.broadcast_append();
+            }
+            VoteResult::Lost => self.become_follower(self.term, None),
+            VoteResult::Pending => {}
+        }
+    }
+
+    /// Hands the leadership to `to`, or asks the leader to.
+    ///
+    /// It has failed when an election timeout has passed and this replica still leads.
+    ///
+    /// # Errors
+    ///
+    /// `to` may not lead, leads already, or there is no leader to ask.
+    pub fn transfer_leader(&mut self, to: ReplicaId) -> Result<(), Refused> {
+        self.wake();
+        if !self.is_leader() {
+            let Some(leader) = self.leader else {
+                return Refused::dropped(DropReason::NoLeader);
+            };
+            self.send(leader, Body::TransferLeader { to });
+            return Ok(());
+        }
+        let Some(peer) = self.peers.peer(to) else {
+            return Refused::dropped(DropReason::UnknownPeer);
+        };
+        if peer.is_learner || peer.is_witness {
+            return Refused::dropped(DropReason::NotPromotable);
+        }
+        let is_caught_up = peer.progress.matched == self.log.last();
+        if self.transferee == Some(to) {
+            return Refused::dropped(DropReason::TransferInProgress);
+        }
+        self.transferee = None;
+        if self.is_me(to) {
+            return Refused::dropped(DropReason::NotForThisRole);
+        }
+        self.elapsed_from = self.tick;
+        self.transferee = Some(to);
+        if is_caught_up {
+            self.send_timeout_now(to);
+        } else {
+            self.maybe_send_append(to, true);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn send_timeout_now(&mut self, to: ReplicaId) {
+        // Whoever was told may stand at any later time, against any lease.
+        self.lose_lease();
+        self.send(to, Body::TimeoutNow);
+    }
+
+    /// Forgets the leader: the next vote request is not held off, and this replica's own
+    /// candidacy is not hastened.
+    ///
+    /// # Errors
+    ///
+    /// [`DropReason::LeaseHeld`] where reads rely on a lease.
+    pub fn forget_leader(&mut self) -> Result<(), Refused> {
+        if self.role != Role::Follower {
+            return Refused::dropped(DropReason::NotForThisRole);
+        }
+        if self.config.lease_ticks > 0 {
+            return Refused::dropped(DropReason::LeaseHeld);
+        }
+        self.wake();
+        self.leader = None;
+        Ok(())
+    }
+}

@@ -1,0 +1,239 @@
+//! Why the core did not do what it was asked: one type per kind of question.
+
+use core::fmt;
+
+use crate::membership::MembershipError;
+use crate::types::{EntryId, Index, ReplicaId, Term};
+
+/// Why a message or a command was not acted on. The state is unchanged, except that time a peer
+/// was heard of counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refused {
+    /// Nothing is wrong: it is old, or not for now. Whoever sent it will say more.
+    #[error("dropped: {reason}")]
+    Dropped {
+        /// Why.
+        reason: DropReason,
+    },
+    /// It claims what no correct replica claims. Where [`ViolationKind::is_fatal`], this group's
+    /// replica must be stopped: what it holds can no longer be trusted to be what others hold.
+    #[error("violation by replica {from}: {kind}")]
+    Violation {
+        /// What it claims.
+        kind: ViolationKind,
+        /// Who.
+        from: ReplicaId,
+    },
+}
+
+impl Refused {
+    pub(crate) const fn dropped<T>(reason: DropReason) -> Result<T, Self> {
+        Err(Self::Dropped { reason })
+    }
+
+    pub(crate) const fn violation<T>(from: ReplicaId, kind: ViolationKind) -> Result<T, Self> {
+        Err(Self::Violation { kind, from })
+    }
+}
+
+/// Why something was dropped without being wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DropReason {
+    /// It is addressed to another replica.
+    NotForThisReplica,
+    /// It belongs to another group.
+    OtherGroup,
+    /// It belongs to another epoch of the group: another life of it.
+    OtherEpoch,
+    /// An answer from a replica that is no member.
+    UnknownPeer,
+    /// It is of a term that is over.
+    StaleTerm {
+        /// Its term.
+        found: Term,
+        /// The current one.
+        current: Term,
+    },
+    /// A vote was asked for while the leader is heard of (thesis §6.2 and §4.2.3).
+    LeaderAlive,
+    /// A vote was asked for before the longest lease an earlier life may have granted is over.
+    LeaseAfterRestart,
+    /// It is meant for a leader, and this replica does not lead.
+    NotLeader,
+    /// There is no leader to pass it on to.
+    NoLeader,
+    /// It is meant for a role that this replica no longer has.
+    NotForThisRole,
+    /// The replica may not lead: it is no voter, or a witness.
+    NotPromotable,
+    /// Leadership is already being handed over.
+    TransferInProgress,
+    /// It tells what is known already.
+    Stale,
+    /// A received snapshot does not reach past the commit index.
+    SnapshotOutdated,
+    /// A received snapshot's membership does not name this replica.
+    SnapshotWithoutUs,
+    /// A read's answer nobody waits for any more.
+    UnknownRead,
+    /// Too many reads wait for an answer.
+    ReadsFull,
+    /// What was forwarded was refused by the leader's own rules.
+    ProposalRefused,
+    /// While reads rely on a lease the leader may not be forgotten.
+    LeaseHeld,
+}
+
+impl fmt::Display for DropReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotForThisReplica => "addressed to another replica",
+            Self::OtherGroup => "of another group",
+            Self::OtherEpoch => "of another epoch of the group",
+            Self::UnknownPeer => "an answer from a replica that is no member",
+            Self::StaleTerm { found, current } => {
+                return write!(f, "of term {found}, which is over: it is term {current}");
+            }
+            Self::LeaderAlive => "the leader is alive",
+            Self::LeaseAfterRestart => "a lease granted before the restart may still run",
+            Self::NotLeader => "this replica does not lead",
+            Self::NoLeader => "no leader is known",
+            Self::NotForThisRole => "the role it is meant for is over",
+            Self::NotPromotable => "the replica may not lead",
+            Self::TransferInProgress => "leadership is being handed over",
+            Self::Stale => "nothing new",
+            Self::SnapshotOutdated => "the snapshot is older than the commit index",
+            Self::SnapshotWithoutUs => "the snapshot's membership does not name this replica",
+            Self::UnknownRead => "nobody waits for this read",
+            Self::ReadsFull => "too many reads wait",
+            Self::ProposalRefused => "the forwarded proposal was refused",
+            Self::LeaseHeld => "reads rely on the leader's lease",
+        })
+    }
+}
+
+/// What no correct replica claims.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ViolationKind {
+    /// It speaks in this replica's own name.
+    OwnName,
+    /// It claims to lead a term that another leads. Fatal.
+    SecondLeader {
+        /// The term.
+        term: Term,
+        /// The leader this replica knows.
+        leader: ReplicaId,
+    },
+    /// Its log contradicts an entry that is committed here. Fatal.
+    CommittedConflict {
+        /// What it claims.
+        claimed: EntryId,
+        /// The term of the entry here.
+        committed: Term,
+    },
+    /// It says that entries past this log's end are known to be here.
+    CommitPastEnd {
+        /// What it says is committed.
+        commit: Index,
+        /// Where the log ends.
+        last: Index,
+    },
+    /// It acknowledges what was never sent.
+    AckPastEnd {
+        /// What it acknowledges.
+        acked: Index,
+        /// Where the log ends.
+        last: Index,
+    },
+    /// Its entries do not follow one another, or are of a later term than their leader's.
+    EntryOrder {
+        /// The first that is wrong.
+        found: EntryId,
+    },
+    /// A term or index of zero, or too high to be counted on from, where there can be none.
+    OutOfRange,
+    /// It confirms a heartbeat round that was never begun.
+    RoundNeverBegun {
+        /// The round.
+        round: u64,
+    },
+    /// A snapshot's membership contradicts itself or names nobody.
+    Membership,
+}
+
+impl ViolationKind {
+    /// Whether the group's replica here must be stopped: somewhere safety is lost already.
+    #[must_use]
+    pub const fn is_fatal(&self) -> bool {
+        matches!(
+            self,
+            Self::SecondLeader { .. } | Self::CommittedConflict { .. }
+        )
+    }
+}
+
+impl fmt::Display for ViolationKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::OwnName => f.write_str("it speaks in our name"),
+            Self::SecondLeader { term, leader } => {
+                write!(
+                    f,
+                    "it claims to lead term {term}, which replica {leader} leads"
+                )
+            }
+            Self::CommittedConflict { claimed, committed } => write!(
+                f,
+                "it claims entry {claimed}, which is committed here with term {committed}"
+            ),
+            Self::CommitPastEnd { commit, last } => {
+                write!(f, "commit {commit} lies past our last entry {last}")
+            }
+            Self::AckPastEnd { acked, last } => {
+                write!(f, "it acknowledges {acked}, past our last entry {last}")
+            }
+            Self::EntryOrder { found } => write!(f, "entry {found} is out of order"),
+            Self::OutOfRange => f.write_str("a term or index is out of range"),
+            Self::RoundNeverBegun { round } => write!(f, "round {round} was never begun"),
+            Self::Membership => f.write_str("the membership contradicts itself"),
+        }
+    }
+}
+
+/// Why a proposal was not taken. Nothing was changed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum ProposeError {
+    /// Another replica leads, or none. Ask the leader.
+    #[error("not the leader")]
+    NotLeader {
+        /// The leader, when known.
+        leader: Option<ReplicaId>,
+    },
+    /// The leadership is being handed over. Retry.
+    #[error("a leadership transfer is in progress")]
+    TransferInProgress,
+    /// Too many uncommitted bytes. Retry when some are committed.
+    #[error("too many uncommitted bytes")]
+    UncommittedFull,
+    /// This replica is no longer a member. Ask another.
+    #[error("this replica was removed")]
+    Removed,
+    /// A membership change is pending, or nothing of this term is committed yet. Retry.
+    #[error("a membership change is pending, or the term has no committed entry yet")]
+    ChangePending,
+    /// The membership is no longer the one the change was made for. Look again.
+    #[error("the membership is of index {current}, not {expected}")]
+    MembershipMoved {
+        /// What the caller took as the current membership.
+        expected: Index,
+        /// The index of the current membership.
+        current: Index,
+    },
+    /// The change makes no sense now.
+    #[error(transparent)]
+    Change(#[from] MembershipError),
+}

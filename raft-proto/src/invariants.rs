@@ -1,0 +1,69 @@
+//! What holds after every input, whatever the input was. Asserts stay on in release: what they
+//! say can only be broken by our own code.
+//!
+//! Source: thesis Figure 3.2; DESIGN section 10.
+
+use crate::raft::Raft;
+use crate::ready::Role;
+use crate::types::Term;
+
+impl Raft {
+    /// # Panics
+    ///
+    /// If an invariant is broken: a bug in this crate, which must not be survived.
+    pub(crate) fn assert_invariants(&self) {
+        self.log.assert_invariants();
+        assert!(
+            self.durable_term <= self.term,
+            "what is durable was held in memory before"
+        );
+        match self.role {
+            Role::Leader => {
+                assert!(self.term > Term::ZERO, "an election begins a term");
+                assert!(
+                    self.leader == Some(self.config.id),
+                    "a leader knows who leads"
+                );
+            }
+            Role::Candidate => assert!(
+                self.vote == Some(self.config.id),
+                "a candidate votes for itself"
+            ),
+            Role::PreCandidate => assert!(self.leader.is_none(), "who has a leader does not ask"),
+            Role::Follower => assert!(
+                self.leader != Some(self.config.id),
+                "a follower follows another"
+            ),
+        }
+        if cfg!(debug_assertions) {
+            self.assert_peers();
+        }
+    }
+
+    fn assert_peers(&self) {
+        let last = self.log.last();
+        let mut before = None;
+        for peer in self.peers.iter() {
+            assert!(before < Some(peer.id), "peers ascend");
+            before = Some(peer.id);
+            let progress = &peer.progress;
+            assert!(progress.matched < progress.next, "matched < next");
+            if self.is_leader() {
+                assert!(progress.matched <= last, "a match lies within the log");
+            }
+        }
+        assert!(
+            self.membership_entries
+                .iter()
+                .zip(self.membership_entries.iter().skip(1))
+                .all(|(a, b)| a < b),
+            "membership entries ascend"
+        );
+        assert!(
+            self.membership_entries
+                .back()
+                .is_none_or(|&index| index <= last),
+            "membership entries lie within the log"
+        );
+    }
+}

@@ -1,0 +1,311 @@
+//! What the core wants done, gathered while it steps and handed out by `poll_ready`.
+
+use alloc::collections::VecDeque;
+use alloc::vec::Vec;
+
+use crate::entry::Batch;
+use crate::message::{Body, Message, SnapshotMeta};
+use crate::raft::Raft;
+use crate::ready::{AfterSync, Fetch, Fetched, ReadState, Ready, SoftState, SubmissionId};
+use crate::types::{Index, ReplicaId, Term};
+
+/// A message of this replica to itself, due when its submission is durable.
+#[derive(Debug)]
+struct Own {
+    /// `None` until it is handed out.
+    submission: Option<SubmissionId>,
+    /// How many of the same `messages_after_sync` were said before it.
+    follows: usize,
+    message: Message,
+}
+
+/// What has been said since the last `poll_ready`.
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    messages: Vec<Message>,
+    after_sync: Vec<AfterSync<Message>>,
+    own: VecDeque<Own>,
+    /// How many of `own`, at its end, were not handed out.
+    own_new: usize,
+    pub(crate) reads: Vec<ReadState>,
+    pub(crate) reads_dropped: Vec<u64>,
+    pub(crate) fetch: Vec<Fetch>,
+    pub(crate) snapshot_offered: Option<SnapshotMeta>,
+    pub(crate) snapshot_wanted: Option<Index>,
+}
+
+impl Outbox {
+    /// The next own message due with submissions up to `id`.
+    pub(crate) fn next_own(&mut self, id: SubmissionId) -> Option<Message> {
+        let is_due = self
+            .own
+            .front()
+            .is_some_and(|own| own.submission.is_some_and(|own| own <= id));
+        is_due
+            .then(|| self.own.pop_front())
+            .flatten()
+            .map(|own| own.message)
+    }
+
+    pub(crate) fn memory_bytes(&self) -> usize {
+        (self.messages.len() + self.after_sync.len() + self.own.len()) * size_of::<Message>()
+    }
+}
+
+/// Sending.
+impl Raft {
+    pub(crate) fn send(&mut self, to: ReplicaId, body: Body) {
+        let term = match body {
+            // Both are as good in any term.
+            Body::Propose { .. } | Body::ReadIndex { .. } => Term::ZERO,
+            _ => self.term,
+        };
+        let from = self.config.id;
+        self.send_message(Message {
+            from,
+            to,
+            term,
+            body,
+        });
+    }
+
+    /// Sends what may leave now, and holds what must wait for this replica's disk.
+    pub(crate) fn send_message(&mut self, message: Message) {
+        self.trace_sent(&message);
+        if self.is_me(message.to) {
+            self.out.own.push_back(Own {
+                submission: None,
+                follows: self.out.after_sync.len(),
+                message,
+            });
+            self.out.own_new += 1;
+            return;
+        }
+        // A vote, or an acknowledgement, is a promise; a request for a vote is one too, since who
+        // forgot that it asked could lead the same term twice. And nothing but a pre-vote, which
+        // promises nothing, names a term that this replica could forget.
+        let must_wait = message.body.is_promise()
+            || (self.term > self.durable_term && !matches!(message.body, Body::PreVote { .. }));
+        if must_wait {
+            let follows = self.out.messages.len();
+            self.out.after_sync.push(AfterSync::new(message, follows));
+        } else {
+            self.out.messages.push(message);
+        }
+    }
+
+    /// Calls `visit` with every other member, by ascending id.
+    pub(crate) fn for_each_other(&mut self, mut visit: impl FnMut(&mut Self, ReplicaId)) {
+        let mut at = 0;
+        while at < self.peers.len() {
+            let id = self.peers.at(at).id;
+            if !self.is_me(id) {
+                visit(self, id);
+            }
+            at += 1;
+        }
+    }
+}
+
+/// Handing out.
+impl Raft {
+    /// What is to be done, if anything is.
+    pub fn poll_ready(&mut self) -> Option<Ready> {
+        let mut ready = Ready::default();
+        self.poll_ready_into(&mut ready).then_some(ready)
+    }
+
+    /// Like [`Raft::poll_ready`], into a [`Ready`] whose memory is used again. Returns whether
+    /// anything is to be done; what `ready` held before is gone.
+    pub fn poll_ready_into(&mut self, ready: &mut Ready) -> bool {
+        ready.clear();
+        self.leave_joint_if_due();
+        self.begin_read_round();
+
+        let soft = SoftState {
+            role: self.role,
+            leader: self.leader,
+        };
+        if soft != self.soft_out {
+            self.soft_out = soft;
+            ready.soft_state = Some(soft);
+        }
+        let hard = self.hard_state();
+        let is_vote_news = (hard.term, hard.vote) != (self.hard_out.term, self.hard_out.vote);
+        if hard != self.hard_out {
+            self.hard_out = hard;
+            ready.hard_state = Some(hard);
+        }
+        ready.snapshot = self.installing.take();
+        let is_snapshot = ready.snapshot.is_some();
+        ready.must_sync = is_vote_news || is_snapshot || self.log.has_unstable();
+        let is_waited_for = !self.out.after_sync.is_empty() || self.out.own_new > 0;
+        if ready.must_sync || ready.hard_state.is_some() || is_waited_for {
+            let id = self.log.give(self.term, is_snapshot, &mut ready.entries);
+            ready.submission = Some(id);
+            let first_new = self.out.own.len() - self.out.own_new;
+            for own in self.out.own.range_mut(first_new..) {
+                own.submission = Some(id);
+            }
+            self.out.own_new = 0;
+        }
+        core::mem::swap(&mut ready.messages, &mut self.out.messages);
+        core::mem::swap(&mut ready.messages_after_sync, &mut self.out.after_sync);
+        self.hand_out_committed(&mut ready.committed);
+        core::mem::swap(&mut ready.fetch, &mut self.out.fetch);
+        core::mem::swap(&mut ready.reads, &mut self.out.reads);
+        core::mem::swap(&mut ready.reads_dropped, &mut self.out.reads_dropped);
+        ready.snapshot_offered = self.out.snapshot_offered.take();
+        ready.snapshot_wanted = self.out.snapshot_wanted.take();
+        let is_something = ready.is_something();
+        if is_something {
+            self.trace(crate::trace::Transition::Ready);
+        }
+        is_something
+    }
+
+    /// The messages of this replica to itself that wait for `id`, and after how many of the same
+    /// `messages_after_sync` each was said; for drivers that show each step.
+    #[doc(hidden)]
+    pub fn own_messages(&self, id: SubmissionId) -> impl Iterator<Item = (usize, &Message)> {
+        self.out
+            .own
+            .iter()
+            .filter(move |own| own.submission == Some(id))
+            .map(|own| (own.follows, &own.message))
+    }
+
+    fn hand_out_committed(&mut self, committed: &mut Vec<Batch>) {
+        let to = self.appliable();
+        if self.is_applying_paused || self.log.installing.is_some() || to <= self.log.applying {
+            return;
+        }
+        let from = self.log.applying.next();
+        let quota = self.config.committed_bytes_per_ready_max;
+        let room = quota.saturating_sub(self.applying_bytes);
+        if !self.entries_at_hand(from, to, room, committed) {
+            self.fetch(from, to, room);
+            return;
+        }
+        let Some(last) = committed.last().map(|batch| batch.last().index) else {
+            return;
+        };
+        let bytes = committed.iter().map(Batch::size_bytes).sum();
+        self.log.applying = last;
+        self.applying.push_back((last, bytes));
+        self.applying_bytes += bytes;
+        // What did not fit now waits until some of it is applied.
+        self.is_applying_paused = self.applying_bytes >= quota || last < to;
+        if !self.config.change_done_when_applied {
+            self.forget_done_changes();
+        }
+        self.log.bound_cache();
+    }
+
+    /// Up to where entries may be applied: committed and, unless the driver sees to it, durable.
+    fn appliable(&self) -> Index {
+        if self.config.applies_after_sync {
+            self.log.committed
+        } else {
+            self.log.committed.min(self.log.stable())
+        }
+    }
+}
+
+/// Reading back what is no longer in memory.
+impl Raft {
+    /// Takes what would come as [`Ready::fetch`], for drivers that answer at once.
+    #[doc(hidden)]
+    pub fn take_fetches(&mut self) -> Vec<Fetch> {
+        core::mem::take(&mut self.out.fetch)
+    }
+
+    /// Asks the driver for entries, once for each place.
+    pub(crate) fn fetch(&mut self, first: Index, last: Index, bytes_max: usize) {
+        let is_asked = self.fetching.iter().any(|fetch| fetch.first == first);
+        if !is_asked && !self.fetch_failed.contains(&first) {
+            let fetch = Fetch {
+                first,
+                last,
+                bytes_max,
+            };
+            self.fetching.push(fetch);
+            self.out.fetch.push(fetch);
+        }
+    }
+
+    /// Puts entries from `from` to at most `to` into `out`: at most `bytes_max`, but at least one,
+    /// from memory and from what was fetched. Returns whether there are any at hand.
+    pub(crate) fn entries_at_hand(
+        &self,
+        from: Index,
+        to: Index,
+        bytes_max: usize,
+        out: &mut Vec<Batch>,
+    ) -> bool {
+        let mut from = from;
+        let mut room = bytes_max;
+        while from <= to && !self.log.entries(from, to, room, out) {
+            let holds = |batch: &&Batch| batch.first().index <= from && from <= batch.last().index;
+            let Some(part) = self
+                .fetched
+                .iter()
+                .flatten()
+                .find(holds)
+                .and_then(|batch| batch.from_index(from)?.up_to_index(to))
+            else {
+                break;
+            };
+            let head = part.up_to_size(room);
+            if head.size_bytes() > room && !out.is_empty() {
+                break;
+            }
+            room = room.saturating_sub(head.size_bytes());
+            from = head.last().index.next();
+            let is_cut = head.last() != part.last();
+            out.push(head);
+            if is_cut {
+                break;
+            }
+        }
+        !out.is_empty()
+    }
+
+    /// The answer to a fetch. What it brings is used where it is still wanted; what was truncated
+    /// in between is not.
+    pub fn entries_fetched(&mut self, fetched: Fetched) {
+        let (Fetched::Entries { first, .. } | Fetched::Failed { first }) = &fetched;
+        let first = *first;
+        let before = self.fetching.len();
+        self.fetching.retain(|fetch| fetch.first != first);
+        if self.fetching.len() == before {
+            return;
+        }
+        if let Fetched::Entries { batches, .. } = fetched {
+            let fits = |batch: &Batch| {
+                batch.last().index <= self.log.last()
+                    && self.log.matches(batch.first())
+                    && self.log.matches(batch.last())
+            };
+            self.fetched
+                .push_back(batches.into_iter().filter(fits).collect());
+            // One answer for each reader: the followers, and the state machine here.
+            while self.fetched.len() > self.peers.len() + 1 {
+                self.fetched.pop_front();
+            }
+        }
+        let is_there = self
+            .fetched
+            .iter()
+            .flatten()
+            .any(|batch| batch.first().index <= first && first <= batch.last().index);
+        if !is_there {
+            // Asked again when time has moved on, not in a circle.
+            self.fetch_failed.push(first);
+        }
+        if self.is_leader() {
+            self.for_each_other(|raft, to| while raft.maybe_send_append(to, false) {});
+        }
+        self.assert_invariants();
+    }
+}

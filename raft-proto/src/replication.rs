@@ -1,0 +1,763 @@
+//! Proposals, appends, commitment, flow control, and snapshots in place of a log.
+//!
+//! Source: thesis §3.5 (log replication), §3.6.2 (committing entries from previous terms), chapter
+//! 5 (compaction), §10.2 (pipelining, and writing to the leader's disk in parallel); etcd `raft.go`.
+
+use alloc::vec::Vec;
+
+use bytes::Bytes;
+
+use crate::entry::{Batch, BatchBuilder, EntryKind, Session};
+use crate::error::{DropReason, ProposeError, Refused};
+use crate::membership::{Change, MembershipChange};
+use crate::message::{Body, Forwarded, SnapshotMeta};
+use crate::progress::ProgressState;
+use crate::raft::Raft;
+use crate::ready::Role;
+use crate::types::{EntryId, Index, ReplicaId, Term};
+
+/// A command to propose.
+#[derive(Clone, Copy, Debug)]
+pub struct Proposal<'a> {
+    /// What kind of entry.
+    pub kind: EntryKind,
+    /// The client session, if any.
+    pub session: Option<Session>,
+    /// The command.
+    pub payload: &'a [u8],
+}
+
+impl<'a> Proposal<'a> {
+    /// A command without a session.
+    #[must_use]
+    pub const fn command(payload: &'a [u8]) -> Self {
+        Self {
+            kind: EntryKind::Command,
+            session: None,
+            payload,
+        }
+    }
+}
+
+/// Where proposals went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proposed {
+    /// The first one's index.
+    pub first: Index,
+    /// How many.
+    pub count: usize,
+    /// Their term.
+    pub term: Term,
+}
+
+/// How a snapshot transfer went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotStatus {
+    /// The follower has it.
+    Finished,
+    /// It has not.
+    Failed,
+}
+
+/// Proposing.
+impl Raft {
+    /// Appends commands as leader: one buffer for all.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError`]: nothing was appended.
+    pub fn propose<'a>(
+        &mut self,
+        proposals: impl IntoIterator<Item = Proposal<'a>, IntoIter: Clone>,
+    ) -> Result<Proposed, ProposeError> {
+        self.may_propose()?;
+        let proposals = proposals.into_iter();
+        let (mut count, mut bytes) = (0, 0);
+        for proposal in proposals.clone() {
+            count += 1;
+            bytes += proposal.payload.len();
+        }
+        if self.is_uncommitted_full(bytes) {
+            return Err(ProposeError::UncommittedFull);
+        }
+        self.wake();
+        let proposed = self.append(proposals, count, bytes);
+        self.broadcast_append();
+        self.assert_invariants();
+        Ok(proposed)
+    }
+
+    fn may_propose(&self) -> Result<(), ProposeError> {
+        if !self.is_leader() {
+            return Err(ProposeError::NotLeader {
+                leader: self.leader,
+            });
+        }
+        if self.peers.peer(self.config.id).is_none() {
+            return Err(ProposeError::Removed);
+        }
+        if self.transferee.is_some() {
+            return Err(ProposeError::TransferInProgress);
+        }
+        Ok(())
+    }
+
+    /// Any size is taken when nothing is uncommitted, and nothing at all is always taken.
+    const fn is_uncommitted_full(&self, bytes: usize) -> bool {
+        self.uncommitted_bytes > 0
+            && bytes > 0
+            && self.uncommitted_bytes.saturating_add(bytes) > self.config.uncommitted_bytes_max
+    }
+
+    /// Proposes a membership change of the general form.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError`]: nothing was appended.
+    pub fn propose_membership(
+        &mut self,
+        change: MembershipChange,
+    ) -> Result<EntryId, ProposeError> {
+        self.propose_change(EntryKind::Membership, &change)
+    }
+
+    /// Proposes one membership change of the simple form (thesis §4.1).
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError`]: nothing was appended.
+    pub fn propose_simple_membership(&mut self, change: Change) -> Result<EntryId, ProposeError> {
+        let change = MembershipChange {
+            changes: alloc::vec![change],
+            ..MembershipChange::default()
+        };
+        self.propose_change(EntryKind::MembershipSimple, &change)
+    }
+
+    /// Proposes a membership change that is meant for the membership of index `expected` and no
+    /// other, so that of two who change it at once one looks again.
+    ///
+    /// # Errors
+    ///
+    /// [`ProposeError::MembershipMoved`], and as [`Raft::propose_membership`].
+    pub fn propose_membership_at(
+        &mut self,
+        expected: Index,
+        change: MembershipChange,
+    ) -> Result<EntryId, ProposeError> {
+        self.may_propose()?;
+        let current = self.membership.index;
+        if current != expected {
+            return Err(ProposeError::MembershipMoved { expected, current });
+        }
+        self.propose_membership(change)
+    }
+
+    fn propose_change(
+        &mut self,
+        kind: EntryKind,
+        change: &MembershipChange,
+    ) -> Result<EntryId, ProposeError> {
+        self.may_propose()?;
+        self.check_change(change)?;
+        let payload = change.encode();
+        if self.is_uncommitted_full(payload.len()) {
+            return Err(ProposeError::UncommittedFull);
+        }
+        self.wake();
+        let proposed = self.append_change(kind, &payload);
+        self.broadcast_append();
+        self.assert_invariants();
+        Ok(proposed)
+    }
+
+    fn append_change(&mut self, kind: EntryKind, payload: &[u8]) -> EntryId {
+        let proposal = Proposal {
+            kind,
+            session: None,
+            payload,
+        };
+        let proposed = self.append(core::iter::once(proposal), 1, payload.len());
+        self.pending_change = proposed.first;
+        EntryId::new(proposed.term, proposed.first)
+    }
+
+    /// One change at a time, each from the membership before it (thesis §4.1 and hazards 1, 3).
+    fn check_change(&self, change: &MembershipChange) -> Result<(), ProposeError> {
+        if !self.config.validate_changes {
+            return Ok(());
+        }
+        if self.pending_change > self.changes_done()
+            || (self.config.change_after_own_commit && !self.has_committed_in_term())
+        {
+            return Err(ProposeError::ChangePending);
+        }
+        self.membership.changed(self.log.last().next(), change)?;
+        Ok(())
+    }
+
+    /// Passes commands on to the leader. What became of them only their effect tells.
+    ///
+    /// # Errors
+    ///
+    /// This replica leads itself, or knows of no leader.
+    pub fn forward(&mut self, entries: Vec<Forwarded>) -> Result<ReplicaId, Refused> {
+        if self.role != Role::Follower {
+            return Refused::dropped(DropReason::NotForThisRole);
+        }
+        let Some(leader) = self.leader else {
+            return Refused::dropped(DropReason::NoLeader);
+        };
+        self.wake();
+        self.send(leader, Body::Propose { entries });
+        Ok(leader)
+    }
+
+    /// Appends what a follower passed on; a membership change that is refused leaves an empty
+    /// command in its place.
+    pub(crate) fn on_forwarded_proposals(
+        &mut self,
+        from: ReplicaId,
+        entries: Vec<Forwarded>,
+    ) -> Result<(), Refused> {
+        if !self.is_leader() {
+            return match self.role {
+                Role::Follower if self.leader != Some(from) => self.forward(entries).map(drop),
+                _ => Refused::dropped(DropReason::NoLeader),
+            };
+        }
+        let bytes = entries.iter().map(|entry| entry.payload.len()).sum();
+        if self.may_propose().is_err() || self.is_uncommitted_full(bytes) {
+            return Refused::dropped(DropReason::ProposalRefused);
+        }
+        for entry in entries {
+            let is_change = entry.kind.is_membership();
+            let is_refused = is_change
+                && MembershipChange::decode(&entry.payload)
+                    .map_or(true, |change| self.check_change(&change).is_err());
+            if is_refused {
+                self.append_empty();
+            } else if is_change {
+                self.append_change(entry.kind, &entry.payload);
+            } else {
+                let proposal = Proposal {
+                    kind: entry.kind,
+                    session: entry.session,
+                    payload: &entry.payload,
+                };
+                self.append(core::iter::once(proposal), 1, entry.payload.len());
+            }
+        }
+        self.broadcast_append();
+        Ok(())
+    }
+
+    pub(crate) fn append_empty(&mut self) {
+        self.append(core::iter::once(Proposal::command(b"")), 1, 0);
+    }
+
+    pub(crate) fn append_leave_joint(&mut self) {
+        let payload = MembershipChange::default().encode();
+        self.append_change(EntryKind::Membership, &payload);
+        self.broadcast_append();
+    }
+
+    fn append<'a>(
+        &mut self,
+        proposals: impl Iterator<Item = Proposal<'a>>,
+        count: usize,
+        bytes: usize,
+    ) -> Proposed {
+        let first = self.log.last().next();
+        let capacity = bytes + count * BatchBuilder::frame_bytes(0, false);
+        let mut builder = BatchBuilder::new(self.config.group, self.term, first, capacity);
+        for proposal in proposals {
+            let index = builder.push(
+                proposal.kind,
+                self.leader_time_ms,
+                proposal.session,
+                proposal.payload,
+            );
+            if proposal.kind.is_membership() {
+                self.membership_entries.push_back(index);
+            }
+        }
+        if let Some(batch) = builder.finish() {
+            let index = batch.last().index;
+            if bytes > 0 {
+                self.uncommitted_bytes += bytes;
+                self.uncommitted.push_back((index, bytes));
+            }
+            self.trace(crate::trace::Transition::Replicate);
+            self.log.append(batch);
+            // The leader's own disk counts like any other (thesis §10.2.1).
+            let me = self.config.id;
+            self.send(
+                me,
+                Body::AppendResponse {
+                    index,
+                    rejected: None,
+                },
+            );
+        }
+        Proposed {
+            first,
+            count,
+            term: self.term,
+        }
+    }
+}
+
+/// The leader's side.
+impl Raft {
+    pub(crate) fn broadcast_append(&mut self) {
+        self.for_each_other(|raft, to| {
+            raft.maybe_send_append(to, true);
+        });
+    }
+
+    /// Sends what the follower needs next; whether anything was sent.
+    pub(crate) fn maybe_send_append(&mut self, to: ReplicaId, may_be_empty: bool) -> bool {
+        let max = self.config.inflight_max();
+        let Some(peer) = self.peers.peer(to) else {
+            return false;
+        };
+        let (progress, is_witness) = (&peer.progress, peer.is_witness);
+        if progress.is_paused() {
+            return false;
+        }
+        let (next, prev_index) = (progress.next, progress.prev());
+        let is_full = progress.is_window_full(max);
+        let Some(prev_term) = self.log.term_at(prev_index) else {
+            return self.send_snapshot(to);
+        };
+        let last = self.log.last();
+        let mut entries = Vec::new();
+        // A full window may have been lost whole: an empty append will find out.
+        if !is_full && next <= last {
+            let bytes_max = self.config.message_bytes_max;
+            if !self.entries_at_hand(next, last, bytes_max, &mut entries) {
+                self.fetch(next, last, bytes_max);
+                return false;
+            }
+        }
+        if entries.is_empty() && !may_be_empty {
+            return false;
+        }
+        let sent = entries.last().map(|batch| batch.last().index);
+        let bytes = entries.iter().map(Batch::size_bytes).sum();
+        if is_witness {
+            let group = self.config.group;
+            for batch in &mut entries {
+                *batch = batch.without_commands(group);
+            }
+        }
+        let commit = self.log.committed;
+        if let Some(peer) = self.peers.peer_mut(to) {
+            peer.progress.on_sent(sent, bytes, max);
+            peer.progress.on_sent_commit(commit);
+        }
+        let prev = EntryId::new(prev_term, prev_index);
+        self.send(
+            to,
+            Body::Append {
+                prev,
+                commit,
+                entries,
+            },
+        );
+        true
+    }
+
+    /// Sends the newest snapshot to a follower whose next entry is gone; whether it did.
+    fn send_snapshot(&mut self, to: ReplicaId) -> bool {
+        let Some(meta) = self.snapshot.clone() else {
+            self.out.snapshot_wanted = Some(self.log.first().previous().unwrap_or_default());
+            return false;
+        };
+        // To one that is not there it would be a waste, and would stop the log (hazard 33).
+        let Some(peer) = self
+            .peers
+            .peer_mut(to)
+            .filter(|peer| peer.progress.is_recent_active)
+        else {
+            return false;
+        };
+        peer.progress.become_snapshot(meta.id.index);
+        self.send(to, Body::Snapshot { meta });
+        true
+    }
+
+    pub(crate) fn maybe_commit(&mut self) -> bool {
+        let index = self.peers.committed();
+        // Only entries of the own term are committed by counting (thesis §3.6.2, Figure 3.7).
+        if index <= self.log.committed || self.log.term_at(index) != Some(self.term) {
+            return false;
+        }
+        self.log.committed = index;
+        while let Some(&(last, bytes)) = self.uncommitted.front()
+            && last <= index
+        {
+            self.uncommitted.pop_front();
+            self.uncommitted_bytes -= bytes;
+        }
+        self.trace(crate::trace::Transition::Commit);
+        true
+    }
+
+    pub(crate) fn on_append_response(
+        &mut self,
+        from: ReplicaId,
+        index: Index,
+        rejected: Option<EntryId>,
+    ) -> Result<(), Refused> {
+        if !self.is_leader() {
+            return Refused::dropped(DropReason::NotLeader);
+        }
+        let is_own = self.is_me(from);
+        let first = self.log.first();
+        let Some(peer) = self.peers.peer_mut(from) else {
+            return Refused::dropped(DropReason::UnknownPeer);
+        };
+        let progress = &mut peer.progress;
+        progress.is_recent_active = true;
+        if let Some(hint) = rejected {
+            return self.on_append_rejected(from, index, hint);
+        }
+        // That the match point is found is news too.
+        let is_found = progress.matched == index && progress.is_probe();
+        if !progress.on_accepted(index) && !is_found {
+            return Refused::dropped(DropReason::Stale);
+        }
+        match &progress.state {
+            ProgressState::Probe { .. } => progress.become_replicate(),
+            // Wherever it got its snapshot: what counts is that the log continues there.
+            ProgressState::Snapshot { .. } if progress.matched.next() >= first => {
+                progress.become_probe();
+                progress.become_replicate();
+            }
+            ProgressState::Snapshot { .. } => {}
+            ProgressState::Replicate { .. } => progress.free_inflight(index),
+        }
+        let can_bump = progress.can_bump_commit(self.log.committed);
+        if self.maybe_commit() {
+            self.broadcast_append();
+        } else if !is_own && can_bump {
+            self.maybe_send_append(from, true);
+        }
+        if !is_own {
+            while self.maybe_send_append(from, false) {}
+        }
+        let is_caught_up = self
+            .peers
+            .peer(from)
+            .is_some_and(|peer| peer.progress.matched == self.log.last());
+        if self.transferee == Some(from) && is_caught_up {
+            self.send_timeout_now(from);
+        }
+        Ok(())
+    }
+
+    fn on_append_rejected(
+        &mut self,
+        from: ReplicaId,
+        index: Index,
+        hint: EntryId,
+    ) -> Result<(), Refused> {
+        // Where this log has later terms than the follower's hint, they cannot match.
+        let next = if hint.term > Term::ZERO {
+            self.log.conflict_hint(hint.index, hint.term).index
+        } else {
+            hint.index
+        };
+        let Some(peer) = self.peers.peer_mut(from) else {
+            return Refused::dropped(DropReason::UnknownPeer);
+        };
+        if !peer.progress.on_rejected(index, next) {
+            return Refused::dropped(DropReason::Stale);
+        }
+        if peer.progress.is_replicate() {
+            peer.progress.become_probe();
+        }
+        self.maybe_send_append(from, true);
+        Ok(())
+    }
+
+    pub(crate) fn on_heartbeat_response(
+        &mut self,
+        from: ReplicaId,
+        round: u64,
+    ) -> Result<(), Refused> {
+        if !self.is_leader() {
+            return Refused::dropped(DropReason::NotLeader);
+        }
+        let last = self.log.last();
+        let Some(peer) = self.peers.peer_mut(from) else {
+            return Refused::dropped(DropReason::UnknownPeer);
+        };
+        let progress = &mut peer.progress;
+        progress.is_recent_active = true;
+        progress.set_paused(false);
+        // Whatever was in flight may be lost; and a probe that is caught up is freed by an
+        // empty append.
+        if progress.matched < last || progress.is_probe() {
+            self.maybe_send_append(from, true);
+        }
+        if round > 0 {
+            self.confirm_round(from, round);
+        }
+        Ok(())
+    }
+
+    /// A message to `to` was dropped: what was in flight is probably lost with it.
+    pub fn report_unreachable(&mut self, to: ReplicaId) {
+        if self.is_leader()
+            && let Some(peer) = self.peers.peer_mut(to)
+            && peer.progress.is_replicate()
+        {
+            peer.progress.become_probe();
+        }
+        self.assert_invariants();
+    }
+
+    /// How the snapshot for `to` fared.
+    pub fn report_snapshot(&mut self, to: ReplicaId, status: SnapshotStatus) {
+        if self.is_leader()
+            && let Some(peer) = self.peers.peer_mut(to)
+            && let ProgressState::Snapshot { pending } = &mut peer.progress.state
+        {
+            if status == SnapshotStatus::Failed {
+                *pending = Index::ZERO;
+            }
+            peer.progress.become_probe();
+            // The follower's own word, or the next heartbeat's answer, goes on from here.
+            peer.progress.set_paused(true);
+        }
+        self.assert_invariants();
+    }
+}
+
+/// The follower's side.
+impl Raft {
+    pub(crate) fn on_append(
+        &mut self,
+        from: ReplicaId,
+        prev: EntryId,
+        commit: Index,
+        entries: Vec<Batch>,
+    ) -> Result<(), Refused> {
+        if prev.index < self.log.committed {
+            // Old: everything it could bring below is here already, and nothing is truncated.
+            self.accept(from, self.log.committed);
+            return Ok(());
+        }
+        if !self.log.matches(prev) {
+            let index = prev.index.min(self.log.last());
+            let hint = self.log.conflict_hint(index, prev.term);
+            self.send(
+                from,
+                Body::AppendResponse {
+                    index: prev.index,
+                    rejected: Some(hint),
+                },
+            );
+            return Ok(());
+        }
+        let last = entries
+            .last()
+            .map_or(prev.index, |batch| batch.last().index);
+        for batch in entries {
+            self.take_news(batch);
+        }
+        self.commit_to(commit.min(last));
+        self.accept(from, last);
+        Ok(())
+    }
+
+    /// Appends what of `batch` is not here as it is, over what contradicts it.
+    fn take_news(&mut self, batch: Batch) {
+        let Some(news) = self.first_news(&batch) else {
+            return;
+        };
+        if news <= self.log.last() {
+            self.log.truncate(news);
+            self.fetched.clear();
+            while self
+                .membership_entries
+                .back()
+                .is_some_and(|&index| index >= news)
+            {
+                self.membership_entries.pop_back();
+            }
+        }
+        let batch = batch
+            .from_index(news)
+            .expect("the news lies within the batch");
+        if batch.may_hold_membership() {
+            for entry in batch.iter().filter(|entry| entry.kind().is_membership()) {
+                self.membership_entries.push_back(entry.index());
+            }
+        }
+        self.log.append(batch);
+    }
+
+    /// The first entry of `batch` that this log does not hold as it is.
+    fn first_news(&self, batch: &Batch) -> Option<Index> {
+        let (first, last) = (batch.first(), batch.last());
+        if first.index > self.log.last() {
+            return Some(first.index);
+        }
+        // What matches at its end matches all along (thesis §3.5, log matching).
+        if self.log.matches(last) {
+            return None;
+        }
+        batch
+            .iter()
+            .find(|entry| !self.log.matches(entry.id()))
+            .map(|entry| entry.index())
+    }
+
+    fn accept(&mut self, to: ReplicaId, index: Index) {
+        self.send(
+            to,
+            Body::AppendResponse {
+                index,
+                rejected: None,
+            },
+        );
+    }
+
+    pub(crate) fn commit_to(&mut self, commit: Index) {
+        if commit > self.log.committed {
+            self.log.committed = commit;
+            self.trace(crate::trace::Transition::Commit);
+        }
+    }
+
+    pub(crate) fn on_snapshot(
+        &mut self,
+        from: ReplicaId,
+        meta: SnapshotMeta,
+    ) -> Result<(), Refused> {
+        let id = meta.id;
+        let refused = if id.index <= self.log.committed {
+            Some(DropReason::SnapshotOutdated)
+        } else if !meta.membership.replicas().contains(&self.config.id) {
+            Some(DropReason::SnapshotWithoutUs)
+        } else if self.log.matches(id) {
+            // The log holds all of it: it tells a commit index and nothing else.
+            self.commit_to(id.index);
+            Some(DropReason::Stale)
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            self.accept(from, self.log.committed);
+            return Refused::dropped(reason);
+        }
+        self.log.restart_after(id);
+        self.fetched.clear();
+        self.membership_entries.clear();
+        self.applying.clear();
+        self.applying_bytes = 0;
+        self.is_applying_paused = false;
+        self.snapshot = Some(meta.clone());
+        let replicas = meta.membership.replicas().into_iter().collect();
+        self.switch(crate::membership::Changed {
+            membership: meta.membership.clone(),
+            added: replicas,
+        });
+        self.installing = Some(meta);
+        self.accept(from, self.log.last());
+        Ok(())
+    }
+}
+
+/// Snapshots that followers ask for: theirs is lost, their log is not.
+impl Raft {
+    /// Asks the leader for a snapshot at or past `index`. The answer is
+    /// [`Ready::snapshot_offered`](crate::Ready::snapshot_offered), once, or nothing if the leader
+    /// changes: then ask again.
+    ///
+    /// # Errors
+    ///
+    /// There is no leader to ask, or this replica leads.
+    pub fn request_snapshot(&mut self, index: Index) -> Result<(), Refused> {
+        if self.is_leader() {
+            return Refused::dropped(DropReason::NotForThisRole);
+        }
+        let Some(leader) = self.leader else {
+            return Refused::dropped(DropReason::NoLeader);
+        };
+        self.wake();
+        let request = self.draw() >> 2;
+        self.snapshot_request = Some(request);
+        self.send(leader, Body::SnapshotRequest { index, request });
+        Ok(())
+    }
+
+    pub(crate) fn on_snapshot_request(
+        &mut self,
+        from: ReplicaId,
+        index: Index,
+        request: u64,
+    ) -> Result<(), Refused> {
+        if !self.is_leader() {
+            return Refused::dropped(DropReason::NotLeader);
+        }
+        if self.peers.peer(from).is_none() {
+            return Refused::dropped(DropReason::UnknownPeer);
+        }
+        self.snapshot_requests.insert(from, (index, request));
+        self.answer_snapshot_requests();
+        if self.snapshot_requests.contains_key(&from) {
+            self.out.snapshot_wanted = Some(index);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn answer_snapshot_requests(&mut self) {
+        let Some(meta) = self.snapshot.clone() else {
+            return;
+        };
+        let mut requests = core::mem::take(&mut self.snapshot_requests);
+        requests.retain(|&to, &mut (index, request)| {
+            let is_answered = meta.id.index >= index;
+            if is_answered {
+                let meta = meta.clone();
+                self.send(to, Body::SnapshotOffer { meta, request });
+            }
+            !is_answered
+        });
+        self.snapshot_requests = requests;
+    }
+
+    pub(crate) fn on_snapshot_offer(
+        &mut self,
+        from: ReplicaId,
+        meta: SnapshotMeta,
+        request: u64,
+    ) -> Result<(), Refused> {
+        if self.leader != Some(from) || self.snapshot_request != Some(request) {
+            return Refused::dropped(DropReason::Stale);
+        }
+        // Past what is committed here it would come by itself, in place of the log.
+        if meta.id.index > self.log.committed {
+            return Refused::dropped(DropReason::Stale);
+        }
+        self.snapshot_request = None;
+        self.out.snapshot_offered = Some(meta);
+        Ok(())
+    }
+}
+
+/// Copies forwarded entries out of borrowed proposals.
+impl<'a> From<Proposal<'a>> for Forwarded {
+    fn from(proposal: Proposal<'a>) -> Self {
+        Self {
+            kind: proposal.kind,
+            session: proposal.session,
+            payload: Bytes::copy_from_slice(proposal.payload),
+        }
+    }
+}

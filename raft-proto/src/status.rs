@@ -1,0 +1,152 @@
+//! What a person asks of a replica when nothing moves.
+
+use alloc::vec::Vec;
+use core::fmt;
+
+use crate::progress::Peer;
+use crate::raft::Raft;
+use crate::ready::Role;
+use crate::types::{Index, ReplicaId, Term};
+
+/// What a replica waits for while it knows of no leader.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WhyNoLeader {
+    /// It has no membership yet: a leader has to find it.
+    NoMembership,
+    /// It is not a voter, or a witness: others have to elect one.
+    MayNotLead,
+    /// It takes in a snapshot first.
+    InstallingSnapshot {
+        /// The snapshot's index.
+        index: Index,
+    },
+    /// A committed membership change must be switched to first.
+    ChangeNotApplied {
+        /// The change's index.
+        index: Index,
+    },
+    /// The group is quiet: the next message, proposal or read wakes it.
+    Quiet,
+    /// Its election timeout has not passed.
+    Waiting {
+        /// How many ticks are left.
+        ticks: u64,
+        /// Rounds already passed in favour of replicas of higher priority.
+        rounds_left_to_others: u32,
+    },
+    /// It asks whether an election could be won, or stands in one.
+    Asking {
+        /// Whether it only asks.
+        is_pre_vote: bool,
+        /// The term it stands in, or would.
+        term: Term,
+        /// Who said yes.
+        granted: Vec<ReplicaId>,
+        /// Who said no: their logs are newer, they hear of a leader, or they voted for another.
+        rejected: Vec<ReplicaId>,
+        /// Who has not answered: dead, cut off, slow, or this replica's own disk.
+        missing: Vec<ReplicaId>,
+    },
+}
+
+impl Raft {
+    /// What this replica waits for, or `None` if it knows the leader.
+    #[must_use]
+    pub fn why_no_leader(&self) -> Option<WhyNoLeader> {
+        if self.leader.is_some() {
+            return None;
+        }
+        if self.peers.len() == 0 {
+            return Some(WhyNoLeader::NoMembership);
+        }
+        if let Some(index) = self.log.installing {
+            return Some(WhyNoLeader::InstallingSnapshot { index });
+        }
+        if !self.is_promotable() {
+            return Some(WhyNoLeader::MayNotLead);
+        }
+        if self.has_undone_change() {
+            let index = self.membership_entries.front().copied();
+            return Some(WhyNoLeader::ChangeNotApplied {
+                index: index.unwrap_or_default(),
+            });
+        }
+        if self.is_quiet() {
+            return Some(WhyNoLeader::Quiet);
+        }
+        let voters = |answer: Option<bool>| -> Vec<ReplicaId> {
+            let said = |peer: &&Peer| peer.is_voter() && peer.vote == answer;
+            self.peers.iter().filter(said).map(|peer| peer.id).collect()
+        };
+        Some(match self.role {
+            Role::PreCandidate | Role::Candidate => {
+                let is_pre_vote = self.role == Role::PreCandidate;
+                WhyNoLeader::Asking {
+                    is_pre_vote,
+                    term: if is_pre_vote {
+                        self.term.next()
+                    } else {
+                        self.term
+                    },
+                    granted: voters(Some(true)),
+                    rejected: voters(Some(false)),
+                    missing: voters(None),
+                }
+            }
+            Role::Follower | Role::Leader => WhyNoLeader::Waiting {
+                ticks: self.timeout.saturating_sub(self.elapsed()),
+                rounds_left_to_others: self.patience.rounds(),
+            },
+        })
+    }
+}
+
+impl fmt::Display for WhyNoLeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NoMembership => f.write_str("it has no membership; a leader has to find it"),
+            Self::MayNotLead => f.write_str("it may not lead; the voters have to elect a leader"),
+            Self::InstallingSnapshot { index } => {
+                write!(f, "it takes in the snapshot at {index} first")
+            }
+            Self::ChangeNotApplied { index } => {
+                write!(
+                    f,
+                    "it has to switch to the membership of entry {index} first"
+                )
+            }
+            Self::Quiet => f.write_str("the group is quiet; any request wakes it"),
+            Self::Waiting {
+                ticks,
+                rounds_left_to_others,
+            } => {
+                write!(f, "it stands in {ticks} ticks unless it hears of a leader")?;
+                if *rounds_left_to_others > 0 {
+                    write!(
+                        f,
+                        ", having left {rounds_left_to_others} rounds to others of higher priority"
+                    )?;
+                }
+                Ok(())
+            }
+            Self::Asking {
+                is_pre_vote,
+                term,
+                granted,
+                rejected,
+                missing,
+            } => {
+                let what = if *is_pre_vote {
+                    "asks whether it could win"
+                } else {
+                    "stands in"
+                };
+                write!(
+                    f,
+                    "it {what} term {term}: yes {granted:?}, no {rejected:?}, no answer {missing:?}"
+                )
+            }
+        }
+    }
+}

@@ -1,0 +1,1180 @@
+//! The environment of the interaction scripts: replicas, their disks and state machines, and one
+//! queue of messages between them.
+//!
+//! Two disks are played. One is written as each `Ready` is handled. The other is a thread that a
+//! script lets work one step at a time; there it matters when the core hears of what: entries
+//! count as durable when etcd-raft would count them, which may be later than our core would.
+
+use std::collections::{BTreeSet, VecDeque};
+
+use raft_proto::{
+    Batch, Body, Config, DropReason, EntryId, EntryKind, Fetched, Forwarded, GroupId, HardState,
+    Index, Membership, MembershipChange, Message, Proposal, ProposeError, Raft, Ready, Refused,
+    ReplicaId, Restored, SnapshotMeta, SubmissionId, Term, TermRun, Transition,
+};
+
+use crate::changes;
+use crate::describe::{self, Party, Shown};
+use crate::script::{Directive, Interpreter};
+use crate::storage::{Entry, State, Storage, entries_of};
+
+/// What lies in the one queue of messages.
+#[derive(Clone, Debug)]
+enum Letter {
+    /// From one replica to another.
+    Peer(Message),
+    /// From a replica to itself: the core has it already and waits for this.
+    Own {
+        message: Message,
+        submission: SubmissionId,
+    },
+    /// From the append thread.
+    Appended(Appended),
+    /// From the apply thread.
+    Applied {
+        to: ReplicaId,
+        entries: Vec<Entry>,
+        last: Index,
+    },
+}
+
+#[derive(Clone, Debug)]
+struct Appended {
+    to: ReplicaId,
+    term: Term,
+    /// The end of the log, if some of it was not durable.
+    log: Option<EntryId>,
+    snapshot: Option<SnapshotMeta>,
+    submission: SubmissionId,
+}
+
+impl Letter {
+    fn to(&self) -> u64 {
+        match self {
+            Self::Peer(message) | Self::Own { message, .. } => message.to.get(),
+            Self::Appended(appended) => appended.to.get(),
+            Self::Applied { to, .. } => to.get(),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::Peer(message) | Self::Own { message, .. } => describe::kind_of(&message.body),
+            Self::Appended(_) => "MsgStorageAppendResp",
+            Self::Applied { .. } => "MsgStorageApplyResp",
+        }
+    }
+
+    const fn may_be_dropped(&self) -> bool {
+        matches!(self, Self::Peer(_))
+    }
+
+    fn shown(&self) -> Shown {
+        match self {
+            Self::Peer(message) | Self::Own { message, .. } => Shown::of(message),
+            Self::Appended(appended) => {
+                let to = Party::Replica(appended.to.get());
+                let mut shown = Shown::new(Party::AppendThread, to, "MsgStorageAppendResp");
+                shown.term = appended.term.get();
+                if let Some(id) = appended.log {
+                    shown.log = (id.term.get(), id.index.get());
+                }
+                shown.snapshot = appended.snapshot.as_ref().map(describe::snapshot);
+                shown
+            }
+            Self::Applied { to, entries, .. } => {
+                let to = Party::Replica(to.get());
+                let mut shown = Shown::new(Party::ApplyThread, to, "MsgStorageApplyResp");
+                shown.entries = entries.iter().map(describe::entry).collect();
+                shown
+            }
+        }
+    }
+}
+
+/// Work for the append thread.
+#[derive(Debug)]
+struct AppendWork {
+    shown: Shown,
+    entries: Vec<Batch>,
+    snapshot: Option<SnapshotMeta>,
+    responses: Vec<Letter>,
+}
+
+/// Work for the apply thread.
+#[derive(Debug)]
+struct ApplyWork {
+    shown: Shown,
+    committed: Vec<Batch>,
+    response: Letter,
+}
+
+struct Node {
+    id: ReplicaId,
+    raft: Raft,
+    tick: u64,
+    is_async: bool,
+    storage: Storage,
+    history: Vec<State>,
+    append_work: VecDeque<AppendWork>,
+    apply_work: VecDeque<ApplyWork>,
+    hard_state: HardState,
+    /// Entries from here on are not durable, as etcd-raft counts.
+    unstable_from: Index,
+    /// A `Ready` that was looked at and is to be handled next.
+    ready: Option<Ready>,
+}
+
+pub(crate) struct Env {
+    nodes: Vec<Node>,
+    letters: Vec<Letter>,
+    out: String,
+    level: usize,
+    cache_bytes_max: usize,
+}
+
+const LEVELS: [&str; 6] = ["debug", "info", "warn", "error", "fatal", "none"];
+const ELECTION_TICKS: u64 = 3;
+const HEARTBEAT_TICKS: u64 = 1;
+
+impl Interpreter for Env {
+    fn answer(&mut self, directive: &Directive) -> String {
+        self.out.clear();
+        let result = self.run(directive);
+        for node in &mut self.nodes {
+            node.supply();
+        }
+        if let Err(error) = result {
+            if self.is_quiet() {
+                return error;
+            }
+            self.out.push_str(&error);
+        }
+        if self.out.is_empty() {
+            "ok".to_owned()
+        } else {
+            self.out.clone()
+        }
+    }
+}
+
+impl Env {
+    pub(crate) fn new(cache_bytes_max: usize) -> Self {
+        Self {
+            nodes: Vec::new(),
+            letters: Vec::new(),
+            out: String::new(),
+            level: 0,
+            cache_bytes_max,
+        }
+    }
+
+    fn is_quiet(&self) -> bool {
+        self.level == LEVELS.len() - 1
+    }
+
+    fn put(&mut self, text: &str) {
+        if !self.is_quiet() {
+            self.out.push_str(text);
+        }
+    }
+
+    fn put_line(&mut self, text: &str) {
+        self.put(text);
+        self.put("\n");
+    }
+
+    fn indented<T>(&mut self, run: impl FnOnce(&mut Self) -> T) -> T {
+        let before = std::mem::take(&mut self.out);
+        let result = run(self);
+        let inner = std::mem::replace(&mut self.out, before);
+        for line in inner.lines() {
+            self.out.push_str("  ");
+            self.out.push_str(line);
+            self.out.push('\n');
+        }
+        result
+    }
+
+    fn node(&mut self, id: u64) -> &mut Node {
+        let at = usize::try_from(id - 1).expect("an id is small");
+        &mut self.nodes[at]
+    }
+
+    fn run(&mut self, directive: &Directive) -> Result<(), String> {
+        let ids = directive.ids();
+        match directive.command.as_str() {
+            "_breakpoint" => Ok(()),
+            "add-nodes" => self.add_nodes(directive),
+            "campaign" => {
+                self.node(ids[0]).raft.campaign().ok();
+                Ok(())
+            }
+            "compact" => self.compact(ids[0], ids[1]),
+            "deliver-msgs" => {
+                self.deliver_command(directive);
+                Ok(())
+            }
+            "process-ready" => self.each(&ids, "handling Ready", Self::process_ready),
+            "process-append-thread" => {
+                self.each(&ids, "processing append thread", Self::process_append)
+            }
+            "process-apply-thread" => {
+                self.each(&ids, "processing apply thread", Self::process_apply)
+            }
+            "log-level" => self.set_level(&directive.args[0].key),
+            "raft-log" => {
+                self.raft_log(ids[0]);
+                Ok(())
+            }
+            "raft-state" => {
+                self.raft_state();
+                Ok(())
+            }
+            "set-randomized-election-timeout" => {
+                let timeout = directive.numbers("timeout")[0];
+                self.node(ids[0]).raft.set_election_timeout_ticks(timeout);
+                Ok(())
+            }
+            "stabilize" => {
+                let level = self.level;
+                if let Some(name) = directive.value("log-level") {
+                    self.set_level(name)?;
+                }
+                let result = self.stabilize(&ids);
+                self.level = level;
+                result
+            }
+            "status" => {
+                let lines: Vec<String> = self
+                    .node(ids[0])
+                    .raft
+                    .peer_statuses()
+                    .map(|peer| format!("{}: {peer}", peer.id))
+                    .collect();
+                for line in lines {
+                    self.put_line(&line);
+                }
+                Ok(())
+            }
+            "tick-election" => {
+                self.node(ids[0]).tick(ELECTION_TICKS);
+                Ok(())
+            }
+            "tick-heartbeat" => {
+                self.node(ids[0]).tick(HEARTBEAT_TICKS);
+                Ok(())
+            }
+            "transfer-leadership" => {
+                let (from, to) = (directive.numbers("from")[0], directive.numbers("to")[0]);
+                self.node(from).raft.transfer_leader(replica(to)).ok();
+                Ok(())
+            }
+            "forget-leader" => {
+                self.node(ids[0]).raft.forget_leader().ok();
+                Ok(())
+            }
+            "send-snapshot" => {
+                self.send_snapshot(ids[0], ids[1]);
+                Ok(())
+            }
+            "propose" => {
+                let data = directive.args[1].key.as_bytes();
+                self.node(ids[0]).propose(EntryKind::Command, data)
+            }
+            "propose-conf-change" => self.propose_change(ids[0], directive),
+            "report-unreachable" => {
+                let [on, of] = ids[..] else {
+                    return Err("must specify exactly two node indexes: node on which to report, and reported node".to_owned());
+                };
+                self.node(on).raft.report_unreachable(replica(of));
+                Ok(())
+            }
+            _ => self.run_own(directive),
+        }
+    }
+
+    fn each(
+        &mut self,
+        ids: &[u64],
+        title: &str,
+        run: fn(&mut Self, u64) -> Result<(), String>,
+    ) -> Result<(), String> {
+        for &id in ids {
+            if ids.len() > 1 {
+                self.put_line(&format!("> {id} {title}"));
+                self.indented(|env| run(env, id))?;
+            } else {
+                run(self, id)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_level(&mut self, name: &str) -> Result<(), String> {
+        let found = LEVELS
+            .iter()
+            .position(|level| level.eq_ignore_ascii_case(name));
+        self.level = found.ok_or_else(|| {
+            let names: Vec<String> = LEVELS.iter().map(|level| level.to_uppercase()).collect();
+            format!("log levels must be either of [{}]", names.join(" "))
+        })?;
+        Ok(())
+    }
+
+    fn add_nodes(&mut self, directive: &Directive) -> Result<(), String> {
+        let count = directive.ids()[0];
+        let index = Index::new(directive.numbers("index").first().copied().unwrap_or(0));
+        let ids = |key: &str| -> BTreeSet<ReplicaId> {
+            directive.numbers(key).into_iter().map(replica).collect()
+        };
+        let content = directive.value("content").unwrap_or_default();
+        let membership = Membership {
+            voters: ids("voters"),
+            learners: ids("learners"),
+            witnesses: ids("witnesses"),
+            ..Membership::default()
+        };
+        let has_snapshot =
+            membership != Membership::default() || index > Index::ZERO || !content.is_empty();
+        let is_async = directive.flag("async-storage-writes").unwrap_or(false);
+        for _ in 0..count {
+            if has_snapshot && index <= Index::new(1) {
+                return Err("index must be specified as > 1 due to bootstrap".to_owned());
+            }
+            let term = Term::new(u64::from(has_snapshot));
+            let id = EntryId::new(term, index);
+            let meta = SnapshotMeta {
+                id,
+                membership: membership.clone(),
+            };
+            let own = replica(u64::try_from(self.nodes.len()).expect("few") + 1);
+            let config = self.config(own, directive, is_async)?;
+            let restored = Restored {
+                snapshot: has_snapshot.then(|| meta.clone()),
+                first: index.next(),
+                last: id,
+                terms: vec![TermRun { first: index, term }],
+                applied: index,
+                membership: membership.clone(),
+                ..Restored::default()
+            };
+            let raft = Raft::new(config, restored).map_err(|error| {
+                if error.field == "lease_ticks" {
+                    "CheckQuorum must be enabled when ReadOnlyOption is ReadOnlyLeaseBased"
+                        .to_owned()
+                } else {
+                    error.to_string()
+                }
+            })?;
+            self.nodes.push(Node {
+                id: own,
+                hard_state: raft.hard_state(),
+                raft,
+                tick: 0,
+                is_async,
+                storage: Storage::new(id),
+                history: vec![State {
+                    meta,
+                    data: content.as_bytes().to_vec(),
+                }],
+                append_work: VecDeque::new(),
+                apply_work: VecDeque::new(),
+                unstable_from: index.next(),
+                ready: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// No limits but those that the script sets, and etcd-raft's rules where ours are stricter.
+    fn config(
+        &self,
+        own: ReplicaId,
+        directive: &Directive,
+        is_async: bool,
+    ) -> Result<Config, String> {
+        let lease_ticks = match directive.value("read-only") {
+            None | Some("safe") => 0,
+            Some("lease-based") => ELECTION_TICKS - 1,
+            Some(other) => return Err(format!("invalid read-only option {other:?}")),
+        };
+        let flag = |key: &str| directive.flag(key).unwrap_or(false);
+        let size = |key: &str| {
+            directive
+                .numbers(key)
+                .first()
+                .map(|&size| usize::try_from(size).expect("a size fits"))
+        };
+        let group = GroupId::new(1).expect("a valid id");
+        Ok(Config {
+            election_timeout_ticks_min: ELECTION_TICKS,
+            election_timeout_ticks_max: 2 * ELECTION_TICKS - 1,
+            heartbeat_ticks: HEARTBEAT_TICKS,
+            pre_vote: flag("prevote"),
+            check_quorum: flag("checkquorum"),
+            step_down_on_removal: flag("step-down-on-removal"),
+            lease_ticks,
+            validate_changes: !flag("disable-conf-change-validation"),
+            change_after_own_commit: false,
+            change_done_when_applied: true,
+            applies_after_sync: !is_async,
+            quiesce_timeouts: directive
+                .numbers("quiesce")
+                .first()
+                .copied()
+                .unwrap_or_default(),
+            message_bytes_max: size("max-message-bytes").unwrap_or(usize::MAX),
+            inflight_messages_max: size("inflight").unwrap_or(0x7FFF_FFFF),
+            inflight_bytes_max: size("inflight-bytes").unwrap_or(usize::MAX),
+            uncommitted_bytes_max: size("max-uncommitted-bytes").unwrap_or(usize::MAX),
+            committed_bytes_per_ready_max: size("max-committed-size-per-ready")
+                .unwrap_or(usize::MAX),
+            cache_bytes_max: self.cache_bytes_max,
+            ..Config::new(group, own, own.get())
+        })
+    }
+
+    fn compact(&mut self, id: u64, index: u64) -> Result<(), String> {
+        let node = self.node(id);
+        node.storage.compact(Index::new(index))?;
+        let first = node.storage.first();
+        node.raft.compacted(first);
+        self.raft_log(id);
+        Ok(())
+    }
+
+    fn raft_log(&mut self, id: u64) {
+        let storage = &self.node(id).storage;
+        let lines: Vec<String> = storage.entries().iter().map(describe::entry).collect();
+        if lines.is_empty() {
+            let text = format!(
+                "log is empty: first index={}, last index={}",
+                storage.first(),
+                storage.last()
+            );
+            self.put(&text);
+        }
+        for line in lines {
+            self.put_line(&line);
+        }
+    }
+
+    fn raft_state(&mut self) {
+        let lines: Vec<String> = self
+            .nodes
+            .iter()
+            .map(|node| {
+                let raft = &node.raft;
+                let voter = if raft.membership().is_voter(node.id) {
+                    "(Voter)"
+                } else {
+                    "(Non-Voter)"
+                };
+                format!(
+                    "{}: {} {voter} Term:{} Lead:{}",
+                    node.id,
+                    describe::role(raft.role()),
+                    raft.term(),
+                    raft.leader().map_or(0, ReplicaId::get)
+                )
+            })
+            .collect();
+        for line in lines {
+            self.put_line(&line);
+        }
+    }
+
+    fn propose_change(&mut self, id: u64, directive: &Directive) -> Result<(), String> {
+        let is_simple =
+            directive
+                .args
+                .iter()
+                .skip(1)
+                .try_fold(false, |is_simple, arg| match arg.key.as_str() {
+                    "v1" => Ok(directive.flag("v1").unwrap_or(is_simple)),
+                    "transition" => Ok(is_simple),
+                    other => Err(format!("unknown command {other}")),
+                })?;
+        let transition = match directive.value("transition") {
+            None | Some("auto") => Transition::Auto,
+            Some("implicit") => Transition::Implicit,
+            Some("explicit") => Transition::Explicit,
+            Some(other) => return Err(format!("unknown transition {other}")),
+        };
+        let changes = changes::parse(&directive.input)?;
+        if is_simple && (changes.len() > 1 || transition != Transition::Auto) {
+            return Err("v1 conf change can only have one operation and no transition".to_owned());
+        }
+        let kind = if is_simple {
+            EntryKind::MembershipSimple
+        } else {
+            EntryKind::Membership
+        };
+        let change = MembershipChange {
+            transition,
+            changes,
+            ..MembershipChange::default()
+        };
+        self.node(id).propose_change(kind, change)
+    }
+
+    fn send_snapshot(&mut self, from: u64, to: u64) {
+        let node = self.node(from);
+        let message = Message {
+            from: replica(from),
+            to: replica(to),
+            term: node.raft.term(),
+            body: Body::Snapshot {
+                meta: node.state().meta.clone(),
+            },
+        };
+        let text = Shown::of(&message).show();
+        self.letters.push(Letter::Peer(message));
+        self.put(&text);
+    }
+}
+
+/// Handling what a replica wants done.
+impl Env {
+    fn process_ready(&mut self, id: u64) -> Result<(), String> {
+        let node = self.node(id);
+        let Some(ready) = node.ready.take().or_else(|| node.poll()) else {
+            self.put("<empty Ready>");
+            return Ok(());
+        };
+        let said = node.sort(&ready);
+        let mut text = node.describe(&ready);
+        let mut messages = said.now;
+        let mut work = (None, None);
+        let node = self.node(id);
+        if node.is_async {
+            work = node.thread_work(&ready, said.after);
+        } else {
+            messages.extend(
+                said.after
+                    .into_iter()
+                    .filter(|letter| letter.may_be_dropped()),
+            );
+        }
+        let shown = messages.iter().map(Letter::shown);
+        let shown: Vec<Shown> = shown
+            .chain(work.0.iter().map(|work| {
+                let mut shown = work.shown.clone();
+                shown.responses = work.responses.iter().map(Letter::shown).collect();
+                shown
+            }))
+            .chain(work.1.iter().map(|work| {
+                let mut shown = work.shown.clone();
+                shown.responses = vec![work.response.shown()];
+                shown
+            }))
+            .collect();
+        if !shown.is_empty() {
+            text.push_str("Messages:\n");
+        }
+        for shown in &shown {
+            text.push_str(&shown.show());
+            text.push('\n');
+        }
+        if text.is_empty() {
+            self.put("<empty Ready>");
+        } else {
+            let node = self.node(id);
+            let must_sync = !ready.entries.is_empty()
+                || (node.hard_state.term, node.hard_state.vote)
+                    != (node.raft.hard_state().term, node.raft.hard_state().vote);
+            let text = format!("Ready MustSync={must_sync}:\n{text}");
+            self.put(&text);
+        }
+        let node = self.node(id);
+        node.hard_state = node.raft.hard_state();
+        if node.is_async {
+            node.append_work.extend(work.0);
+            node.apply_work.extend(work.1);
+            self.letters.extend(messages);
+            return Ok(());
+        }
+        node.store(&ready.entries, ready.snapshot.as_ref());
+        node.apply(&ready.committed)?;
+        self.letters.extend(messages);
+        self.node(id).advance(&ready);
+        Ok(())
+    }
+
+    fn process_append(&mut self, id: u64) -> Result<(), String> {
+        let Some(work) = self.node(id).append_work.pop_front() else {
+            self.put("no append work to perform");
+            return Ok(());
+        };
+        self.put_line("Processing:");
+        self.put_line(&work.shown.show());
+        self.node(id).store(&work.entries, work.snapshot.as_ref());
+        self.put_line("Responses:");
+        for response in work.responses {
+            self.put_line(&response.shown().show());
+            self.letters.push(response);
+        }
+        Ok(())
+    }
+
+    fn process_apply(&mut self, id: u64) -> Result<(), String> {
+        let Some(work) = self.node(id).apply_work.pop_front() else {
+            self.put("no apply work to perform");
+            return Ok(());
+        };
+        self.put_line("Processing:");
+        self.put_line(&work.shown.show());
+        self.node(id).apply(&work.committed)?;
+        self.put_line("Responses:");
+        self.put_line(&work.response.shown().show());
+        self.letters.push(work.response);
+        Ok(())
+    }
+
+    fn stabilize(&mut self, ids: &[u64]) -> Result<(), String> {
+        let all: Vec<u64> = self.nodes.iter().map(|node| node.id.get()).collect();
+        let ids = if ids.is_empty() { all } else { ids.to_vec() };
+        loop {
+            let mut is_done = true;
+            for &id in &ids {
+                let node = self.node(id);
+                if node.ready.is_none() {
+                    node.ready = node.poll();
+                }
+                if node.ready.is_some() {
+                    self.put_line(&format!("> {id} handling Ready"));
+                    self.indented(|env| env.process_ready(id))?;
+                    is_done = false;
+                }
+            }
+            for &id in &ids {
+                if self.letters.iter().any(|letter| letter.to() == id) {
+                    self.put_line(&format!("> {id} receiving messages"));
+                    self.indented(|env| env.deliver(id, None, false));
+                    is_done = false;
+                }
+            }
+            for &id in &ids {
+                if !self.node(id).append_work.is_empty() {
+                    self.put_line(&format!("> {id} processing append thread"));
+                    while !self.node(id).append_work.is_empty() {
+                        self.indented(|env| env.process_append(id))?;
+                    }
+                    is_done = false;
+                }
+            }
+            for &id in &ids {
+                if !self.node(id).apply_work.is_empty() {
+                    self.put_line(&format!("> {id} processing apply thread"));
+                    while !self.node(id).apply_work.is_empty() {
+                        self.indented(|env| env.process_apply(id))?;
+                    }
+                    is_done = false;
+                }
+            }
+            if is_done {
+                return Ok(());
+            }
+        }
+    }
+
+    fn deliver_command(&mut self, directive: &Directive) {
+        let kind = directive.value("type");
+        let mut handled = 0;
+        for id in directive.ids() {
+            handled += self.deliver(id, kind, false);
+        }
+        for id in directive.numbers("drop") {
+            handled += self.deliver(id, kind, true);
+        }
+        if handled == 0 {
+            self.put_line("no messages");
+        }
+    }
+
+    fn deliver(&mut self, to: u64, kind: Option<&str>, is_drop: bool) -> usize {
+        let (taken, rest): (Vec<Letter>, Vec<Letter>) = std::mem::take(&mut self.letters)
+            .into_iter()
+            .partition(|letter| {
+                letter.to() == to
+                    && (!is_drop || letter.may_be_dropped())
+                    && kind.is_none_or(|kind| letter.kind() == kind)
+            });
+        self.letters = rest;
+        let count = taken.len();
+        for letter in taken {
+            if is_drop {
+                self.put("dropped: ");
+            }
+            self.put_line(&letter.shown().show());
+            if is_drop {
+                continue;
+            }
+            let node = self.node(to);
+            let error = node.receive(letter);
+            node.supply();
+            if let Some(error) = error {
+                self.put_line(&error);
+            }
+        }
+        count
+    }
+}
+
+/// What a `Ready` says, in the order in which etcd-raft says it.
+struct Said {
+    now: Vec<Letter>,
+    after: Vec<Letter>,
+}
+
+impl Node {
+    fn tick(&mut self, count: u64) {
+        for _ in 0..count {
+            self.tick += 1;
+            self.raft.advance_to(self.tick);
+            self.supply();
+        }
+    }
+
+    fn poll(&mut self) -> Option<Ready> {
+        self.supply();
+        let ready = self.raft.poll_ready();
+        if let Some(ready) = &ready {
+            assert!(ready.fetch.is_empty(), "fetches are answered before");
+            if let Some(meta) = &ready.snapshot {
+                self.unstable_from = meta.id.index.next();
+            }
+            if let Some(batch) = ready.entries.first() {
+                self.unstable_from = self.unstable_from.min(batch.first().index);
+            }
+        }
+        ready
+    }
+
+    /// Reads what the core asks for.
+    fn supply(&mut self) {
+        loop {
+            let fetches = self.raft.take_fetches();
+            if fetches.is_empty() {
+                return;
+            }
+            for fetch in fetches {
+                let batches = self.storage.read(fetch.first, fetch.last, fetch.bytes_max);
+                let first = fetch.first;
+                self.raft
+                    .entries_fetched(Fetched::Entries { first, batches });
+            }
+        }
+    }
+
+    fn state(&self) -> &State {
+        self.history.last().expect("there is a first one")
+    }
+
+    fn propose(&mut self, kind: EntryKind, data: &[u8]) -> Result<(), String> {
+        let proposal = Proposal {
+            kind,
+            session: None,
+            payload: data,
+        };
+        let result = self.raft.propose([proposal]);
+        self.supply();
+        match result {
+            Ok(_) => Ok(()),
+            Err(ProposeError::NotLeader { .. }) => self.forward(proposal),
+            Err(_) => Err(dropped()),
+        }
+    }
+
+    fn forward(&mut self, proposal: Proposal<'_>) -> Result<(), String> {
+        let forwarded = Forwarded::from(proposal);
+        self.raft
+            .forward(vec![forwarded])
+            .map(drop)
+            .map_err(|_| dropped())
+    }
+
+    /// Where our core refuses a change, etcd-raft appends an empty entry in its place.
+    fn propose_change(&mut self, kind: EntryKind, change: MembershipChange) -> Result<(), String> {
+        let payload = change.encode();
+        let result = if kind == EntryKind::MembershipSimple {
+            self.raft.propose_simple_membership(change.changes[0])
+        } else {
+            self.raft.propose_membership(change)
+        };
+        match result {
+            Ok(_) => Ok(()),
+            Err(ProposeError::ChangePending | ProposeError::Change(_)) => {
+                self.propose(EntryKind::Command, b"")
+            }
+            Err(ProposeError::NotLeader { .. }) => self.forward(Proposal {
+                kind,
+                session: None,
+                payload: &payload,
+            }),
+            Err(_) => Err(dropped()),
+        }
+    }
+
+    /// The error of a message that etcd-raft's `RawNode` or `raft` would return.
+    fn receive(&mut self, letter: Letter) -> Option<String> {
+        match letter {
+            Letter::Peer(message) => {
+                let body_is_response = message.body.is_response();
+                let is_proposal = matches!(message.body, Body::Propose { .. });
+                match self.raft.handle_message(message) {
+                    Err(Refused::Dropped {
+                        reason: DropReason::UnknownPeer,
+                    }) if body_is_response => Some(unknown_peer()),
+                    Err(Refused::Dropped { .. }) if is_proposal => Some(dropped()),
+                    Err(violation @ Refused::Violation { .. }) => Some(violation.to_string()),
+                    _ => None,
+                }
+            }
+            Letter::Own { submission, .. } => {
+                let is_member = self.raft.membership().replicas().contains(&self.id);
+                self.raft.step_own_message(submission);
+                (!is_member).then(unknown_peer)
+            }
+            Letter::Appended(appended) => {
+                self.on_appended(&appended);
+                None
+            }
+            Letter::Applied { last, .. } => {
+                self.raft.applied(last);
+                None
+            }
+        }
+    }
+
+    /// etcd-raft counts entries as durable only if the term is still that of the append, and the
+    /// last of them is still there (its answer to the ABA problem).
+    fn on_appended(&mut self, appended: &Appended) {
+        let is_current = appended.term >= self.raft.term();
+        let counts = appended.log.is_some_and(|id| {
+            id.index >= self.unstable_from && self.raft.term_at(id.index) == Some(id.term)
+        });
+        if let Some(id) = appended.log
+            && is_current
+            && counts
+        {
+            self.unstable_from = id.index.next();
+            self.raft.entries_persisted(appended.submission);
+        }
+        if let Some(meta) = &appended.snapshot {
+            self.raft.entries_persisted(appended.submission);
+            self.raft.applied(meta.id.index);
+        }
+    }
+
+    /// Sorts messages by whether etcd-raft holds them until the append is durable. Our core holds
+    /// more: vote requests, and whatever names a term that is not durable.
+    fn sort(&self, ready: &Ready) -> Said {
+        let mut said = Said {
+            now: Vec::new(),
+            after: Vec::new(),
+        };
+        let own = ready
+            .submission
+            .into_iter()
+            .flat_map(|id| self.raft.own_messages(id).map(move |own| (id, own)));
+        let mut own = own.peekable();
+        let mut held = ready.messages_after_sync.iter().enumerate().peekable();
+        for position in 0..=ready.messages.len() {
+            while let Some((at, held)) = held.next_if(|(_, held)| held.follows() == position) {
+                while let Some((submission, (_, message))) =
+                    own.next_if(|(_, (follows, _))| *follows <= at)
+                {
+                    said.after.push(Letter::Own {
+                        message: message.clone(),
+                        submission,
+                    });
+                }
+                let message = held.held().clone();
+                let is_held = matches!(
+                    message.body,
+                    Body::AppendResponse { .. }
+                        | Body::VoteResponse { .. }
+                        | Body::PreVoteResponse { .. }
+                );
+                let side = if is_held {
+                    &mut said.after
+                } else {
+                    &mut said.now
+                };
+                side.push(Letter::Peer(message));
+            }
+            let now = ready.messages.get(position).cloned();
+            said.now.extend(now.map(Letter::Peer));
+        }
+        said.after
+            .extend(own.map(|(submission, (_, message))| Letter::Own {
+                message: message.clone(),
+                submission,
+            }));
+        said
+    }
+
+    /// All of a `Ready` but its messages.
+    fn describe(&self, ready: &Ready) -> String {
+        let mut out = String::new();
+        let mut line = |text: String| {
+            out.push_str(&text);
+            out.push('\n');
+        };
+        if let Some(soft) = ready.soft_state {
+            line(format!(
+                "Lead:{} State:{}",
+                soft.leader.map_or(0, ReplicaId::get),
+                describe::role(soft.role)
+            ));
+        }
+        if let Some(hard) = &ready.hard_state {
+            line(format!("HardState {}", describe::hard_state(hard)));
+        }
+        if !ready.reads.is_empty() {
+            let reads: Vec<String> = ready
+                .reads
+                .iter()
+                .map(|read| format!("{{{} {}}}", read.index, read.user))
+                .collect();
+            line(format!("ReadStates [{}]", reads.join(" ")));
+        }
+        if !ready.reads_dropped.is_empty() {
+            line(format!("ReadsDropped {:?}", ready.reads_dropped));
+        }
+        if !ready.entries.is_empty() {
+            line("Entries:".to_owned());
+            for entry in entries_of(&ready.entries) {
+                line(describe::entry(&entry));
+            }
+        }
+        if let Some(meta) = &ready.snapshot {
+            line(format!("Snapshot {}", describe::snapshot(meta)));
+        }
+        if let Some(meta) = &ready.snapshot_offered {
+            line(format!("SnapshotOffered {}", describe::snapshot(meta)));
+        }
+        if let Some(index) = ready.snapshot_wanted {
+            line(format!("SnapshotWanted Index:{index}"));
+        }
+        if !ready.committed.is_empty() {
+            line("CommittedEntries:".to_owned());
+            for entry in entries_of(&ready.committed) {
+                line(describe::entry(&entry));
+            }
+        }
+        out
+    }
+
+    /// What etcd-raft would hand to its two threads.
+    fn thread_work(
+        &self,
+        ready: &Ready,
+        after: Vec<Letter>,
+    ) -> (Option<AppendWork>, Option<ApplyWork>) {
+        let me = Party::Replica(self.id.get());
+        let last = self.raft.last_index();
+        let has_unstable = self.unstable_from <= last;
+        let is_needed = !ready.entries.is_empty()
+            || ready.hard_state.is_some()
+            || ready.snapshot.is_some()
+            || !after.is_empty();
+        let append = is_needed.then(|| {
+            let mut shown = Shown::new(me, Party::AppendThread, "MsgStorageAppend");
+            if let Some(hard) = ready.hard_state {
+                shown.term = hard.term.get();
+                shown.vote = hard.vote.map_or(0, ReplicaId::get);
+                shown.commit = hard.commit.get();
+            }
+            shown.entries = entries_of(&ready.entries)
+                .iter()
+                .map(describe::entry)
+                .collect();
+            shown.snapshot = ready.snapshot.as_ref().map(describe::snapshot);
+            let mut responses = after;
+            if has_unstable || ready.snapshot.is_some() {
+                let term = self.raft.term_at(last).unwrap_or_default();
+                responses.push(Letter::Appended(Appended {
+                    to: self.id,
+                    term: self.raft.term(),
+                    log: has_unstable.then_some(EntryId::new(term, last)),
+                    snapshot: ready.snapshot.clone(),
+                    submission: ready.submission.expect("something is to be made durable"),
+                }));
+            }
+            AppendWork {
+                shown,
+                entries: ready.entries.clone(),
+                snapshot: ready.snapshot.clone(),
+                responses,
+            }
+        });
+        let apply = ready.committed.last().map(|batch| {
+            let mut shown = Shown::new(me, Party::ApplyThread, "MsgStorageApply");
+            let entries = entries_of(&ready.committed);
+            shown.entries = entries.iter().map(describe::entry).collect();
+            ApplyWork {
+                shown,
+                committed: ready.committed.clone(),
+                response: Letter::Applied {
+                    to: self.id,
+                    entries,
+                    last: batch.last().index,
+                },
+            }
+        });
+        (append, apply)
+    }
+
+    fn store(&mut self, entries: &[Batch], snapshot: Option<&SnapshotMeta>) {
+        if let Some(meta) = snapshot {
+            self.storage.restore(meta.id);
+        }
+        self.storage.append(entries);
+    }
+
+    fn apply(&mut self, committed: &[Batch]) -> Result<(), String> {
+        for batch in committed {
+            for entry in batch {
+                let mut state = self.state().clone();
+                if entry.kind().is_membership() {
+                    let change = MembershipChange::decode(entry.payload())
+                        .map_err(|error| error.to_string())?;
+                    state.meta.membership = self
+                        .raft
+                        .apply_membership(entry.index(), &change)
+                        .map_err(|error| error.to_string())?;
+                    state.data.extend_from_slice(&change.context);
+                } else {
+                    state.data.extend_from_slice(entry.payload());
+                }
+                state.meta.id = entry.id();
+                self.raft.snapshot_stored(state.meta.clone());
+                self.history.push(state);
+            }
+        }
+        self.supply();
+        Ok(())
+    }
+
+    /// Everything of a `Ready` is done at once.
+    fn advance(&mut self, ready: &Ready) {
+        if let Some(submission) = ready.submission {
+            self.raft.persisted(submission);
+            self.unstable_from = self.raft.last_index().next();
+            if let Some(entries) = ready.entries.last() {
+                self.unstable_from = entries.last().index.next();
+            }
+        }
+        if let Some(meta) = &ready.snapshot {
+            self.raft.applied(meta.id.index);
+        }
+        if let Some(batch) = ready.committed.last() {
+            self.raft.applied(batch.last().index);
+        }
+        self.supply();
+    }
+}
+
+fn dropped() -> String {
+    "raft proposal dropped".to_owned()
+}
+
+fn unknown_peer() -> String {
+    "raft: cannot step as peer not found".to_owned()
+}
+
+fn replica(id: u64) -> ReplicaId {
+    ReplicaId::new(id).expect("a script uses valid ids")
+}
+
+/// What etcd-raft's language has no word for.
+impl Env {
+    fn run_own(&mut self, directive: &Directive) -> Result<(), String> {
+        let ids = directive.ids();
+        let refused = |result: Result<(), Refused>| result.map_err(|refused| refused.to_string());
+        match directive.command.as_str() {
+            "read-index" => refused(self.node(ids[0]).raft.read_index(ids[1])),
+            "request-snapshot" => {
+                refused(self.node(ids[0]).raft.request_snapshot(Index::new(ids[1])))
+            }
+            "report-snapshot" => {
+                let status = match directive.value("status") {
+                    Some("failed") => raft_proto::SnapshotStatus::Failed,
+                    _ => raft_proto::SnapshotStatus::Finished,
+                };
+                self.node(ids[0])
+                    .raft
+                    .report_snapshot(replica(ids[1]), status);
+                Ok(())
+            }
+            "tick" => {
+                self.node(ids[0]).tick(ids[1]);
+                Ok(())
+            }
+            "is-quiet" => {
+                let quiet: Vec<String> = self
+                    .nodes
+                    .iter()
+                    .map(|node| format!("{}: {}", node.id, node.raft.is_quiet()))
+                    .collect();
+                for line in quiet {
+                    self.put_line(&line);
+                }
+                Ok(())
+            }
+            // In etcd-raft's harness a crash loses all that was not written.
+            "restart" => {
+                self.restart(ids[0], directive);
+                Ok(())
+            }
+            _ => Err("unknown command".to_owned()),
+        }
+    }
+
+    /// The replica comes back with what its disk and its state machine hold.
+    fn restart(&mut self, id: u64, directive: &Directive) {
+        let is_async = self.node(id).is_async;
+        let config = self
+            .config(replica(id), directive, is_async)
+            .expect("the options were taken before");
+        let node = self.node(id);
+        let state = node.state().clone();
+        let before = node.storage.first().previous().unwrap_or_default();
+        let mut terms = Vec::new();
+        let mut index = before;
+        while index <= node.storage.last() {
+            let term = node.storage.term(index).unwrap_or_default();
+            terms.push(TermRun { first: index, term });
+            index = index.next();
+        }
+        let last = node.storage.last();
+        let restored = Restored {
+            hard_state: node.hard_state,
+            snapshot: Some(state.meta.clone()),
+            first: node.storage.first(),
+            last: EntryId::new(node.storage.term(last).unwrap_or_default(), last),
+            terms,
+            applied: state.meta.id.index,
+            membership: state.meta.membership.clone(),
+            membership_entries: node
+                .storage
+                .entries()
+                .iter()
+                .filter(|entry| entry.kind.is_membership())
+                .map(|entry| entry.id.index)
+                .collect(),
+        };
+        node.raft = Raft::new(config, restored).expect("the options were taken before");
+        node.tick = 0;
+        node.append_work.clear();
+        node.apply_work.clear();
+        node.ready = None;
+        node.unstable_from = last.next();
+        node.hard_state = node.raft.hard_state();
+        self.letters
+            .retain(|letter| letter.to() != id || letter.may_be_dropped());
+    }
+}

@@ -1,0 +1,28 @@
+//! etcd-raft's interaction scripts, run on our core, message by message.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    clippy::print_stdout,
+    reason = "a test that prints what it ran, not an interface"
+)]
+
+#[path = "conformance/changes.rs"]
+mod changes;
+#[path = "conformance/describe.rs"]
+mod describe;
+#[path = "conformance/env.rs"]
+mod env;
+#[path = "conformance/script.rs"]
+mod script;
+#[path = "conformance/storage.rs"]
+mod storage;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    script::run_family(
+        "interaction",
+        || Box::new(env::Env::new(usize::MAX)),
+        script::own_tests(),
+    )
+}
