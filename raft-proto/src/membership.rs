@@ -18,6 +18,7 @@ pub const MEMBERSHIP_REPLICAS_MAX: usize = 1_024;
 /// How many bytes an encoded membership or change may take.
 pub const MEMBERSHIP_BYTES_MAX: usize = 64 << 10;
 const VERSION: u8 = 1;
+const VERSION_WITH_WITNESSES: u8 = 2;
 
 /// A configuration of a group.
 ///
@@ -41,8 +42,10 @@ pub struct Membership {
     /// The host of each replica.
     pub hosts: BTreeMap<ReplicaId, HostId>,
     /// Voters that hold the places of entries but no commands, and never lead.
+    #[serde(skip)]
     pub witnesses: BTreeSet<ReplicaId>,
     /// How much each replica wants to lead, where it was set; 1 elsewhere.
+    #[serde(skip)]
     pub priorities: BTreeMap<ReplicaId, u8>,
 }
 
@@ -410,28 +413,32 @@ impl Membership {
     }
 }
 
-fn encode<T: Serialize>(value: &T) -> Vec<u8> {
-    postcard::to_extend(value, alloc::vec![VERSION]).expect("writing to a vector does not fail")
+fn encode<T: Serialize>(version: u8, value: &T) -> Vec<u8> {
+    postcard::to_extend(value, alloc::vec![version]).expect("writing to a vector does not fail")
 }
 
-fn decode<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<T, MembershipDecodeError> {
+/// The version byte and what follows it.
+fn versioned(bytes: &[u8]) -> Result<(u8, &[u8]), MembershipDecodeError> {
     match bytes {
-        [VERSION, rest @ ..] if rest.len() <= MEMBERSHIP_BYTES_MAX => {
-            match postcard::take_from_bytes(rest) {
-                Ok((value, [])) => Ok(value),
-                _ => Err(MembershipDecodeError::Malformed),
-            }
-        }
-        [version, ..] if *version != VERSION => Err(MembershipDecodeError::Version(*version)),
+        [version, rest @ ..] if rest.len() <= MEMBERSHIP_BYTES_MAX => Ok((*version, rest)),
         _ => Err(MembershipDecodeError::Malformed),
     }
 }
 
+fn take<'a, T: Deserialize<'a>>(bytes: &'a [u8]) -> Result<(T, &'a [u8]), MembershipDecodeError> {
+    postcard::take_from_bytes(bytes).map_err(|_| MembershipDecodeError::Malformed)
+}
+
 impl Membership {
-    /// The bytes of it: a version byte, then postcard.
+    /// The bytes of it: a version byte, then postcard. Version 2 adds witnesses and priorities, and
+    /// is written where there are any.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        if self.witnesses.is_empty() && self.priorities.is_empty() {
+            return encode(VERSION, self);
+        }
+        let more = (&self.witnesses, &self.priorities);
+        encode(VERSION_WITH_WITNESSES, &(self, more))
     }
 
     /// Reads what [`Self::encode`] wrote.
@@ -440,9 +447,25 @@ impl Membership {
     ///
     /// [`MembershipDecodeError`]: a later version, or damage.
     pub fn decode(bytes: &[u8]) -> Result<Self, MembershipDecodeError> {
-        let membership: Self = decode(bytes)?;
+        let (version, rest) = versioned(bytes)?;
+        let (mut membership, rest): (Self, _) = match version {
+            VERSION | VERSION_WITH_WITNESSES => take(rest)?,
+            _ => return Err(MembershipDecodeError::Version(version)),
+        };
+        let rest = if version == VERSION_WITH_WITNESSES {
+            let (more, rest) = take(rest)?;
+            (membership.witnesses, membership.priorities) = more;
+            rest
+        } else {
+            rest
+        };
+        if !rest.is_empty() {
+            return Err(MembershipDecodeError::Malformed);
+        }
         let is_joint = membership.is_joint();
-        let is_sound = membership.replicas().len() <= MEMBERSHIP_REPLICAS_MAX
+        let members = membership.replicas();
+        let is_sound = members.len() <= MEMBERSHIP_REPLICAS_MAX
+            && membership.witnesses.is_subset(&members)
             && membership
                 .learners
                 .iter()
@@ -464,7 +487,7 @@ impl MembershipChange {
     /// The payload of its entry: a version byte, then postcard.
     #[must_use]
     pub fn encode(&self) -> Vec<u8> {
-        encode(self)
+        encode(VERSION, self)
     }
 
     /// Reads what [`Self::encode`] wrote.
@@ -473,8 +496,12 @@ impl MembershipChange {
     ///
     /// [`MembershipDecodeError`]: a later version, or damage.
     pub fn decode(bytes: &[u8]) -> Result<Self, MembershipDecodeError> {
-        let change: Self = decode(bytes)?;
-        if change.changes.len() > MEMBERSHIP_REPLICAS_MAX {
+        let (version, rest) = versioned(bytes)?;
+        if version != VERSION {
+            return Err(MembershipDecodeError::Version(version));
+        }
+        let (change, rest): (Self, _) = take(rest)?;
+        if !rest.is_empty() || change.changes.len() > MEMBERSHIP_REPLICAS_MAX {
             return Err(MembershipDecodeError::Malformed);
         }
         Ok(change)
