@@ -104,6 +104,13 @@ pub(crate) struct ApplyWorker {
     drained: Vec<ApplyInput>,
 }
 
+impl Drop for ApplyWorker {
+    /// What still lies in the inbox answers its callers now.
+    fn drop(&mut self) {
+        self.inbox.drain(&mut Vec::new());
+    }
+}
+
 impl ApplyWorker {
     pub(crate) fn new(
         inbox: Arc<Inbox<ApplyInput>>,

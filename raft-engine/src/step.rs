@@ -152,6 +152,13 @@ pub(crate) struct StepWorker {
     failed: Option<String>,
 }
 
+impl Drop for StepWorker {
+    /// What still lies in the inbox answers its callers now: handles keep the inbox alive.
+    fn drop(&mut self) {
+        self.inbox.drain(&mut Vec::new());
+    }
+}
+
 impl StepWorker {
     pub(crate) fn new(shared: Arc<StepShared>, inbox: Arc<Inbox<StepInput>>) -> Self {
         Self {

@@ -1,6 +1,5 @@
 //! What a host tells those who listen, and what it remembers of it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
@@ -123,17 +122,30 @@ impl Ear {
     }
 }
 
-/// Who leads a group, as the replica here last heard; 0 stands for nobody.
+/// Who leads a group, as the replica here last heard.
 #[derive(Debug, Default)]
-pub(crate) struct LeaderHint(AtomicU64);
+pub(crate) struct LeaderHint(watch::Sender<Option<ReplicaId>>);
 
 impl LeaderHint {
     fn set(&self, leader: Option<ReplicaId>) {
-        self.0
-            .store(leader.map_or(0, ReplicaId::get), Ordering::Relaxed);
+        self.0.send_replace(leader);
     }
 
     pub(crate) fn leader(&self) -> Option<ReplicaId> {
-        ReplicaId::new(self.0.load(Ordering::Relaxed))
+        *self.0.borrow()
+    }
+
+    /// Waits until somebody leads.
+    pub(crate) async fn known(&self) -> ReplicaId {
+        let mut news = self.0.subscribe();
+        loop {
+            if let Some(leader) = *news.borrow_and_update() {
+                return leader;
+            }
+            if news.changed().await.is_err() {
+                // The sender lives as long as this does.
+                std::future::pending::<()>().await;
+            }
+        }
     }
 }

@@ -88,6 +88,17 @@ impl GroupHandle {
         self.leader() == Some(self.replica)
     }
 
+    /// Waits until somebody leads, and returns who, as the replica here has heard.
+    ///
+    /// # Errors
+    ///
+    /// [`ReadError::Timeout`]: nobody leads; most likely there is no majority.
+    pub async fn wait_for_leader(&self) -> Result<ReplicaId, ReadError> {
+        let waited = self.timeout;
+        let known = tokio::time::timeout(waited, self.leader.known()).await;
+        known.map_err(|_| ReadError::Timeout { waited })
+    }
+
     /// Proposes a command. `Ok` means: durable on a majority and applied here; it carries what the
     /// state machine returned.
     ///

@@ -55,6 +55,16 @@ impl std::fmt::Debug for GroupStart {
     }
 }
 
+/// What a host stands on, for those who bring their own.
+#[derive(Debug)]
+pub struct HostParts {
+    /// Certificate, key and trusted authorities.
+    pub identity: TransportIdentity,
+    /// The file system of log and snapshots. `IDENTITY`, `PEERS` and `LOCK` lie in the real one in
+    /// any case.
+    pub vfs: Arc<dyn Vfs>,
+}
+
 /// What a host has done since it opened.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct HostStats {
@@ -115,18 +125,21 @@ impl NodeHost {
         let files = &config.certificates;
         let identity =
             TransportIdentity::from_pem_files(&files.certificate, &files.key, &files.authorities)?;
-        Self::open_with_identity(config, identity).await
+        let parts = HostParts {
+            identity,
+            vfs: Arc::new(StdVfs::new()),
+        };
+        Self::open_with(config, parts).await
     }
 
-    /// Opens with an identity that does not lie in files; `config.certificates` is not looked at.
+    /// Opens with an identity that does not lie in files, or over another file system;
+    /// `config.certificates` is not looked at.
     ///
     /// # Errors
     ///
     /// As [`NodeHost::open`].
-    pub async fn open_with_identity(
-        config: HostConfig,
-        identity: TransportIdentity,
-    ) -> Result<Self, OpenError> {
+    pub async fn open_with(config: HostConfig, parts: HostParts) -> Result<Self, OpenError> {
+        let HostParts { identity, vfs } = parts;
         config.check()?;
         config
             .engine
@@ -145,7 +158,7 @@ impl NodeHost {
         ));
         let opening = {
             let (config, ear, way) = (config.clone(), Arc::clone(&ear), Arc::clone(&way));
-            task::spawn_blocking(move || open_storage(&config, &ear, &way))
+            task::spawn_blocking(move || open_storage(&config, vfs, &ear, &way))
         };
         let (data_dir, engine, workers) = opening.await.map_err(|_| OpenError::ShuttingDown)??;
 
@@ -224,6 +237,17 @@ impl NodeHost {
     #[must_use]
     pub fn recovered(&self) -> Vec<RecoveredReplica> {
         self.shared.engine.recovered()
+    }
+
+    /// This host's replica of a group whose state lies here and which was not started since the host
+    /// opened. With one, the group is started by [`Start::Restart`].
+    #[must_use]
+    pub fn recovered_replica(&self, group: GroupId) -> Option<ReplicaId> {
+        let found = self.recovered().into_iter();
+        found
+            .filter(|found| found.group == group)
+            .map(|found| found.replica)
+            .next()
     }
 
     /// Starts a group's replica on this host; it is durable when this returns.
@@ -430,6 +454,7 @@ impl Drop for NodeHost {
 
 fn open_storage(
     config: &HostConfig,
+    vfs: Arc<dyn Vfs>,
     ear: &Arc<Ear>,
     way: &Arc<Way>,
 ) -> Result<(Arc<DataDir>, Engine, Workers), OpenError> {
@@ -438,7 +463,6 @@ fn open_storage(
         way: Arc::clone(way),
         ear: Arc::clone(ear),
     });
-    let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::new());
     let parts = Parts {
         vfs,
         data_dir: config.data_dir.clone(),

@@ -1,6 +1,6 @@
 //! This process's part in the cluster: its host, its groups, and who leads what.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -43,10 +43,10 @@ impl Node {
         voters: &[HostId],
     ) -> Result<Self> {
         let host = Arc::new(host);
-        let known: BTreeMap<GroupId, ReplicaId> = host
+        let known: BTreeSet<GroupId> = host
             .recovered()
             .into_iter()
-            .map(|found| (found.group, found.replica))
+            .map(|found| found.group)
             .collect();
         let founders: BTreeMap<ReplicaId, HostId> = voters
             .iter()
@@ -55,7 +55,7 @@ impl Node {
         let mut starting = JoinSet::new();
         for id in 1..=groups {
             let group = GroupId::new(id).context("0 is no group")?;
-            let start = if known.contains_key(&group) {
+            let start = if known.contains(&group) {
                 Start::Restart
             } else if founders.is_empty() {
                 Start::Join

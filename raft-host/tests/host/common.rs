@@ -196,6 +196,11 @@ impl Fleet {
         }
     }
 
+    /// Remembers where a host listens that was opened otherwise.
+    pub(crate) fn know(&mut self, id: u64, address: SocketAddr) {
+        self.addresses.insert(host(id), address);
+    }
+
     pub(crate) fn path(&self) -> &Path {
         self.dir.path()
     }

@@ -1,5 +1,8 @@
 //! Hosts in one process, over real QUIC on the loopback interface and real files.
 
 mod common;
+mod failures;
+mod identity;
 mod membership;
 mod replication;
+mod starting;
