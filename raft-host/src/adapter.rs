@@ -2,7 +2,7 @@
 
 mod snapshots;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use raft_engine::{Engine, Event, Events, Outbound, SnapshotTransfer};
 use raft_proto::{Envelope, GroupId, HostId, ReplicaId};
@@ -22,6 +22,8 @@ use crate::events::{Ear, HostEvent};
 #[derive(Debug)]
 pub(crate) struct Way {
     transport: RwLock<Option<Arc<Transport>>>,
+    /// Closed, and perhaps not yet heard by the peers.
+    closed: Mutex<Option<Arc<Transport>>>,
     runtime: Handle,
     /// Snapshots that are read from disk at once; those that wait have no file open.
     sending: Arc<Semaphore>,
@@ -31,6 +33,7 @@ impl Way {
     pub(crate) fn new(runtime: Handle, snapshots_max: usize) -> Self {
         Self {
             transport: RwLock::default(),
+            closed: Mutex::default(),
             runtime,
             sending: Arc::new(Semaphore::new(snapshots_max)),
         }
@@ -43,17 +46,25 @@ impl Way {
             .unwrap_or_else(PoisonError::into_inner) = Some(transport);
     }
 
-    /// Closes the transport and lets go of it, so that nothing holds what holds this.
-    pub(crate) fn close(&self) -> Option<Arc<Transport>> {
+    /// Closes the transport: nothing leaves any more.
+    pub(crate) fn close(&self) {
         let transport = self
             .transport
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .take();
-        if let Some(transport) = &transport {
+        if let Some(transport) = transport {
             transport.close();
+            *self.closed.lock().unwrap_or_else(PoisonError::into_inner) = Some(transport);
         }
-        transport
+    }
+
+    /// Takes the transport that was closed, so that nothing here holds what holds this.
+    pub(crate) fn take_closed(&self) -> Option<Arc<Transport>> {
+        self.closed
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
     }
 
     pub(crate) fn connect(&self, host: HostId) {

@@ -75,6 +75,9 @@ impl Ear {
             }
             Event::HostFailed { reason } => {
                 is_failure = true;
+                let leaders = self.leaders.read().unwrap_or_else(PoisonError::into_inner);
+                leaders.values().for_each(|hint| hint.set(None));
+                drop(leaders);
                 self.failed.send_if_modified(|failed| {
                     let is_first = failed.is_none();
                     failed.get_or_insert_with(|| reason.clone());

@@ -1,6 +1,6 @@
 //! A host: a data directory, an engine over it, and a transport beside it.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -117,9 +117,9 @@ impl NodeHost {
     ///
     /// # Errors
     ///
-    /// [`OpenError`]: nothing runs. A setting out of bounds and a certificate that is another
-    /// host's are found before the directory is touched; a directory that is open elsewhere before
-    /// anything in it is.
+    /// [`OpenError`]: nothing runs. A setting out of bounds, a certificate that is another host's
+    /// and an address that is taken are found before the directory is touched; a directory that is
+    /// open elsewhere before anything in it is.
     pub async fn open(config: HostConfig) -> Result<Self, OpenError> {
         config.check()?;
         let files = &config.certificates;
@@ -149,6 +149,10 @@ impl NodeHost {
         transport_config(&config, None)
             .check()
             .map_err(TransportError::from)?;
+
+        // An address that is taken is found before the directory is touched. Whoever takes it
+        // between this and the transport's own attempt is found then.
+        drop(UdpSocket::bind(config.listen).map_err(TransportError::Listen)?);
 
         let ear = Arc::new(Ear::new(config.events_max));
         let runtime = Handle::current();
@@ -410,7 +414,8 @@ impl NodeHost {
     /// [`CloseError`]: a worker hangs.
     pub async fn close(&self) -> Result<(), CloseError> {
         self.shared.is_closed.store(true, Ordering::Release);
-        if let Some(transport) = self.shared.way.close() {
+        self.shared.way.close();
+        if let Some(transport) = self.shared.way.take_closed() {
             // Peers that are not told find out by themselves.
             let _ = tokio::time::timeout(FAREWELL_PATIENCE, transport.closed()).await;
         }
@@ -447,6 +452,7 @@ impl Drop for NodeHost {
     fn drop(&mut self) {
         self.shared.is_closed.store(true, Ordering::Release);
         self.shared.way.close();
+        drop(self.shared.way.take_closed());
         drop(self.workers().take());
         self.data_dir.unlock();
     }

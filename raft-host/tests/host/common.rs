@@ -9,7 +9,7 @@ use std::time::Duration;
 use raft_host::{
     Bytes, BytesMut, Command, GroupHandle, GroupId, GroupStart, GroupStatus, HostConfig, HostId,
     NodeHost, OpenError, ProposeError, ReplicaId, SaveCursor, SaveStep, SnapshotRead, Start,
-    StateMachine, StateMachineError,
+    StateMachine, StateMachineError, TransportError,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
@@ -171,7 +171,15 @@ impl Fleet {
     }
 
     pub(crate) async fn try_open(&mut self, id: u64) -> Result<NodeHost, OpenError> {
-        let opened = NodeHost::open(self.config(id)).await?;
+        let config = self.config(id);
+        // The port of a host that was just closed is free a moment later.
+        let opened = until("a free port", || async {
+            match NodeHost::open(config.clone()).await {
+                Err(OpenError::Network(TransportError::Listen(_))) => None,
+                opened => Some(opened),
+            }
+        });
+        let opened = opened.await?;
         self.addresses.insert(host(id), opened.raft_addr());
         Ok(opened)
     }
@@ -272,6 +280,7 @@ pub(crate) async fn leader(handles: &BTreeMap<u64, GroupHandle>) -> u64 {
         for (&host, handle) in handles {
             if let Ok(status) = handle.status().await
                 && status.role == raft_host::Role::Leader
+                && status.failed.is_none()
             {
                 return Some(host);
             }

@@ -160,6 +160,7 @@ const LAWS: &[Law] = &[
             "anyhow",
             "clap",
             "hdrhistogram",
+            "libtest-mimic",
             "rcgen",
             "resp-rs",
             "serde_json",
