@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use raft_engine::RequestError;
-use raft_proto::{GroupId, HostId};
+use raft_proto::{GroupId, HostId, ReplicaId};
 use raft_transport::TransportError;
 
 use crate::config::ConfigError;
@@ -88,7 +88,13 @@ pub enum StartError {
     /// It does not run here.
     #[error("group {0} does not run on this host")]
     NotRunning(GroupId),
-    /// The members make no sense, or the replica's directories cannot be read.
+    /// The file system refused the replica's directories: look at the disk, then try again.
+    #[error("the replica's directory cannot be used: {reason}")]
+    Storage {
+        /// What it said.
+        reason: String,
+    },
+    /// The members make no sense.
     #[error("invalid start: {reason}")]
     Invalid {
         /// What to mend.
@@ -110,6 +116,7 @@ impl StartError {
             RequestError::NoState(group) => Self::NoState(group),
             RequestError::Damaged { group, reason, .. }
             | RequestError::GroupFailed { group, reason } => Self::Damaged { group, reason },
+            RequestError::Storage { reason } => Self::Storage { reason },
             RequestError::UnknownGroup(group) => Self::NotRunning(group),
             RequestError::Invalid { reason } => Self::Invalid { reason },
             other => Self::HostDown {
@@ -161,6 +168,12 @@ pub enum ProposeError {
         /// Why.
         reason: String,
     },
+    /// The leadership was not taken over in time, or by another: try again if it still matters.
+    #[error("replica {to} did not take over")]
+    TransferFailed {
+        /// Who should have led.
+        to: ReplicaId,
+    },
     /// The group does not run here: ask another host.
     #[error("group {0} does not run on this host")]
     UnknownGroup(GroupId),
@@ -186,7 +199,10 @@ impl ProposeError {
         match self {
             Self::NotLeader { leader, .. } => NextStep::RetryElsewhere { leader: *leader },
             Self::UnknownGroup(_) => NextStep::RetryElsewhere { leader: None },
-            Self::Busy { .. } | Self::StorageFull | Self::Superseded => NextStep::Retry,
+            Self::Busy { .. }
+            | Self::StorageFull
+            | Self::Superseded
+            | Self::TransferFailed { .. } => NextStep::Retry,
             Self::TooLarge { .. } | Self::Refused { .. } => NextStep::GiveUp,
             Self::Timeout { .. } | Self::OutcomeUnknown { .. } => NextStep::FindOut,
         }
@@ -201,6 +217,7 @@ impl ProposeError {
             RequestError::Busy { queue } => Self::Busy { queue },
             RequestError::StorageFull => Self::StorageFull,
             RequestError::Superseded => Self::Superseded,
+            RequestError::TransferFailed { to, .. } => Self::TransferFailed { to },
             RequestError::TooLarge { what, size, bound } => Self::TooLarge { what, size, bound },
             RequestError::MembershipRefused { reason } | RequestError::Invalid { reason } => {
                 Self::Refused { reason }
@@ -286,6 +303,12 @@ pub enum SnapshotError {
         /// What to mend.
         reason: String,
     },
+    /// A bound is met. Nothing was done: try again later.
+    #[error("busy: the {queue} queue is full")]
+    Busy {
+        /// Which.
+        queue: &'static str,
+    },
     /// The deadline passed. The save goes on; a request for the same state is then *nothing new*.
     #[error("not saved within {waited:?}")]
     Timeout {
@@ -306,13 +329,14 @@ impl SnapshotError {
     pub const fn next_step(&self) -> NextStep {
         match self {
             Self::Invalid { .. } => NextStep::GiveUp,
-            Self::Timeout { .. } => NextStep::Retry,
+            Self::Busy { .. } | Self::Timeout { .. } => NextStep::Retry,
             Self::NotServed { .. } => NextStep::RetryElsewhere { leader: None },
         }
     }
 
     pub(crate) fn of(error: RequestError) -> Self {
         match error {
+            RequestError::Busy { queue } => Self::Busy { queue },
             RequestError::Invalid { reason } => Self::Invalid { reason },
             other => Self::NotServed {
                 reason: other.to_string(),

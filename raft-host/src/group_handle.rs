@@ -175,13 +175,22 @@ impl GroupHandle {
         let outcome = self.submit(|engine, responder| {
             engine.request_snapshot(self.group, request, responder);
         });
-        let waiting = pending::within(self.timeout, outcome);
-        async move {
-            match waiting.await {
-                Waited::Done(outcome) => outcome.map_err(SnapshotError::of),
-                Waited::Timeout(waited) => Err(SnapshotError::Timeout { waited }),
-            }
-        }
+        self.saved(outcome)
+    }
+
+    /// Gives up the save under way, if there is one: whoever asked for it hears
+    /// [`SnapshotOutcome::Aborted`], and nothing is left of it.
+    ///
+    /// # Errors
+    ///
+    /// [`SnapshotError`].
+    pub fn cancel_snapshot(
+        &self,
+    ) -> impl Future<Output = Result<(), SnapshotError>> + Send + 'static {
+        let outcome = self.submit(|engine, responder| {
+            engine.cancel_snapshot(self.group, responder);
+        });
+        self.saved(outcome)
     }
 
     /// Adds a replica that receives entries and does not count. Its host starts the group with
@@ -253,7 +262,7 @@ impl GroupHandle {
     /// # Errors
     ///
     /// [`ProposeError::NotLeader`] if the replica here does not lead; [`ProposeError::Refused`] if
-    /// the other is no voter or did not take over in time.
+    /// the other is no voter; [`ProposeError::TransferFailed`] if it did not take over in time.
     pub fn transfer_leadership(
         &self,
         to: ReplicaId,
@@ -276,6 +285,19 @@ impl GroupHandle {
             hand_over(&self.host.engine, responder);
         }
         outcome
+    }
+
+    fn saved<T: Send + 'static>(
+        &self,
+        outcome: Outcome<T>,
+    ) -> impl Future<Output = Result<T, SnapshotError>> + Send + 'static + use<T> {
+        let waiting = pending::within(self.timeout, outcome);
+        async move {
+            match waiting.await {
+                Waited::Done(outcome) => outcome.map_err(SnapshotError::of),
+                Waited::Timeout(waited) => Err(SnapshotError::Timeout { waited }),
+            }
+        }
     }
 
     fn proposed<T: Send + 'static>(

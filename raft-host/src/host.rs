@@ -70,6 +70,8 @@ pub struct HostParts {
 pub struct HostStats {
     /// The log's counters.
     pub log: LaneStats,
+    /// Messages that arrived and found no room in a worker's inbox; Raft sends them again.
+    pub inbox_messages_dropped: u64,
     /// The network's counters.
     pub network: TransportStats,
 }
@@ -395,6 +397,7 @@ impl NodeHost {
                 .as_ref()
                 .map(|workers| workers.stats().lane)
                 .unwrap_or_default(),
+            inbox_messages_dropped: self.shared.engine.messages_dropped(),
             network: self.shared.way.stats(),
         }
     }

@@ -249,6 +249,10 @@ fn info(node: &Node) -> String {
                 ("messages_sent", network.messages_sent.to_string()),
                 ("messages_received", network.messages_received.to_string()),
                 ("messages_dropped", network.messages_dropped.to_string()),
+                (
+                    "inbox_messages_dropped",
+                    stats.inbox_messages_dropped.to_string(),
+                ),
                 ("bytes_sent", network.bytes_sent.to_string()),
                 ("bytes_received", network.bytes_received.to_string()),
                 (

@@ -110,6 +110,9 @@ mod failing_disk {
         fn rename(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
             self.disk.rename(from, to)
         }
+        fn replace(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
+            self.disk.replace(from, to)
+        }
         fn remove_file(&self, path: &Path) -> Result<(), VfsError> {
             self.disk.remove_file(path)
         }
