@@ -39,6 +39,7 @@ const LAWS: &[Law] = &[
             "libtest-mimic",
             "proptest",
             "serde_json",
+            "stats_alloc",
         ],
         network: false,
     },

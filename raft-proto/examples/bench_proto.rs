@@ -1,0 +1,259 @@
+//! Three replicas in one thread, in memory: how many proposals a second the core commits and
+//! applies on all three, and how many allocations each entry costs.
+//!
+//! `bench_proto FORM PAYLOAD_BYTES BATCH SECONDS`, with FORM `reference` or `bytes`: every message
+//! is moved, or is encoded, decoded and checked. Prints `PROPOSALS_PER_S ALLOCS_PER_ENTRY`.
+//! `bench_proto quiet GROUPS` makes so many groups, lets them fall quiet, and prints how many of
+//! them ask for a call after that.
+#![allow(clippy::print_stdout, reason = "it prints what it measures")]
+
+use std::collections::VecDeque;
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use raft_proto::{
+    Batch, Config, EntryKind, Envelope, GroupId, HardState, Index, Membership, Message, Proposal,
+    Raft, Ready, ReplicaId, Restored, Role,
+};
+use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
+
+#[global_allocator]
+static ALLOCATOR: &StatsAlloc<std::alloc::System> = &INSTRUMENTED_SYSTEM;
+
+/// Applied entries that stay in the in-memory storage.
+const KEPT: u64 = 20_000;
+
+struct Replica {
+    raft: Raft,
+    hard_state: HardState,
+    log: VecDeque<Batch>,
+    first: Index,
+    applied: Index,
+    commands: u64,
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match &arguments[..] {
+        [form, groups] if form == "quiet" => quiet(groups.parse()?),
+        [form, payload, batch, seconds] => {
+            let in_bytes = match form.as_str() {
+                "reference" => false,
+                "bytes" => true,
+                other => return Err(format!("no form {other}").into()),
+            };
+            let seconds = Duration::try_from_secs_f64(seconds.parse()?)?;
+            run(in_bytes, payload.parse()?, batch.parse()?, seconds)
+        }
+        _ => Err("usage: bench_proto reference|bytes PAYLOAD_BYTES BATCH SECONDS".into()),
+    }
+}
+
+fn run(
+    in_bytes: bool,
+    payload_bytes: usize,
+    batch: usize,
+    seconds: Duration,
+) -> Result<(), Box<dyn Error>> {
+    let group = GroupId::new(1).ok_or("a valid id")?;
+    let mut replicas = make_group(group, 0)?;
+    let payload = vec![7_u8; payload_bytes];
+    let mut world = World {
+        in_bytes,
+        group,
+        ready: Ready::default(),
+        mail: VecDeque::new(),
+        bytes: BytesMut::new(),
+    };
+    replicas[0].raft.campaign()?;
+    world.settle(&mut replicas)?;
+    if replicas[0].raft.role() != Role::Leader {
+        return Err("replica 1 does not lead".into());
+    }
+    let mut measure = |span: Duration| -> Result<(u64, f64, usize), Box<dyn Error>> {
+        let allocations = ALLOCATOR.stats().allocations + ALLOCATOR.stats().reallocations;
+        let begin = Instant::now();
+        let mut proposals = 0;
+        while begin.elapsed() < span {
+            let commands = std::iter::repeat_n(Proposal::command(&payload), batch);
+            replicas[0].raft.propose(commands)?;
+            world.settle(&mut replicas)?;
+            proposals += u64::try_from(batch)?;
+        }
+        let elapsed = begin.elapsed().as_secs_f64();
+        let stats = ALLOCATOR.stats();
+        let allocations = stats.allocations + stats.reallocations - allocations;
+        Ok((proposals, elapsed, allocations))
+    };
+    let (warm_up, ..) = measure(seconds / 4)?;
+    let (proposals, elapsed, allocations) = measure(seconds)?;
+    for replica in &replicas {
+        if replica.commands != warm_up + proposals {
+            return Err("not all were applied everywhere".into());
+        }
+        if replica.hard_state.commit.get() < warm_up + proposals {
+            return Err("not all were committed everywhere".into());
+        }
+    }
+    let [proposals, allocations] = [proposals, u64::try_from(allocations)?].map(as_f64);
+    println!("{:.0} {:.4}", proposals / elapsed, allocations / proposals);
+    Ok(())
+}
+
+#[expect(clippy::cast_precision_loss, reason = "counts lie far below 2^52")]
+const fn as_f64(count: u64) -> f64 {
+    count as f64
+}
+
+fn make_group(group: GroupId, quiesce_timeouts: u64) -> Result<Vec<Replica>, Box<dyn Error>> {
+    let ids: Vec<ReplicaId> = (1..=3).filter_map(ReplicaId::new).collect();
+    let membership = Membership {
+        voters: ids.iter().copied().collect(),
+        ..Membership::default()
+    };
+    ids.iter()
+        .map(|&id| {
+            let config = Config {
+                quiesce_timeouts,
+                ..Config::new(group, id, id.get())
+            };
+            let restored = Restored {
+                membership: membership.clone(),
+                ..Restored::default()
+            };
+            Ok(Replica {
+                raft: Raft::new(config, restored)?,
+                hard_state: HardState::default(),
+                log: VecDeque::new(),
+                first: Index::new(1),
+                applied: Index::ZERO,
+                commands: 0,
+            })
+        })
+        .collect()
+}
+
+struct World {
+    in_bytes: bool,
+    group: GroupId,
+    ready: Ready,
+    mail: VecDeque<Message>,
+    bytes: BytesMut,
+}
+
+impl World {
+    /// Until no replica has anything to do and no message is under way.
+    fn settle(&mut self, replicas: &mut [Replica]) -> Result<(), Box<dyn Error>> {
+        loop {
+            for replica in replicas.iter_mut() {
+                while replica.raft.poll_ready_into(&mut self.ready) {
+                    replica.handle(&mut self.ready, &mut self.mail);
+                }
+            }
+            if self.mail.is_empty() {
+                return Ok(());
+            }
+            while let Some(message) = self.mail.pop_front() {
+                let message = if self.in_bytes {
+                    self.through_bytes(message)?
+                } else {
+                    message
+                };
+                let to = usize::try_from(message.to.get() - 1)?;
+                // What is old news is dropped, as on any network.
+                replicas[to].raft.handle_message(message).ok();
+            }
+        }
+    }
+
+    fn through_bytes(&mut self, message: Message) -> Result<Message, Box<dyn Error>> {
+        let envelope = Envelope {
+            group: self.group,
+            epoch: 0,
+            message,
+        };
+        let size = envelope.encoded_bytes();
+        if self.bytes.capacity() < size {
+            self.bytes.reserve(size.max(64 << 10));
+        }
+        envelope.encode_into(&mut self.bytes);
+        Ok(Envelope::decode(self.bytes.split().freeze())?.message)
+    }
+}
+
+impl Replica {
+    fn handle(&mut self, ready: &mut Ready, mail: &mut VecDeque<Message>) {
+        mail.extend(ready.messages.drain(..));
+        self.log.extend(ready.entries.drain(..));
+        if let Some(hard_state) = ready.hard_state {
+            self.hard_state = hard_state;
+        }
+        // In memory everything is durable at once.
+        if let Some(submission) = ready.submission {
+            self.raft.persisted(submission);
+        }
+        mail.extend(
+            ready
+                .messages_after_sync
+                .drain(..)
+                .map(|held| held.release()),
+        );
+        for batch in ready.committed.drain(..) {
+            self.applied = batch.last().index;
+            for entry in &batch {
+                let is_command = entry.kind() == EntryKind::Command && !entry.payload().is_empty();
+                self.commands += u64::from(is_command);
+            }
+        }
+        self.raft.applied(self.applied);
+        if self.applied > self.first.plus(2 * KEPT) {
+            let keep = Index::new(self.applied.get() - KEPT);
+            while self
+                .log
+                .front()
+                .is_some_and(|batch| batch.last().index < keep)
+            {
+                self.log.pop_front();
+            }
+            self.first = self.log.front().map_or(keep, |batch| batch.first().index);
+            self.raft.compacted(self.first);
+        }
+    }
+}
+
+/// Makes groups, lets them fall quiet, and counts those that still ask to be called.
+fn quiet(groups: u64) -> Result<(), Box<dyn Error>> {
+    let mut calls = 0_u64;
+    let mut quiet = 0_u64;
+    for number in 1..=groups {
+        let group = GroupId::new(number).ok_or("a valid id")?;
+        let mut replicas = make_group(group, 2)?;
+        let mut world = World {
+            in_bytes: false,
+            group,
+            ready: Ready::default(),
+            mail: VecDeque::new(),
+            bytes: BytesMut::new(),
+        };
+        replicas[0].raft.campaign()?;
+        world.settle(&mut replicas)?;
+        for tick in (5..=200).step_by(5) {
+            for replica in &mut replicas {
+                replica.raft.advance_to(tick);
+            }
+            world.settle(&mut replicas)?;
+        }
+        for replica in &mut replicas {
+            quiet += u64::from(replica.raft.is_quiet());
+            calls += u64::from(replica.raft.next_deadline().is_some());
+            calls += u64::from(replica.raft.poll_ready_into(&mut world.ready));
+        }
+    }
+    println!("{quiet} quiet replicas, {calls} calls");
+    if calls == 0 && quiet == 3 * groups {
+        Ok(())
+    } else {
+        Err("some are not quiet".into())
+    }
+}
