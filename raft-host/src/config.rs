@@ -146,10 +146,21 @@ impl HostConfig {
                 "at least 64 KiB more than the largest message and the largest proposal",
             ));
         }
+        // And a batch must fit a record of the log, which fails the host over its bound.
+        let record = self.log.record_bytes_max;
+        if record < message.saturating_add(RECORD_OVERHEAD_BYTES) {
+            return Err(error(
+                "log.record_bytes_max",
+                record.to_string(),
+                "at least 4 KiB more than the largest message and the largest proposal",
+            ));
+        }
         Ok(())
     }
 }
 
+/// What a record holds besides a batch.
+const RECORD_OVERHEAD_BYTES: usize = 4 << 10;
 /// What a frame holds besides the entries of a message.
 const FRAME_OVERHEAD_BYTES: usize = 64 << 10;
 
@@ -203,6 +214,10 @@ mod tests {
         assert_eq!(
             refused(|config| config.network.frame_bytes_max = 1 << 20),
             "network.frame_bytes_max"
+        );
+        assert_eq!(
+            refused(|config| config.log.record_bytes_max = 1 << 20),
+            "log.record_bytes_max"
         );
     }
 }

@@ -19,7 +19,7 @@ use crate::request::{RequestError, SnapshotOutcome};
 pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, wall_ms: u64) {
     group.raft.set_leader_time_ms(wall_ms);
     group.raft.advance_to(out.tick);
-    propose(group);
+    propose(group, shared.config.message_bytes_max);
     start_round(group);
     while let Some(ready) = group.raft.poll_ready() {
         process(shared, out, group, ready);

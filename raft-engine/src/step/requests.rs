@@ -1,27 +1,29 @@
 //! What callers ask of a group: proposals, reads, membership, leadership.
 
 use raft_proto::{
-    EntryId, EntryKind, MembershipChange, Proposal as CoreProposal, ProposeError, ReplicaId, Role,
+    BatchBuilder, EntryId, EntryKind, MembershipChange, Proposal as CoreProposal, ProposeError,
+    ReplicaId, Role,
 };
 
 use crate::apply::Waiter;
 use crate::group::{Group, Proposal};
 use crate::request::{Applied, RequestError, Responder, SnapshotOutcome};
 
-/// Bytes of commands encoded into one batch.
-const PROPOSE_BYTES_MAX: usize = 1 << 20;
-
-/// Proposes what has gathered, in batches.
-pub(super) fn propose(group: &mut Group) {
+/// Proposes what has gathered, in batches of at most `batch_bytes_max`, or of one command: a batch
+/// must fit a record of the log, which takes none over its bound.
+pub(super) fn propose(group: &mut Group, batch_bytes_max: usize) {
     let mut proposals = std::mem::take(&mut group.proposals);
     let mut rest = proposals.drain(..).peekable();
     let mut chunk = Vec::new();
     while rest.peek().is_some() {
         let mut bytes = 0;
+        let frame_bytes = |proposal: &Proposal| {
+            BatchBuilder::frame_bytes(proposal.command.len(), proposal.session.is_some())
+        };
         while let Some(proposal) =
-            rest.next_if(|next| chunk.is_empty() || bytes + next.command.len() <= PROPOSE_BYTES_MAX)
+            rest.next_if(|next| chunk.is_empty() || bytes + frame_bytes(next) <= batch_bytes_max)
         {
-            bytes += proposal.command.len();
+            bytes += frame_bytes(&proposal);
             chunk.push(proposal);
         }
         let proposed = group

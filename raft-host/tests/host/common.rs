@@ -158,6 +158,8 @@ impl Fleet {
         config.addresses = self.addresses.clone();
         config.log.segment_size_bytes = 1 << 20;
         config.log.record_bytes_max = 256 << 10;
+        config.engine.message_bytes_max = 128 << 10;
+        config.engine.proposal_bytes_max = 128 << 10;
         config.engine.compaction_overhead = 5;
         if let Some(address) = self.addresses.get(&host(id)) {
             config.listen = *address;

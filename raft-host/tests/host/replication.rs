@@ -131,3 +131,45 @@ async fn a_follower_names_the_leaders_host_and_a_lone_host_times_out() {
         Err(ProposeError::OutcomeUnknown { .. })
     ));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn commands_that_together_exceed_record_and_message_are_split() {
+    let mut fleet = Fleet::new();
+    let hosts = fleet.open_all(&[1, 2, 3]).await;
+    let handles = found(&hosts, 1).await;
+    propose(&handles, b"first").await;
+    let leader = &handles[&leader(&handles).await];
+    // A record takes 256 KiB, a segment 1 MiB: forty of these are far more than either.
+    let line = vec![b'x'; 100 << 10];
+    let pending: Vec<_> = (0..40).map(|_| leader.propose(line.clone())).collect();
+    for outcome in pending {
+        outcome.await.expect("it is applied");
+    }
+    let status = settle(&handles).await;
+    assert!(status.applied.get() > 40, "{status:?}");
+    for node in hosts.values() {
+        assert!(node.stats().log.written_bytes > 40 * (100 << 10));
+    }
+    close(hosts).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_command_over_the_bound_is_refused_and_one_at_the_bound_is_not() {
+    let fleet = Fleet::new();
+    let mut config = fleet.config(1);
+    config.engine.proposal_bytes_max = 64 << 10;
+    let node = raft_host::NodeHost::open(config).await.expect("it opens");
+    let start = Start::Bootstrap {
+        members: members(&[1]),
+    };
+    let alone = start_on(&node, 1, 1, start).await;
+    alone.wait_for_leader().await.expect("it leads alone");
+    alone
+        .propose(vec![0; 64 << 10])
+        .await
+        .expect("at the bound");
+    let error = alone.propose(vec![0; (64 << 10) + 1]).await;
+    let error = error.expect_err("over the bound");
+    assert_eq!(error.next_step(), raft_host::NextStep::GiveUp, "{error}");
+    node.close().await.expect("it closes");
+}

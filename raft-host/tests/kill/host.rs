@@ -91,6 +91,7 @@ async fn serve(
     config.log.segment_size_bytes = 128 << 10;
     config.log.record_bytes_max = 32 << 10;
     config.engine.message_bytes_max = 16 << 10;
+    config.engine.proposal_bytes_max = 16 << 10;
     config.engine.compaction_overhead = 10;
     let replica_of = |host: HostId| ReplicaId::try_from(host.get());
     let members: Result<BTreeMap<_, _>, _> = addresses
