@@ -26,7 +26,7 @@ pub struct LaneOptions {
     /// is written then. 1 ms to 60 s, default 100 ms.
     pub burst_end_nanos: u64,
     /// Whether opening verifies the payload of every record, not only of the active segment.
-    /// Default off: a [`Scrub`](crate::Scrub) does it in the background.
+    /// Default off: a scrub does it in the background.
     pub verify_all: bool,
     /// Bytes of recent entries kept in memory. Up to 1 GiB, default 4 MiB.
     pub tail_cache_bytes_max: usize,

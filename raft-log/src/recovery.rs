@@ -1,7 +1,7 @@
 //! What an open does: find what is durable, tell a torn tail from damage, mend what may be mended.
 //! See FORMAT.md, "Recovery".
 //!
-//! [`analyse`] only reads; [`mend`] writes. The tools stop after the first.
+//! [`analyse`] only reads; [`mend()`] writes. The tools stop after the first.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
