@@ -153,6 +153,9 @@ pub struct Lane {
     last_record_at: Time,
     /// Bytes that may be moved forward now: earned by writing, and a little by being idle.
     collect_credit: u64,
+    /// Something other than moved entries was written since the last watermark.
+    has_appended: bool,
+    is_closing: bool,
     /// Segments whose laggards cannot be read.
     unmovable: BTreeSet<u64>,
 }
@@ -213,6 +216,8 @@ impl Lane {
             now: Time(0),
             last_record_at: Time(0),
             collect_credit: 0,
+            has_appended: false,
+            is_closing: false,
             unmovable: BTreeSet::new(),
         };
         lane.finish_open(recovered.opening)?;
@@ -484,6 +489,7 @@ impl Lane {
         }
         self.staging.item(None, &Item::Closed);
         self.staging.is_close = true;
+        self.is_closing = true;
     }
 
     fn enqueue(&mut self) {

@@ -55,6 +55,8 @@ pub(crate) struct Staging {
     pub(crate) released: Vec<u64>,
     pub(crate) has_entries: bool,
     pub(crate) is_close: bool,
+    /// Whether it holds entries that the log itself moves.
+    pub(crate) has_moved: bool,
 }
 
 impl Staging {

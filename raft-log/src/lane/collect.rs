@@ -15,7 +15,8 @@ impl Lane {
     /// only when nothing is staged or on its way: what is read is then what counts, and nothing
     /// staged before can be overwritten by it.
     pub(super) fn collect(&mut self) {
-        if self.collect_credit == 0 || self.shared.is_full() || self.active.is_sealed {
+        let may_not = self.is_closing || self.shared.is_full() || self.active.is_sealed;
+        if self.collect_credit == 0 || may_not {
             return;
         }
         let Some(victim) = self.victim() else {
@@ -45,6 +46,7 @@ impl Lane {
                 }
             }
         }
+        self.staging.has_moved |= moved > 0;
         let moved = u64::try_from(moved).expect("a length fits");
         self.collect_credit = self.collect_credit.saturating_sub(moved.max(1));
         self.stats.moved_bytes += moved;

@@ -351,10 +351,17 @@ impl Lane {
             } => {
                 let earned = if kind == RecordKind::Watermark {
                     self.watermark_lsn = flight.last_lsn;
-                    self.options.collect_bytes_max
+                    // What was moved earns nothing: moving would feed itself for ever.
+                    let has_appended = std::mem::take(&mut self.has_appended);
+                    if has_appended {
+                        self.options.collect_bytes_max
+                    } else {
+                        0
+                    }
                 } else {
                     self.last_record_at = self.now;
-                    staging.len()
+                    self.has_appended |= !staging.has_moved;
+                    if staging.has_moved { 0 } else { staging.len() }
                 };
                 let credit_max = to_u64(self.options.collect_bytes_max) * 16;
                 self.collect_credit = (self.collect_credit + to_u64(earned)).min(credit_max);
