@@ -33,6 +33,10 @@ use crate::workers::Workers;
 /// What a request takes of an inbox besides its own bytes.
 const REQUEST_OVERHEAD_BYTES: usize = 128;
 
+/// A life of a replica numbers its submissions in this many bits: ten thousand a second for three
+/// years. That leaves sixteen million lives.
+const SEQUENCE_BITS: u32 = 40;
+
 /// What an engine is made of.
 pub struct Parts {
     /// The file system.
@@ -115,6 +119,8 @@ struct EngineShared {
     step_shared: Arc<StepShared>,
     reads: Budget,
     messages_dropped: AtomicU64,
+    /// Groups started so far.
+    starts: AtomicU64,
     recovered: Mutex<BTreeMap<(GroupId, ReplicaId), ReplicaState>>,
     running: Mutex<BTreeMap<GroupId, Running>>,
     report: RecoveryReport,
@@ -158,6 +164,7 @@ impl Engine {
             steps: steps.clone(),
             applies: applies.clone(),
             jobs: Arc::clone(&jobs),
+            space: reader.space(),
             reader: reader.clone(),
             outbound: parts.outbound,
             events: parts.events,
@@ -199,6 +206,7 @@ impl Engine {
         let shared = EngineShared {
             reads: Budget::new(config.reads_bytes_max),
             messages_dropped: AtomicU64::new(0),
+            starts: AtomicU64::new(0),
             config,
             vfs: parts.vfs,
             snapshots_dir: parts.data_dir.join("snapshots"),
@@ -280,15 +288,17 @@ impl Engine {
         if running.contains_key(&id) {
             return Err(RequestError::AlreadyRunning(id));
         }
-        let mut recovered = lock(&self.shared.recovered);
-        let has_state = recovered
+        let known = self.shared.step_shared.reader.replicas_of(id);
+        let has_state = known
             .iter()
-            .any(|(key, state)| key.0 == id && !matches!(state.health, Health::Tombstone));
+            .any(|(_, state)| !matches!(state.health, Health::Tombstone));
         let env = self.env(id, replica).map_err(|error| storage(&error))?;
         let state = match &start {
             Start::Restart => Some(
-                recovered
-                    .get(&(id, replica))
+                known
+                    .iter()
+                    .find(|(known, _)| *known == replica)
+                    .map(|(_, state)| state)
                     .ok_or(RequestError::NoState(id))?,
             ),
             _ if has_state => return Err(RequestError::StateExists(id)),
@@ -326,6 +336,9 @@ impl Engine {
         group.handed = origin.handed;
         group.hard_state = origin.restored.hard_state;
         group.learn_hosts();
+        // Numbers of an earlier life of the replica in this process vouch for nothing of this one.
+        let starts = self.shared.starts.fetch_add(1, Ordering::Relaxed) + 1;
+        group.sequence = starts << SEQUENCE_BITS;
         if let Start::Bootstrap { .. } = start {
             group.sequence += 1;
             group.founding = Some(Submission {
@@ -341,7 +354,7 @@ impl Engine {
                 then: Some(OnDurable::Founded { responder: None }),
             });
         }
-        recovered.remove(&(id, replica));
+        lock(&self.shared.recovered).remove(&(id, replica));
         let run = Running {
             replica,
             epoch,

@@ -90,6 +90,8 @@ pub(crate) struct Group {
     /// that of a received snapshot which is not durable yet.
     pub(crate) membership: Membership,
     pub(crate) transfer: Option<(ReplicaId, Responder<()>)>,
+    /// Whether the leadership was offered to another since the disk became full.
+    pub(crate) is_handed_over_as_full: bool,
     pub(crate) is_installed_from_stream: bool,
     pub(crate) failed: Option<String>,
     /// The first record of a replica that founds its group.
@@ -131,6 +133,7 @@ impl Group {
             handed: EntryId::ZERO,
             membership,
             transfer: None,
+            is_handed_over_as_full: false,
             is_installed_from_stream: false,
             failed: None,
             founding: None,

@@ -1,8 +1,9 @@
 //! The lane worker: drives the log lane and tells the step workers what is durable.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft_log::{Lane, Submission};
+use raft_log::{Lane, LaneSpace, LogError, Submission};
 use raft_proto::Time;
 
 use crate::inbox::Inbox;
@@ -12,9 +13,13 @@ use crate::{Progress, route};
 /// Owns the lane: the only place where an append waits for the disk.
 pub(crate) struct LaneWorker {
     lane: Lane,
+    space: LaneSpace,
     inbox: Arc<Inbox<Vec<Submission>>>,
     steps: Vec<Arc<Inbox<StepInput>>>,
     drained: Vec<Vec<Submission>>,
+    /// What found no room, in order: entries that had got an index when the disk became full, and
+    /// whatever their groups submitted after them.
+    held: VecDeque<Submission>,
     done: Vec<Vec<LaneDone>>,
     has_failed: bool,
 }
@@ -27,10 +32,12 @@ impl LaneWorker {
     ) -> Self {
         let done = steps.iter().map(|_| Vec::new()).collect();
         Self {
+            space: lane.reader().space(),
             lane,
             inbox,
             steps,
             drained: Vec::new(),
+            held: VecDeque::new(),
             done,
             has_failed: false,
         }
@@ -47,14 +54,14 @@ impl LaneWorker {
     /// Submits what has gathered, drives the lane, and passes completions on.
     pub(crate) fn poll(&mut self, now: Time) -> Progress {
         self.inbox.drain(&mut self.drained);
-        for submission in self.drained.drain(..).flatten() {
-            if self.has_failed {
-                continue;
-            }
-            if let Err(error) = self.lane.submit(submission) {
-                fail(&mut self.has_failed, &self.steps, &error.to_string());
-            }
+        let mut drained = std::mem::take(&mut self.drained);
+        for submission in std::mem::take(&mut self.held) {
+            self.submit(submission);
         }
+        for submission in drained.drain(..).flatten() {
+            self.submit(submission);
+        }
+        self.drained = drained;
         if self.has_failed {
             return Progress::Idle { until: None };
         }
@@ -78,6 +85,26 @@ impl LaneWorker {
             }
         }
         progress.into()
+    }
+}
+
+impl LaneWorker {
+    /// Submits, or holds back what there is no room for: an entry that has an index stays.
+    fn submit(&mut self, submission: Submission) {
+        if self.has_failed {
+            return;
+        }
+        let group = submission.group;
+        if self.held.iter().any(|held| held.group == group) {
+            return self.held.push_back(submission);
+        }
+        // Only a full lane refuses, and whether it is full changes in its own poll alone.
+        let spare = self.space.is_full().then(|| submission.clone());
+        match (self.lane.submit(submission), spare) {
+            (Ok(()), _) => {}
+            (Err(LogError::StorageFull), Some(spare)) => self.held.push_back(spare),
+            (Err(error), _) => fail(&mut self.has_failed, &self.steps, &error.to_string()),
+        }
     }
 }
 

@@ -8,10 +8,10 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use raft_log::{LogReader, Submission};
+use raft_log::{LaneSpace, LogReader, Submission};
 use raft_proto::{
-    Batch, EntryId, Envelope, Fetched, GroupId, HostId, Index, MembershipChange, Refused,
-    ReplicaId, SnapshotMeta, SnapshotStatus, Term, Time,
+    Batch, Body, EntryId, Envelope, Fetched, GroupId, HostId, Index, MembershipChange, Message,
+    Refused, ReplicaId, SnapshotMeta, SnapshotStatus, Term, Time,
 };
 use rustc_hash::FxHashMap;
 
@@ -136,6 +136,7 @@ pub(crate) struct StepShared {
     pub(crate) applies: Vec<Arc<Inbox<ApplyInput>>>,
     pub(crate) jobs: Arc<JobQueue>,
     pub(crate) reader: LogReader,
+    pub(crate) space: LaneSpace,
     pub(crate) outbound: Arc<dyn Outbound>,
     pub(crate) events: Arc<dyn Events>,
 }
@@ -245,8 +246,8 @@ impl StepWorker {
                 group,
                 change,
                 responder,
-            } => self.request(group, responder, |_, _, group, responder| {
-                requests::change_membership(group, change, responder);
+            } => self.request(group, responder, |shared, _, group, responder| {
+                requests::change_membership(shared, group, change, responder);
             }),
             StepInput::Transfer {
                 group,
@@ -463,7 +464,7 @@ impl StepWorker {
 
     fn message(&mut self, from: HostId, envelope: Envelope) {
         let id = envelope.group;
-        let refusal = self.isolated(id, |_, _, group| {
+        let refusal = self.isolated(id, |shared, _, group| {
             if envelope.epoch != group.epoch {
                 return Err(Refusal::Other(format!(
                     "epoch {} is not ours, {}",
@@ -479,6 +480,10 @@ impl StepWorker {
                 return Err(Refusal::Other(format!(
                     "replica {sender} does not live on host {from}"
                 )));
+            }
+            if has_entries(&envelope.message) && shared.space.is_full() {
+                // The leader sends them again; whoever has space leads on meanwhile.
+                return Err(Refusal::StorageFull);
             }
             let handled = group.raft.handle_message(envelope.message);
             handled.map_err(Refusal::Core)
@@ -608,6 +613,12 @@ impl StepWorker {
 enum Refusal {
     #[error("{0}")]
     Other(String),
+    #[error("storage is full: entries are not taken")]
+    StorageFull,
     #[error(transparent)]
     Core(Refused),
+}
+
+fn has_entries(message: &Message) -> bool {
+    matches!(&message.body, Body::Append { entries, .. } if !entries.is_empty())
 }

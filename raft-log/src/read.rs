@@ -11,6 +11,7 @@ use crate::error::LogError;
 use crate::index::{At, LIST_RUN_BYTES, ListCache, Span, Tables, TailCache, decode_list, find_run};
 use crate::item::Key;
 use crate::record::Place;
+use crate::state::ReplicaState;
 use crate::vfs::{FileId, Vfs};
 
 /// What the lane shares with its readers.
@@ -104,6 +105,19 @@ impl LogReader {
         let tables = self.shared.read();
         let spans = tables.replicas.get(&(group, replica));
         spans.map_or(0, |found| found.spans.iter().map(|span| span.bytes).sum())
+    }
+
+    /// The replicas of a group that the log knows, ascending, and what is durable of each: what a
+    /// stopped replica starts from again.
+    #[must_use]
+    pub fn replicas_of(&self, group: GroupId) -> Vec<(ReplicaId, ReplicaState)> {
+        let tables = self.shared.read();
+        let of_group = tables.replicas.iter().filter(|(key, _)| key.0 == group);
+        let mut found: Vec<_> = of_group
+            .map(|(&(_, replica), found)| (replica, found.state.clone()))
+            .collect();
+        found.sort_unstable_by_key(|&(replica, _)| replica);
+        found
     }
 
     /// The first index held and the last, if there are entries.

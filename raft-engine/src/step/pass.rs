@@ -7,7 +7,7 @@ use raft_proto::{
 
 use super::StepShared;
 use super::out::Out;
-use super::requests::{propose, settle_transfer, start_round};
+use super::requests::{self, propose, settle_transfer, start_round};
 use super::saves;
 use crate::apply::Task;
 use crate::group::{Group, OnDurable, Outstanding};
@@ -19,7 +19,12 @@ use crate::request::{RequestError, SnapshotOutcome};
 pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, wall_ms: u64) {
     group.raft.set_leader_time_ms(wall_ms);
     group.raft.advance_to(out.tick);
-    propose(group, shared.config.message_bytes_max);
+    if shared.space.is_full() {
+        requests::meet_full_storage(group);
+    } else {
+        group.is_handed_over_as_full = false;
+        propose(group, shared.config.message_bytes_max);
+    }
     start_round(group);
     while let Some(ready) = group.raft.poll_ready() {
         process(shared, out, group, ready);

@@ -5,6 +5,7 @@ use raft_proto::{
     ReplicaId, Role,
 };
 
+use super::StepShared;
 use crate::apply::Waiter;
 use crate::group::{Group, Proposal};
 use crate::request::{Applied, RequestError, Responder, SnapshotOutcome};
@@ -59,6 +60,30 @@ pub(super) fn propose(group: &mut Group, batch_bytes_max: usize) {
     drop(rest);
     // Keeps the allocation for the next pass.
     group.proposals = proposals;
+}
+
+/// There is no room for entries: says so, and hands the leadership, once, to a voter that may have
+/// some. Reads go on, and proposals too as soon as there is room.
+pub(super) fn meet_full_storage(group: &mut Group) {
+    for proposal in group.proposals.drain(..) {
+        proposal.responder.respond(Err(RequestError::StorageFull));
+    }
+    if group.raft.role() != Role::Leader || group.is_handed_over_as_full {
+        return;
+    }
+    group.is_handed_over_as_full = true;
+    let voters = &group.raft.membership().voters;
+    // The next one by id, so that the groups of a full host do not all go to the same.
+    let after = (
+        std::ops::Bound::Excluded(group.replica),
+        std::ops::Bound::Unbounded,
+    );
+    let next = voters.range(after).chain(voters).next().copied();
+    if let Some(to) = next.filter(|&to| to != group.replica)
+        && let Err(error) = group.raft.transfer_leader(to)
+    {
+        tracing::debug!(group = group.id.get(), %error, "leadership stays, though storage is full");
+    }
 }
 
 /// Adds a waiter behind the others. Waiters at or past its index were superseded: a leader of a
@@ -125,10 +150,14 @@ fn not_leader(group: &Group) -> RequestError {
 }
 
 pub(super) fn change_membership(
+    shared: &StepShared,
     group: &mut Group,
     change: MembershipChange,
     responder: Responder<Applied>,
 ) {
+    if shared.space.is_full() {
+        return responder.respond(Err(RequestError::StorageFull));
+    }
     match group.raft.propose_membership(change) {
         Ok(id) => add_waiter(group, Waiter { id, responder }),
         Err(error) => responder.respond(Err(propose_error(group, &error))),
