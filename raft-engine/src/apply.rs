@@ -85,6 +85,8 @@ struct ApplyGroup {
     machine: Option<Box<dyn StateMachine>>,
     applied: Index,
     queue: VecDeque<Task>,
+    /// Proposers of the entries being applied; should the machine fail, they are still here.
+    answering: VecDeque<Waiter>,
     /// Queries that wait for their read index.
     waiting: BTreeMap<Index, Vec<Read>>,
     is_runnable: bool,
@@ -162,6 +164,7 @@ impl ApplyWorker {
                     machine: Some(machine),
                     applied,
                     queue: VecDeque::new(),
+                    answering: VecDeque::new(),
                     waiting: BTreeMap::new(),
                     is_runnable: false,
                     failed: None,
@@ -319,7 +322,10 @@ enum After {
 fn run_task(id: GroupId, state: &mut ApplyGroup, task: Task) -> Result<After, StateMachineError> {
     match task {
         Task::Entries { batches, waiters } => {
-            apply_entries(id, state, &batches, waiters)?;
+            state.answering = waiters.into();
+            apply_entries(id, state, &batches)?;
+            // Entries that a snapshot or another leader took the place of.
+            state.answering.clear();
             answer_due_reads(state)?;
             Ok(After::Applied(state.applied))
         }
@@ -360,9 +366,7 @@ fn apply_entries(
     id: GroupId,
     state: &mut ApplyGroup,
     batches: &[Batch],
-    waiters: Vec<Waiter>,
 ) -> Result<(), StateMachineError> {
-    let mut waiters = waiters.into_iter().peekable();
     for batch in batches {
         // The last check before the state changes for good: the leader's own checksums.
         Batch::decode(id, batch.bytes().clone())
@@ -387,18 +391,15 @@ fn apply_entries(
                 Bytes::new()
             };
             state.applied = entry.index();
-            while waiters
-                .peek()
-                .is_some_and(|waiter| waiter.id.index < entry.index())
+            while let Some(waiter) = state.answering.front()
+                && waiter.id.index <= entry.index()
             {
-                // Its index was overtaken by a snapshot or another leader's entries.
-                drop(waiters.next());
-            }
-            if let Some(waiter) = waiters.next_if(|waiter| waiter.id.index == entry.index()) {
-                waiter.responder.respond(if waiter.id.term == entry.term() {
+                let is_of_entry = waiter.id == entry.id();
+                let waiter = state.answering.pop_front().expect("it was just seen");
+                waiter.responder.respond(if is_of_entry {
                     Ok(Applied {
                         index: entry.index(),
-                        result,
+                        result: result.clone(),
                     })
                 } else {
                     Err(RequestError::Superseded)
@@ -423,8 +424,14 @@ fn answer_due_reads(state: &mut ApplyGroup) -> Result<(), StateMachineError> {
 }
 
 fn answer(state: &mut ApplyGroup, read: Read) -> Result<(), StateMachineError> {
-    let answer = machine(state).query(&read.query)?;
-    read.responder.respond(Ok(answer));
+    match machine(state).query(&read.query) {
+        Ok(answer) => read.responder.respond(Ok(answer)),
+        Err(error) => {
+            // With the rest of the group's.
+            state.waiting.entry(Index::ZERO).or_default().push(read);
+            return Err(error);
+        }
+    }
     Ok(())
 }
 
@@ -443,6 +450,9 @@ fn refuse_all(state: &mut ApplyGroup, error: &RequestError) {
     };
     for (_, reads) in std::mem::take(&mut state.waiting) {
         refuse_reads(reads);
+    }
+    for waiter in state.answering.drain(..) {
+        waiter.responder.respond(Err(error.clone()));
     }
     for task in state.queue.drain(..) {
         match task {

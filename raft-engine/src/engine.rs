@@ -549,7 +549,8 @@ impl Engine {
     }
 
     /// Gives up the save under way, if there is one: whoever asked for it hears
-    /// [`SnapshotOutcome::Aborted`], and nothing is left of it.
+    /// [`SnapshotOutcome::Aborted`], and nothing is left of it. If its record is on the way to the
+    /// log already it completes instead.
     ///
     /// # Errors
     ///

@@ -50,6 +50,8 @@ pub(crate) struct Saving {
     pub(crate) responder: Option<Responder<SnapshotOutcome>>,
     pub(crate) overhead: u64,
     pub(crate) is_export: bool,
+    /// Its record is on the way to the log: too late to be given up.
+    pub(crate) is_recording: bool,
     pub(crate) abort: Abort,
 }
 

@@ -1,13 +1,17 @@
 //! Pending calls: how a caller hears what became of its request.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
 use raft_proto::{GroupId, HostId, Index, ReplicaId};
 
+use crate::apply::panic_text;
+
 /// Where an outcome goes. The caller implements it: a oneshot, a counter, a test's list.
 ///
-/// The engine calls it once, from one of its workers; it must not block.
+/// The engine calls it once, from one of its workers; it must not block. A panic in it is logged
+/// and ends there.
 pub trait Completion<T>: Send + Sync {
     /// Takes the outcome.
     fn complete(&self, outcome: Result<T, RequestError>);
@@ -32,17 +36,24 @@ impl<T> Responder<T> {
 
     /// Answers.
     pub fn respond(mut self, outcome: Result<T, RequestError>) {
-        if let Some(completion) = self.completion.take() {
-            completion.complete(outcome);
+        self.answer(outcome);
+    }
+
+    fn answer(&mut self, outcome: Result<T, RequestError>) {
+        let Some(completion) = self.completion.take() else {
+            return;
+        };
+        // The caller's code: should it panic, that is the caller's loss alone.
+        let called = catch_unwind(AssertUnwindSafe(|| completion.complete(outcome)));
+        if let Err(panic) = called {
+            tracing::error!(text = panic_text(&*panic), "a completion panicked");
         }
     }
 }
 
 impl<T> Drop for Responder<T> {
     fn drop(&mut self) {
-        if let Some(completion) = self.completion.take() {
-            completion.complete(Err(RequestError::Terminated));
-        }
+        self.answer(Err(RequestError::Terminated));
     }
 }
 

@@ -265,9 +265,7 @@ impl StepWorker {
             }),
             StepInput::CancelSnapshot { group, responder } => {
                 self.request(group, responder, |_, _, group, responder| {
-                    if let Some(waiting) = requests::abort_save(group) {
-                        waiting.respond(Ok(SnapshotOutcome::Aborted));
-                    }
+                    requests::abort_save(group);
                     responder.respond(Ok(()));
                 });
             }
@@ -452,9 +450,7 @@ impl StepWorker {
         if let Some(tick) = group.deadline_tick {
             self.timers.remove(&(tick, id));
         }
-        if let Some(waiting) = requests::abort_save(&mut group) {
-            waiting.respond(Ok(SnapshotOutcome::Aborted));
-        }
+        requests::abort_save(&mut group);
         let worker = route(id, self.shared.applies.len());
         self.shared.applies[worker].notice(ApplyInput::Stop {
             group: id,

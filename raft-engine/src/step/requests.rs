@@ -223,15 +223,21 @@ pub(super) fn refuse_waiting(group: &mut Group, error: &RequestError) {
     if let Some((_, responder)) = group.transfer.take() {
         responder.respond(Err(error.clone()));
     }
-    if let Some(responder) = abort_save(group) {
-        responder.respond(Err(error.clone()));
+    if let Some(saving) = group.saving.take() {
+        saving.abort.set();
+        if let Some(responder) = saving.responder {
+            responder.respond(Err(error.clone()));
+        }
     }
     group.refuse_founding(error);
 }
 
-/// Gives up the save under way, if there is one, and returns who waits for it.
-pub(super) fn abort_save(group: &mut Group) -> Option<Responder<SnapshotOutcome>> {
-    let saving = group.saving.take()?;
-    saving.abort.set();
-    saving.responder
+/// Gives up the save under way, if there is one and its record is not on the way already.
+pub(super) fn abort_save(group: &mut Group) {
+    if let Some(saving) = group.saving.take_if(|saving| !saving.is_recording) {
+        saving.abort.set();
+        if let Some(responder) = saving.responder {
+            responder.respond(Ok(SnapshotOutcome::Aborted));
+        }
+    }
 }

@@ -54,6 +54,7 @@ pub(super) fn request_snapshot(
             .compaction_overhead
             .unwrap_or(shared.config.compaction_overhead),
         is_export,
+        is_recording: false,
         abort: abort.clone(),
     });
     let job = SaveJob {
@@ -84,7 +85,7 @@ pub(super) fn save_unasked(shared: &StepShared, out: &mut Out, group: &mut Group
 
 /// The save under way has ended.
 pub(super) fn saved(shared: &StepShared, out: &mut Out, group: &mut Group, end: SaveEnd) {
-    let saving = group.saving.as_ref().expect("the caller looked");
+    let saving = group.saving.as_mut().expect("the caller looked");
     let is_overtaken = |meta: &SnapshotMeta| {
         let newest = group.snapshots.last();
         newest.is_some_and(|newest| newest.id >= meta.id)
@@ -98,6 +99,7 @@ pub(super) fn saved(shared: &StepShared, out: &mut Out, group: &mut Group, end: 
         }
         SaveEnd::Saved(meta) => {
             let overhead = saving.overhead;
+            saving.is_recording = true;
             group.save_backoff_ticks = 0;
             return record(shared, out, group, *meta, overhead);
         }

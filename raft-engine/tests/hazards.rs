@@ -1,0 +1,20 @@
+//! Hazards and faults by their numbers, on real engines over simulated disks, links and time.
+#![allow(missing_docs, unreachable_pub, reason = "a test, not an interface")]
+
+#[path = "hazards/disk.rs"]
+mod disk;
+#[path = "hazards/groups.rs"]
+mod groups;
+#[path = "cluster/machine.rs"]
+mod machine;
+#[path = "cluster/oracle.rs"]
+#[expect(dead_code, reason = "shared with the deterministic cluster")]
+mod oracle;
+#[path = "hazards/power.rs"]
+mod power;
+#[path = "cluster/promises.rs"]
+mod promises;
+#[path = "hazards/snapshots.rs"]
+mod snapshots;
+#[path = "hazards/world.rs"]
+mod world;

@@ -1,0 +1,270 @@
+//! Disks that fail, fill, and give back other bytes than they were given.
+
+use std::io::ErrorKind;
+use std::path::Path;
+
+use raft_engine::{Event, RequestError};
+use raft_proto::Role;
+
+use crate::world::{MILLISECOND, World, command, find, group, replica};
+
+#[test]
+fn hazard_47_fault_14_one_failed_sync_latches_the_host_and_nothing_more_is_acknowledged() {
+    let mut latched = 0;
+    for operation in 1..=8 {
+        let mut world = World::running(14, 3, 2);
+        let leader = world.leader(group(1));
+        let mut acknowledged = Vec::new();
+        for number in 1..=10 {
+            world.propose(leader, group(1), number).expect("it serves");
+            acknowledged.push(number);
+        }
+        // Once, then the disk is as good as ever.
+        let vfs = &world.hosts[leader].vfs;
+        vfs.fail_at(vfs.calls() + operation, ErrorKind::Other);
+        let outcome = world.propose(leader, group(1), 11);
+        let has_failed = |event: &Event| matches!(event, Event::HostFailed { .. });
+        if !world.events(leader).iter().any(has_failed) {
+            // It was no write and no sync.
+            outcome.expect("the group serves");
+            continue;
+        }
+        latched += 1;
+        assert!(
+            matches!(outcome, Err(RequestError::HostFailed { .. })),
+            "{outcome:?}"
+        );
+        let sent = [1, 2].map(|id| world.sent_by(leader, group(id)));
+        let again = world.propose(leader, group(2), 12);
+        assert!(
+            matches!(again, Err(RequestError::HostFailed { .. })),
+            "{again:?}"
+        );
+        // The others see a dead host, elect, and serve both groups.
+        world.run_for(3_000 * MILLISECOND);
+        assert_eq!(sent, [1, 2].map(|id| world.sent_by(leader, group(id))));
+        let failures = world.events(leader).into_iter().filter(has_failed).count();
+        assert_eq!(failures, 1, "it is said once");
+        world.cut.insert(world.hosts[leader].id);
+        let next = world.leader(group(1));
+        assert_ne!(next, leader);
+        world.propose(next, group(1), 13).expect("the others serve");
+        acknowledged.push(13);
+        // A new life: what the disk holds is trusted again only after it was synced again.
+        world.cut.clear();
+        world.crash(leader);
+        world.start_all();
+        world.await_leaders();
+        world.await_level(group(1));
+        for at in 0..3 {
+            let list = world.list(at, group(1));
+            let missing: Vec<_> = acknowledged.iter().filter(|n| !list.contains(n)).collect();
+            assert!(missing.is_empty(), "operation {operation}: {missing:?}");
+        }
+        world.check();
+    }
+    assert!(
+        latched >= 2,
+        "a write and a sync are among the next eight operations"
+    );
+}
+
+#[test]
+fn fault_4_damage_in_the_active_segment_stops_that_replica_and_nobody_else() {
+    let mut world = World::running(4, 3, 2);
+    let leaders = [1, 2].map(|id| world.leader(group(id)));
+    for number in 1..=30 {
+        for id in [1, 2] {
+            let number = id * 1_000 + number;
+            world
+                .propose(leaders[id as usize - 1], group(id), number)
+                .expect("it serves");
+        }
+    }
+    world.await_level(group(1));
+    let victim = (0..3)
+        .find(|at| !leaders.contains(at))
+        .expect("three hosts, two leaders");
+    world.kill(victim);
+    // In the middle of what was durable long ago.
+    let places = find(&world.hosts[victim].vfs, &command(1_010));
+    let (path, at) = places.first().expect("the log holds the command");
+    world.hosts[victim].vfs.flip_bit(path, at + 50, 2);
+
+    for _ in 0..2 {
+        // Opened twice: the damage is not cut away by the first time.
+        let outcomes = world.start(victim);
+        let damaged = world.engine(victim).recovered();
+        for (id, outcome) in &outcomes {
+            if *id == group(1) {
+                let Err(RequestError::Damaged {
+                    replica: which,
+                    reason,
+                    ..
+                }) = outcome
+                else {
+                    panic!("{outcome:?}");
+                };
+                assert_eq!(*which, replica(world.hosts[victim].id.get()));
+                assert!(
+                    reason.contains("remove") && reason.contains("add"),
+                    "{reason}"
+                );
+                assert!(
+                    damaged
+                        .iter()
+                        .any(|found| found.group == *id && found.damage.is_some())
+                );
+            }
+        }
+        let sent = world.sent_by(victim, group(1));
+        world.run_for(2_000 * MILLISECOND);
+        assert_eq!(
+            world.sent_by(victim, group(1)),
+            sent,
+            "it neither votes nor acknowledges"
+        );
+        world.kill(victim);
+    }
+    let _ = world.start(victim);
+    world.cut.insert(world.hosts[victim].id);
+    for id in [1, 2] {
+        let leader = world.leader(group(id));
+        world
+            .propose(leader, group(id), 5_000 + id)
+            .expect("the others serve");
+    }
+    world.check();
+}
+
+#[test]
+fn fault_16_a_full_disk_refuses_proposals_hands_leadership_on_and_recovers_by_itself() {
+    let mut world = World::running(16, 3, 1);
+    let full = world.leader(group(1));
+    let mut acknowledged = Vec::new();
+    let used = world.hosts[full].vfs.used_bytes();
+    world.hosts[full].vfs.set_capacity(Some(used));
+    let mut number = 0;
+    let refused = loop {
+        number += 1;
+        assert!(number < 20_000, "the disk never fills");
+        match world.propose(full, group(1), number) {
+            Ok(_) => acknowledged.push(number),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(refused, RequestError::StorageFull);
+    // It hands its leadership to a host that has room, and that one serves.
+    world.run_for(1_000 * MILLISECOND);
+    let next = world.leader(group(1));
+    assert_ne!(next, full, "the leadership went to a host with room");
+    for number in 30_000..30_050 {
+        world
+            .propose(next, group(1), number)
+            .expect("two of three have room");
+        acknowledged.push(number);
+    }
+    // It still votes: without it there is no majority.
+    let votes = world.promises.votes();
+    world.kill(next);
+    world.run_for(3_000 * MILLISECOND);
+    let last = (0..3)
+        .find(|&at| at != full && at != next)
+        .expect("three hosts");
+    let roles = [full, last].map(|at| world.status(at, group(1)).role);
+    assert!(roles.contains(&Role::Leader), "{roles:?}");
+    assert!(world.promises.votes() >= votes + 2, "both voted");
+    // Room again: no restart is needed.
+    world.hosts[full].vfs.set_capacity(None);
+    let leader = world.leader(group(1));
+    world
+        .propose(leader, group(1), 40_000)
+        .expect("there is room");
+    acknowledged.push(40_000);
+    world.start_all();
+    world.await_level(group(1));
+    for at in 0..3 {
+        let list = world.list(at, group(1));
+        assert!(
+            acknowledged.iter().all(|number| list.contains(number)),
+            "host {at}"
+        );
+    }
+    assert!(
+        world
+            .events(full)
+            .iter()
+            .all(|event| !matches!(event, Event::HostFailed { .. }))
+    );
+    world.check();
+}
+
+#[test]
+fn fault_20_one_bad_copy_of_a_vote_changes_nothing() {
+    let votes = Path::new("/data/votes");
+    for half in 0..2 {
+        let mut world = World::running(20 + half as u64, 3, 1);
+        let leader = world.leader(group(1));
+        world.propose(leader, group(1), 1).expect("it serves");
+        world.await_level(group(1));
+        let terms: Vec<_> = (0..3).map(|at| world.status(at, group(1)).term).collect();
+        for at in 0..3 {
+            world.kill(at);
+            world.hosts[at].vfs.damage(votes, |bytes| {
+                let middle = bytes.len() / 2;
+                let range = if half == 0 {
+                    0..middle
+                } else {
+                    middle..bytes.len()
+                };
+                bytes[range].fill(0xA5);
+            });
+        }
+        world.start_all();
+        for at in 0..3 {
+            assert!(
+                world.status(at, group(1)).term >= terms[at],
+                "the term did not roll back"
+            );
+        }
+        let leader = world.leader(group(1));
+        world.propose(leader, group(1), 2).expect("it serves");
+        world.check();
+    }
+}
+
+#[test]
+fn fault_20_all_copies_of_a_vote_bad_stop_the_replica_for_ever() {
+    let mut world = World::running(27, 3, 1);
+    let leader = world.leader(group(1));
+    for number in 1..=5 {
+        world.propose(leader, group(1), number).expect("it serves");
+    }
+    world.await_level(group(1));
+    let victim = (leader + 1) % 3;
+    world.kill(victim);
+    let vfs = &world.hosts[victim].vfs;
+    vfs.damage(Path::new("/data/votes"), |bytes| bytes.fill(0xA5));
+    let places = find(vfs, &command(3));
+    let (path, at) = places.first().expect("the log holds the command");
+    vfs.flip_bit(path, at + 50, 2);
+    for _ in 0..2 {
+        let outcomes = world.start(victim);
+        let Err(RequestError::Damaged { reason, .. }) = &outcomes[0].1 else {
+            panic!("{outcomes:?}");
+        };
+        assert!(
+            reason.contains("remove") && reason.contains("add"),
+            "{reason}"
+        );
+        let sent = world.sent_by(victim, group(1));
+        world.run_for(1_500 * MILLISECOND);
+        assert_eq!(world.sent_by(victim, group(1)), sent);
+        world.kill(victim);
+    }
+    let leader = world.leader(group(1));
+    world
+        .propose(leader, group(1), 6)
+        .expect("the others serve");
+    world.check();
+}

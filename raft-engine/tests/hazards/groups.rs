@@ -1,0 +1,311 @@
+//! Groups that fail alone, that start and stop, and callers that ask too much.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use raft_engine::{
+    Command, Completion, Event, RequestError, Responder, SaveCursor, SaveStep, SnapshotRead, Start,
+    StateMachine, StateMachineError,
+};
+use raft_proto::{HostId, Role};
+
+use crate::machine::ListMachine;
+use crate::world::{MILLISECOND, World, command, group, host, replica};
+
+/// Panics on one host at one command, and gives up at another.
+struct Fragile {
+    inner: ListMachine,
+    host: HostId,
+}
+
+const PANICS_AT: u64 = 666;
+const GIVES_UP_AT: u64 = 667;
+
+impl StateMachine for Fragile {
+    fn apply(&mut self, command: Command<'_>) -> Result<Bytes, StateMachineError> {
+        let number = command
+            .payload
+            .first_chunk()
+            .map(|bytes| u64::from_le_bytes(*bytes));
+        if self.host == host(1) {
+            assert_ne!(number, Some(PANICS_AT), "the machine's own bug");
+            if number == Some(GIVES_UP_AT) {
+                return Err(StateMachineError("no more".to_owned()));
+            }
+        }
+        self.inner.apply(command)
+    }
+
+    fn query(&mut self, query: &[u8]) -> Result<Bytes, StateMachineError> {
+        self.inner.query(query)
+    }
+
+    fn save_next(
+        &mut self,
+        cursor: &mut SaveCursor,
+        out: &mut BytesMut,
+    ) -> Result<SaveStep, StateMachineError> {
+        self.inner.save_next(cursor, out)
+    }
+
+    fn restore(&mut self, source: &mut dyn SnapshotRead) -> Result<(), StateMachineError> {
+        self.inner.restore(source)
+    }
+}
+
+#[test]
+fn fault_41_a_machine_that_panics_or_gives_up_stops_its_group_there_and_nothing_else() {
+    for (number, says) in [(PANICS_AT, "panicked"), (GIVES_UP_AT, "no more")] {
+        let mut world = World::new(41, 3, 3);
+        world.machines(|host, _, inner| Box::new(Fragile { inner, host }));
+        world.start_all();
+        world.await_leaders();
+        // Host 1 leads the first group.
+        let leader = world.leader(group(1));
+        if leader != 0 {
+            world
+                .ask(leader, |engine, responder| {
+                    engine.transfer_leadership(group(1), replica(1), responder);
+                })
+                .expect("host 1 takes over");
+        }
+        assert_eq!(world.leader(group(1)), 0);
+        let failed = world.propose(0, group(1), number);
+        let Err(RequestError::GroupFailed { reason, .. }) = &failed else {
+            panic!("{failed:?}");
+        };
+        assert!(reason.contains(says), "{reason}");
+        let is_said = |event: &Event| matches!(event, Event::GroupFailed { group: of, .. } if *of == group(1));
+        assert!(world.events(0).iter().any(is_said));
+        // What is asked of it there is refused, at once and with the reason.
+        let again = world.propose(0, group(1), 1);
+        assert!(
+            matches!(again, Err(RequestError::GroupFailed { .. })),
+            "{again:?}"
+        );
+        let status = world.status(0, group(1));
+        assert!(status.failed.is_some());
+        // The other replicas elect and go on; so do host 1's other groups.
+        let next = world.leader(group(1));
+        assert_ne!(next, 0);
+        world.propose(next, group(1), 2).expect("the others serve");
+        for id in [2, 3] {
+            let leader = world.leader(group(id));
+            world
+                .propose(leader, group(id), 10 + id)
+                .expect("other groups serve");
+            world.await_level(group(id));
+            assert!(world.list(0, group(id)).contains(&(10 + id)));
+        }
+        world.check();
+    }
+}
+
+struct PanickingCompletion;
+
+impl<T: Send> Completion<T> for PanickingCompletion {
+    fn complete(&self, _outcome: Result<T, RequestError>) {
+        panic!("the caller's own bug");
+    }
+}
+
+#[test]
+fn fault_41_a_completion_that_panics_is_its_callers_loss_alone() {
+    let mut world = World::running(42, 3, 1);
+    for at in 0..3 {
+        // Refused by followers, acknowledged by the leader; and a question to a group unknown.
+        let engine = world.engine(at);
+        let completion = Arc::new(PanickingCompletion);
+        engine.propose(
+            group(1),
+            command(1),
+            None,
+            Responder::new(completion.clone()),
+        );
+        engine.read(group(1), Bytes::new(), Responder::new(completion.clone()));
+        engine.status(group(9), Responder::new(completion));
+    }
+    world.run_for(200 * MILLISECOND);
+    let leader = world.leader(group(1));
+    world.propose(leader, group(1), 2).expect("it serves");
+    world.await_level(group(1));
+    assert_eq!(world.list(leader, group(1)), [1, 2]);
+    world.check();
+}
+
+#[test]
+fn starts_that_contradict_what_is_on_the_disk_are_refused_by_name() {
+    let mut world = World::new(1, 3, 1);
+    let members = (1..=3).map(|id| (replica(id), host(id))).collect();
+    let bootstrap = Start::Bootstrap { members };
+    world.open(0);
+    let outcome = world.start_group(0, group(1), Some(Start::Restart));
+    assert_eq!(outcome, Err(RequestError::NoState(group(1))));
+    let stranger = Start::Bootstrap {
+        members: [(replica(2), host(2))].into(),
+    };
+    let outcome = world.start_group(0, group(1), Some(stranger));
+    assert!(
+        matches!(outcome, Err(RequestError::Invalid { .. })),
+        "{outcome:?}"
+    );
+    world
+        .start_group(0, group(1), Some(bootstrap.clone()))
+        .expect("nothing is there");
+    let outcome = world.start_group(0, group(1), Some(bootstrap.clone()));
+    assert_eq!(outcome, Err(RequestError::AlreadyRunning(group(1))));
+    world.kill(0);
+    world.open(0);
+    for start in [bootstrap, Start::Join] {
+        let outcome = world.start_group(0, group(1), Some(start));
+        assert_eq!(outcome, Err(RequestError::StateExists(group(1))));
+    }
+    world
+        .start_group(0, group(1), Some(Start::Restart))
+        .expect("the state is there");
+    let outcome = world.ask(0, |engine, responder| engine.status(group(2), responder));
+    assert_eq!(
+        outcome.map(|status| status.group),
+        Err(RequestError::UnknownGroup(group(2)))
+    );
+}
+
+#[test]
+fn a_group_that_was_stopped_starts_again_from_what_is_durable() {
+    let mut world = World::running(2, 3, 2);
+    let leader = world.leader(group(1));
+    for round in 0..5 {
+        for number in 1..=10 {
+            let number = round * 10 + number;
+            let at = world.leader(group(1));
+            world.propose(at, group(1), number).expect("it serves");
+        }
+        // With work under way.
+        let engine = world.engine(leader);
+        let waiting: Vec<_> = (0..5)
+            .map(|more| {
+                world.ask_later(leader, |engine, responder| {
+                    engine.propose(
+                        group(1),
+                        command(1_000 + round * 10 + more),
+                        None,
+                        responder,
+                    );
+                })
+            })
+            .collect();
+        world
+            .ask(leader, |engine, responder| {
+                engine.stop_group(group(1), responder)
+            })
+            .expect("it ran");
+        assert_eq!(engine.groups().len(), 1);
+        for slot in waiting {
+            assert!(slot.take().is_some(), "whoever waited has an answer");
+        }
+        let outcome = world.start_group(leader, group(1), Some(Start::Join));
+        assert_eq!(outcome, Err(RequestError::StateExists(group(1))));
+        world
+            .start_group(leader, group(1), Some(Start::Restart))
+            .expect("its state is there");
+    }
+    world.leader(group(1));
+    world.await_level(group(1));
+    for at in 0..3 {
+        let list = world.list(at, group(1));
+        assert!(
+            (1..=50).all(|number| list.contains(&number)),
+            "host {at}: {list:?}"
+        );
+    }
+    world.check();
+}
+
+#[test]
+fn reads_without_an_answer_are_bounded() {
+    let mut world = World::new(3, 3, 1);
+    world.config.reads_bytes_max = 1 << 20;
+    world.start_all();
+    let leader = world.leader(group(1));
+    // Nobody confirms the leader any more: reads gather.
+    let others: Vec<HostId> = (0..3)
+        .filter(|&at| at != leader)
+        .map(|at| world.hosts[at].id)
+        .collect();
+    world.cut.extend(others);
+    let query = Bytes::from(vec![0; 10_000]);
+    let slots: Vec<_> = (0..200)
+        .map(|_| {
+            let slot = world.ask_later(leader, |engine, responder| {
+                engine.read(group(1), query.clone(), responder);
+            });
+            world.pass();
+            slot
+        })
+        .collect();
+    let mut busy = 0;
+    let mut waiting = 0;
+    for slot in &slots {
+        match slot.take() {
+            Some(Err(RequestError::Busy { queue: "read" })) => busy += 1,
+            None => waiting += 1,
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(
+        (95..=105).contains(&waiting) && busy == 200 - waiting,
+        "{waiting} wait"
+    );
+    // The leader learns that it is one no longer; the room comes back with the answers.
+    world.run_for(3_000 * MILLISECOND);
+    world.cut.clear();
+    let leader = world.leader(group(1));
+    let answer = world.ask(leader, |engine, responder| {
+        engine.read(group(1), query.clone(), responder);
+    });
+    assert!(answer.is_ok(), "{answer:?}");
+}
+
+#[test]
+fn a_transfer_is_answered_whoever_leads_in_the_end() {
+    let mut world = World::running(44, 3, 1);
+    let leader = world.leader(group(1));
+    let to = (leader + 1) % 3;
+    let target = replica(world.hosts[to].id.get());
+    let transfer = |world: &mut World, at: usize| {
+        world.ask_later(at, |engine, responder| {
+            engine.transfer_leadership(group(1), target, responder);
+        })
+    };
+    // To a target that is gone: the leader leads on, and says so.
+    world.cut.insert(world.hosts[to].id);
+    let first = transfer(&mut world, leader);
+    let second = transfer(&mut world, leader);
+    let busy = world.answer(&second);
+    assert!(matches!(busy, Err(RequestError::Busy { .. })), "{busy:?}");
+    let failed = world.answer(&first);
+    assert_eq!(
+        failed,
+        Err(RequestError::TransferFailed {
+            group: group(1),
+            to: target
+        })
+    );
+    world.propose(leader, group(1), 1).expect("it leads on");
+    // To one that is there.
+    world.cut.clear();
+    world.await_level(group(1));
+    let leader = world.leader(group(1));
+    if leader != to {
+        let slot = transfer(&mut world, leader);
+        world.answer(&slot).expect("it takes over");
+    }
+    assert_eq!(world.status(to, group(1)).role, Role::Leader);
+    let slot = transfer(&mut world, leader);
+    let outcome = world.answer(&slot);
+    assert!(
+        matches!(outcome, Err(RequestError::NotLeader { .. }) | Ok(())),
+        "{outcome:?}"
+    );
+    world.check();
+}
