@@ -71,7 +71,8 @@ pub(crate) struct Group {
     pub(crate) hard_state: HardState,
     pub(crate) proposals: Vec<Proposal>,
     pub(crate) reads: Vec<Read>,
-    pub(crate) rounds: BTreeMap<u64, Vec<Read>>,
+    /// Reads that wait for their round, and the tick at which that is given up.
+    pub(crate) rounds: BTreeMap<u64, (u64, Vec<Read>)>,
     pub(crate) next_round: u64,
     /// Proposers whose entries are in the log and not yet committed, by index.
     pub(crate) waiters: VecDeque<Waiter>,

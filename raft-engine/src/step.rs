@@ -487,6 +487,11 @@ impl StepWorker {
         let Some(Err(refusal)) = refusal else { return };
         let reason = refusal.to_string();
         tracing::debug!(group = id.get(), %reason, "message refused");
+        if matches!(refusal, Refusal::Core(Refused::Violation { kind, .. }) if kind.is_fatal()) {
+            // Somewhere safety is lost already: what is here must not vouch for anything more.
+            self.out.take_back(id);
+            return self.fail_group(id, format!("safety violation: {reason}"));
+        }
         self.out
             .events
             .push((id, Event::Refused { group: id, reason }));
@@ -507,7 +512,13 @@ impl StepWorker {
         let due = self.guarded(id, |shared, out, _, group| {
             group.is_touched = false;
             pass::step_pass(shared, out, group, wall_ms);
-            let due = group.raft.next_deadline();
+            let oldest_round = group.rounds.first_key_value().map(|(_, round)| round.0);
+            let due = group
+                .raft
+                .next_deadline()
+                .into_iter()
+                .chain(oldest_round)
+                .min();
             let was_due = std::mem::replace(&mut group.deadline_tick, due);
             (was_due != due).then_some((was_due, due))
         });

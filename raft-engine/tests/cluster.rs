@@ -11,6 +11,8 @@ mod machine;
 mod network;
 #[path = "cluster/oracle.rs"]
 mod oracle;
+#[path = "cluster/promises.rs"]
+mod promises;
 #[path = "cluster/rng.rs"]
 mod rng;
 #[path = "cluster/run.rs"]
@@ -37,11 +39,14 @@ fn two_hundred_seeds_lose_nothing() {
         total.snapshots += report.snapshots;
         total.streamed += report.streamed;
         total.reads += report.reads;
+        total.changes += report.changes;
+        total.votes += report.votes;
     }
     record(&serde_json::json!({
         "suite": "deterministic cluster", "seeds": SEEDS, "acknowledged": total.acknowledged,
         "applied": total.applied, "crashes": total.crashes, "snapshots": total.snapshots,
-        "streamed": total.streamed, "reads": total.reads,
+        "streamed": total.streamed, "reads": total.reads, "membership_changes": total.changes,
+        "votes": total.votes,
     }));
     println!("{total:?}");
     assert!(
@@ -58,6 +63,8 @@ fn two_hundred_seeds_lose_nothing() {
         total.streamed,
         total.reads,
         total.applied,
+        total.changes,
+        total.votes,
     ] {
         assert!(count > SEEDS, "too little happened: {total:?}");
     }

@@ -25,7 +25,9 @@ pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, w
         group.is_handed_over_as_full = false;
         propose(group, shared.config.message_bytes_max);
     }
-    start_round(group);
+    requests::give_up_rounds(group, out.tick);
+    let patience_ticks = shared.config.election_timeout_ticks_max * 2;
+    start_round(group, out.tick + patience_ticks);
     while let Some(ready) = group.raft.poll_ready() {
         process(shared, out, group, ready);
     }
@@ -100,13 +102,14 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) 
         out.jobs.push((group.id, job));
     }
     for read in ready.reads {
-        if let Some(reads) = group.rounds.remove(&read.user) {
+        if let Some((_, reads)) = group.rounds.remove(&read.user) {
             let at = read.index;
             out.tasks.push((group.id, Task::Read { at, reads }));
         }
     }
     for round in ready.reads_dropped {
-        for read in group.rounds.remove(&round).into_iter().flatten() {
+        let dropped = group.rounds.remove(&round).into_iter();
+        for read in dropped.flat_map(|round| round.1) {
             read.responder.respond(Err(RequestError::ReadDropped));
         }
     }

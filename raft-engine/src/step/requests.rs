@@ -120,7 +120,7 @@ fn propose_error(group: &Group, error: &ProposeError) -> RequestError {
 }
 
 /// Starts one ReadIndex round for all reads of the pass.
-pub(super) fn start_round(group: &mut Group) {
+pub(super) fn start_round(group: &mut Group, give_up_tick: u64) {
     if group.reads.is_empty() {
         return;
     }
@@ -129,13 +129,25 @@ pub(super) fn start_round(group: &mut Group) {
     group.next_round += 1;
     match group.raft.read_index(round) {
         Ok(()) => {
-            group.rounds.insert(round, reads);
+            group.rounds.insert(round, (give_up_tick, reads));
         }
         Err(_) => {
             let error = not_leader(group);
             for read in reads {
                 read.responder.respond(Err(error.clone()));
             }
+        }
+    }
+}
+
+/// Gives up rounds that nobody answers: a leader of whose group this replica is no member any more
+/// does not.
+pub(super) fn give_up_rounds(group: &mut Group, tick: u64) {
+    while let Some(oldest) = group.rounds.first_entry()
+        && oldest.get().0 <= tick
+    {
+        for read in oldest.remove().1 {
+            read.responder.respond(Err(RequestError::ReadDropped));
         }
     }
 }
@@ -217,7 +229,11 @@ pub(super) fn refuse_waiting(group: &mut Group, error: &RequestError) {
         waiter.responder.respond(Err(error.clone()));
     }
     let rounds = std::mem::take(&mut group.rounds);
-    for read in group.reads.drain(..).chain(rounds.into_values().flatten()) {
+    for read in group
+        .reads
+        .drain(..)
+        .chain(rounds.into_values().flat_map(|round| round.1))
+    {
         read.responder.respond(Err(error.clone()));
     }
     if let Some((_, responder)) = group.transfer.take() {

@@ -8,6 +8,7 @@ use raft_engine::{Outbound, SnapshotTransfer};
 use raft_proto::{Envelope, HostId, Time};
 
 use crate::machine::mix;
+use crate::promises::Promises;
 use crate::rng::Rng;
 
 /// What a host's engine sends gathers here until the cluster takes it up.
@@ -51,6 +52,7 @@ pub struct Network {
     /// Covers every byte sent.
     pub trace: u64,
     pub delivered: u64,
+    pub promises: Promises,
 }
 
 impl Network {
@@ -64,6 +66,7 @@ impl Network {
     ) {
         let mut messages = Vec::new();
         for envelope in envelopes {
+            self.promises.note(envelope);
             let mut bytes = BytesMut::new();
             envelope.encode_into(&mut bytes);
             self.trace = mix(self.trace, u64::from(raft_proto::crc32c_append(0, &bytes)));

@@ -43,7 +43,7 @@ impl Promises {
     }
 
     /// How many votes were given.
-    pub fn votes(&self) -> usize {
-        self.votes.len()
+    pub fn votes(&self) -> u64 {
+        self.votes.len() as u64
     }
 }

@@ -10,7 +10,7 @@ use raft_engine::{
 };
 use raft_log::LaneOptions;
 use raft_log::vfs::{SimVfs, Vfs};
-use raft_proto::{Envelope, GroupId, HostId, ReplicaId, Role, Time};
+use raft_proto::{ChangeKind, Envelope, GroupId, HostId, MembershipChange, ReplicaId, Role, Time};
 
 use crate::machine::{Applications, ListMachine, mix};
 use crate::network::{Network, Outbox, outbox};
@@ -19,6 +19,9 @@ use crate::rng::Rng;
 
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1_000 * MILLISECOND;
+/// The founders, and one that joins.
+const FOUNDERS: u64 = 3;
+const HOSTS: u64 = 4;
 /// A group's core may hold no more than this, whatever happens.
 const GROUP_MEMORY_BYTES_MAX: usize = 4 << 20;
 
@@ -54,6 +57,10 @@ pub struct Report {
     pub snapshots: u64,
     pub streamed: u64,
     pub reads: u64,
+    /// Membership changes seen to be in force.
+    pub changes: u64,
+    /// Votes given, each replica's once a term.
+    pub votes: u64,
 }
 
 struct NoEvents;
@@ -103,14 +110,27 @@ pub struct Run {
     streams: Vec<Stream>,
     /// When every group of every running host is asked for a snapshot that leaves no log behind.
     squeezes: Vec<Time>,
+    /// How far the plan of each group's membership has come.
+    plans: Vec<Plan>,
+    next_admin: Time,
     report: Report,
     is_calm: bool,
 }
 
+/// What is to become of a group's membership: host 4 joins, is promoted, and somebody leaves.
+struct Plan {
+    group: GroupId,
+    /// Who leaves in the end, host 4 perhaps.
+    victim: ReplicaId,
+    done: usize,
+}
+
+const PLAN_STEPS: usize = 3;
+
 impl Run {
     pub fn new(seed: u64, options: Options) -> Self {
         let mut rng = Rng::new(seed);
-        let hosts = (1..=3)
+        let hosts = (1..=HOSTS)
             .map(|id| Host {
                 id: host(id),
                 vfs: disk(rng.next()),
@@ -120,6 +140,14 @@ impl Run {
                 deadline: None,
             })
             .collect();
+        let groups = 1..=options.groups;
+        let plans = groups.map(|number| Plan {
+            group: group(number),
+            victim: replica(1 + rng.below(HOSTS)),
+            done: 0,
+        });
+        let plans = plans.collect();
+        let next_admin = Time(rng.below(2 * SECOND));
         let mut network = Network::default();
         network.loss_percent = rng.below(6);
         network.delay_max_nanos = MILLISECOND * (1 + rng.below(20));
@@ -135,6 +163,8 @@ impl Run {
             reads: Vec::new(),
             streams: Vec::new(),
             squeezes: Vec::new(),
+            plans,
+            next_admin,
             report: Report::default(),
             is_calm: false,
         }
@@ -157,13 +187,15 @@ impl Run {
                 next_client = self.now.plus_nanos(self.rng.below(12 * MILLISECOND));
             }
             self.squeeze();
+            self.administer();
             self.pass();
-            self.advance(next_fault.min(next_client));
+            self.advance(next_fault.min(next_client).min(self.next_admin));
         }
         self.heal();
         let deadline = self.now.plus_nanos(60 * SECOND);
         let mut calm_until = None;
         loop {
+            self.administer();
             self.pass();
             if calm_until.is_none_or(|at| self.now >= at) {
                 if self.has_settled() {
@@ -175,7 +207,7 @@ impl Run {
                 self.violation("the cluster did not settle within 60 s of calm".to_owned());
                 break;
             }
-            let at = calm_until.unwrap_or(deadline);
+            let at = calm_until.unwrap_or(deadline).min(self.next_admin);
             self.advance(at);
         }
         self.finish()
@@ -354,6 +386,56 @@ impl Run {
         false
     }
 
+    /// Brings each group's membership one step further, through whoever leads.
+    fn administer(&mut self) {
+        if self.now < self.next_admin {
+            return;
+        }
+        let pause = 100 * MILLISECOND + self.rng.below(400 * MILLISECOND);
+        self.next_admin = self.now.plus_nanos(pause);
+        let mut plans = std::mem::take(&mut self.plans);
+        for plan in &mut plans {
+            self.administer_group(plan);
+        }
+        self.plans = plans;
+    }
+
+    fn administer_group(&mut self, plan: &mut Plan) {
+        let joiner = replica(HOSTS);
+        if plan.done == PLAN_STEPS {
+            return;
+        }
+        let leaders = self.statuses(plan.group).into_iter();
+        let leader = leaders
+            .filter(|status| status.role == Role::Leader)
+            .max_by_key(|status| status.term);
+        let Some(leader) = leader else { return };
+        let membership = &leader.membership;
+        let is_in_force = match plan.done {
+            0 => membership.learners.contains(&joiner),
+            1 => membership.voters.contains(&joiner),
+            _ => !membership.replicas().contains(&plan.victim),
+        };
+        if is_in_force {
+            plan.done += 1;
+            self.report.changes += 1;
+            return;
+        }
+        let (kind, replica, on) = match plan.done {
+            0 => (ChangeKind::AddLearner, joiner, Some(host(HOSTS))),
+            1 => (ChangeKind::AddVoter, joiner, None),
+            _ => (ChangeKind::Remove, plan.victim, None),
+        };
+        let leader = self
+            .hosts
+            .iter()
+            .find(|host| host.id.get() == leader.replica.get());
+        if let Some((engine, _)) = leader.and_then(|host| host.running.as_ref()) {
+            let change = MembershipChange::single(kind, replica, on);
+            engine.change_membership(plan.group, change, Responder::new(Slot::new()));
+        }
+    }
+
     /// Moves time to the next thing that happens.
     fn advance(&mut self, limit: Time) {
         let mut next = limit;
@@ -434,7 +516,7 @@ impl Run {
             _ => {
                 let at = self.pick_host();
                 let group = self.pick_group();
-                let to = replica(1 + self.rng.below(3));
+                let to = replica(1 + self.rng.below(HOSTS));
                 if let Some((engine, _)) = &self.hosts[at].running {
                     if self.rng.one_in(3) {
                         engine.transfer_leadership(group, to, Responder::new(Slot::new()));
@@ -573,9 +655,13 @@ impl Run {
             let replica = replica(id.get());
             let start = if recovered.iter().any(|found| found.group == group) {
                 Start::Restart
+            } else if id.get() > FOUNDERS {
+                Start::Join
             } else {
                 Start::Bootstrap {
-                    members: (1..=3).map(|id| (self::replica(id), host(id))).collect(),
+                    members: (1..=FOUNDERS)
+                        .map(|id| (self::replica(id), host(id)))
+                        .collect(),
                 }
             };
             let machine = ListMachine::new(id, group, Arc::clone(&self.applications));
@@ -611,22 +697,45 @@ impl Run {
         }
     }
 
-    /// Whether every replica of every group has applied all there is, under one leader.
+    /// Whether every member of every group, as planned, has applied all there is, under one
+    /// leader.
     fn has_settled(&mut self) -> bool {
-        let mut is_settled = self.reads.is_empty() && self.streams.is_empty();
+        let mut is_settled = self.reads.is_empty()
+            && self.streams.is_empty()
+            && self.plans.iter().all(|plan| plan.done == PLAN_STEPS);
         for number in 1..=self.options.groups {
-            let statuses = self.statuses(group(number));
-            is_settled &= statuses.len() == 3
-                && statuses
+            let members = self.members(group(number));
+            is_settled &= !members.is_empty()
+                && members
                     .iter()
                     .filter(|status| status.role == Role::Leader)
                     .count()
                     == 1
-                && statuses
+                && members
                     .iter()
-                    .all(|status| status.applied == status.last && status.last == statuses[0].last);
+                    .all(|status| status.applied == status.last && status.last == members[0].last);
         }
         is_settled
+    }
+
+    /// The members of a group as its leader knows them; nobody, if they are not all there.
+    fn members(&mut self, group: GroupId) -> Vec<GroupStatus> {
+        let statuses = self.statuses(group);
+        let leaders = statuses.iter().filter(|status| status.role == Role::Leader);
+        let Some(leader) = leaders.max_by_key(|status| status.term) else {
+            return Vec::new();
+        };
+        let wanted = leader.membership.replicas();
+        let members: Vec<GroupStatus> = statuses
+            .iter()
+            .filter(|status| wanted.contains(&status.replica))
+            .cloned()
+            .collect();
+        if members.len() == wanted.len() {
+            members
+        } else {
+            Vec::new()
+        }
     }
 
     fn statuses(&mut self, group: GroupId) -> Vec<GroupStatus> {
@@ -648,11 +757,13 @@ impl Run {
     fn finish(mut self) -> Report {
         for number in 1..=self.options.groups {
             let group = group(number);
-            let statuses = self.statuses(group);
-            for status in &statuses {
+            for status in &self.statuses(group) {
                 if let Some(reason) = &status.failed {
                     self.violation(format!("group {group} failed: {reason}"));
                 }
+            }
+            let statuses = self.members(group);
+            for status in &statuses {
                 if status.memory_bytes > GROUP_MEMORY_BYTES_MAX {
                     let held = status.memory_bytes;
                     self.violation(format!("group {group} holds {held} bytes"));
@@ -663,7 +774,8 @@ impl Run {
                     self.violation(format!("group {group}: state hashes differ"));
                 }
             }
-            let lists = self.lists(group);
+            let members: Vec<ReplicaId> = statuses.iter().map(|status| status.replica).collect();
+            let lists = self.lists(group, &members);
             for list in lists {
                 let wrong = self
                     .book
@@ -677,6 +789,11 @@ impl Run {
         self.report
             .violations
             .extend(applications.violations.iter().cloned());
+        let promises = &self.network.promises;
+        self.report
+            .violations
+            .extend(promises.violations.iter().cloned());
+        self.report.votes = promises.votes();
         self.report.applied = applications.count;
         let mut trace = mix(self.network.trace, applications.trace);
         for host in &self.hosts {
@@ -691,10 +808,11 @@ impl Run {
         self.report
     }
 
-    fn lists(&mut self, group: GroupId) -> Vec<Vec<u64>> {
+    fn lists(&mut self, group: GroupId, members: &[ReplicaId]) -> Vec<Vec<u64>> {
         let slots: Vec<Arc<Slot<Bytes>>> = self
             .hosts
             .iter()
+            .filter(|host| members.contains(&replica(host.id.get())))
             .filter_map(|host| host.running.as_ref())
             .map(|(engine, _)| {
                 let slot = Slot::new();
@@ -716,7 +834,7 @@ impl Run {
     }
 
     fn pick_host(&mut self) -> usize {
-        usize::try_from(self.rng.below(3)).expect("small")
+        usize::try_from(self.rng.below(HOSTS)).expect("small")
     }
 
     fn pick_group(&mut self) -> GroupId {

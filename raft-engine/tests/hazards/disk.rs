@@ -77,7 +77,7 @@ fn fault_4_damage_in_the_active_segment_stops_that_replica_and_nobody_else() {
         for id in [1, 2] {
             let number = id * 1_000 + number;
             world
-                .propose(leaders[id as usize - 1], group(id), number)
+                .propose(leaders[usize::from(id == 2)], group(id), number)
                 .expect("it serves");
         }
     }
@@ -202,8 +202,8 @@ fn fault_16_a_full_disk_refuses_proposals_hands_leadership_on_and_recovers_by_it
 #[test]
 fn fault_20_one_bad_copy_of_a_vote_changes_nothing() {
     let votes = Path::new("/data/votes");
-    for half in 0..2 {
-        let mut world = World::running(20 + half as u64, 3, 1);
+    for half in 0..2_u64 {
+        let mut world = World::running(20 + half, 3, 1);
         let leader = world.leader(group(1));
         world.propose(leader, group(1), 1).expect("it serves");
         world.await_level(group(1));
@@ -221,9 +221,9 @@ fn fault_20_one_bad_copy_of_a_vote_changes_nothing() {
             });
         }
         world.start_all();
-        for at in 0..3 {
+        for (at, &term) in terms.iter().enumerate() {
             assert!(
-                world.status(at, group(1)).term >= terms[at],
+                world.status(at, group(1)).term >= term,
                 "the term did not roll back"
             );
         }
