@@ -67,6 +67,8 @@ pub(crate) enum Task {
     },
     /// Queries to answer once `at` is applied.
     Read { at: Index, reads: Vec<Read> },
+    /// The replica was removed: what its queries wait for may never come.
+    DropReads,
     /// A query to answer from whatever state there is.
     StaleRead(Read),
     /// Save the state; the machine is away until the job returns it.
@@ -334,6 +336,12 @@ fn run_task(id: GroupId, state: &mut ApplyGroup, task: Task) -> Result<After, St
             answer_due_reads(state)?;
             Ok(After::Nothing)
         }
+        Task::DropReads => {
+            for read in std::mem::take(&mut state.waiting).into_values().flatten() {
+                read.responder.respond(Err(RequestError::ReadDropped));
+            }
+            Ok(After::Nothing)
+        }
         Task::StaleRead(read) => {
             answer(state, read)?;
             Ok(After::Nothing)
@@ -471,7 +479,7 @@ fn refuse_all(state: &mut ApplyGroup, error: &RequestError) {
                 status.failed = Some(error.to_string());
                 responder.respond(Ok(*status));
             }
-            Task::Save(_) | Task::Restore(_) => {}
+            Task::Save(_) | Task::Restore(_) | Task::DropReads => {}
         }
     }
 }

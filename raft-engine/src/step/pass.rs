@@ -105,6 +105,9 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) 
         if let Some((_, reads)) = group.rounds.remove(&read.user) {
             let at = read.index;
             out.tasks.push((group.id, Task::Read { at, reads }));
+            if is_removed(group) {
+                out.tasks.push((group.id, Task::DropReads));
+            }
         }
     }
     for round in ready.reads_dropped {
@@ -210,6 +213,7 @@ fn split(batches: Vec<Batch>, last: Index) -> (Vec<Batch>, Vec<Batch>) {
 
 /// Switches membership at once, behind no user code, and passes entries and proposers on.
 fn hand_piece(out: &mut Out, group: &mut Group, batches: Vec<Batch>) {
+    let mut has_changed = false;
     for batch in &batches {
         for entry in batch.iter().filter(|entry| entry.kind().is_membership()) {
             let changed = MembershipChange::decode(entry.payload())
@@ -220,6 +224,7 @@ fn hand_piece(out: &mut Out, group: &mut Group, batches: Vec<Batch>) {
                 });
             match changed {
                 Ok(()) => {
+                    has_changed = true;
                     group.membership = group.raft.membership().clone();
                     group.learn_hosts();
                 }
@@ -239,6 +244,15 @@ fn hand_piece(out: &mut Out, group: &mut Group, batches: Vec<Batch>) {
     let waiters = group.waiters.drain(..due).collect();
     let task = Task::Entries { batches, waiters };
     out.tasks.push((group.id, task));
+    if has_changed && is_removed(group) {
+        out.tasks.push((group.id, Task::DropReads));
+    }
+}
+
+/// Whether the membership in force no longer names this replica.
+fn is_removed(group: &Group) -> bool {
+    let members = &group.membership;
+    !members.voters.is_empty() && !members.replicas().contains(&group.replica)
 }
 
 /// A change that makes no sense any more is an entry without effect; its proposer hears so.
