@@ -21,7 +21,9 @@ pub(crate) fn parse(input: &str) -> Result<Vec<Change>, String> {
             "w" => ChangeKind::AddWitness,
             _ => return Err(format!("unknown input: {word}")),
         };
-        let id: u64 = id.parse().map_err(|_| format!("{id} is no number"))?;
+        let id: u64 = id
+            .parse()
+            .map_err(|_| format!("strconv.ParseUint: parsing {id:?}: invalid syntax"))?;
         if let Some(replica) = ReplicaId::new(id) {
             changes.push(Change {
                 kind,

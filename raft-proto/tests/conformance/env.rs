@@ -682,11 +682,16 @@ impl Env {
     fn deliver_command(&mut self, directive: &Directive) {
         let kind = directive.value("type");
         let mut handled = 0;
-        for id in directive.ids() {
-            handled += self.deliver(id, kind, false);
-        }
-        for id in directive.numbers("drop") {
-            handled += self.deliver(id, kind, true);
+        // In the order in which they are named.
+        for arg in &directive.args {
+            if let (true, Ok(id)) = (arg.values.is_empty(), arg.key.parse()) {
+                handled += self.deliver(id, kind, false);
+            } else if arg.key == "drop" {
+                for id in &arg.values {
+                    let id = id.parse().expect("a script drops what is for an id");
+                    handled += self.deliver(id, kind, true);
+                }
+            }
         }
         if handled == 0 {
             self.put_line("no messages");
