@@ -119,7 +119,10 @@ impl Raft {
     /// anything is to be done; what `ready` held before is gone.
     pub fn poll_ready_into(&mut self, ready: &mut Ready) -> bool {
         ready.clear();
-        self.leave_joint_if_due();
+        if !self.config.change_done_when_applied {
+            // Else it is due when something was applied, and at no other time.
+            self.leave_joint_if_due();
+        }
         self.begin_read_round();
 
         let soft = SoftState {

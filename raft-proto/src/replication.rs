@@ -9,7 +9,7 @@ use bytes::Bytes;
 
 use crate::entry::{Batch, BatchBuilder, EntryKind, Session};
 use crate::error::{DropReason, ProposeError, Refused};
-use crate::membership::{Change, MembershipChange};
+use crate::membership::{Change, MembershipChange, MembershipError};
 use crate::message::{Body, Forwarded, SnapshotMeta};
 use crate::progress::ProgressState;
 use crate::raft::Raft;
@@ -191,6 +191,10 @@ impl Raft {
             || (self.config.change_after_own_commit && !self.has_committed_in_term())
         {
             return Err(ProposeError::ChangePending);
+        }
+        if change.changes.is_empty() && !self.membership.is_joint() {
+            // Whatever its transition: a joint membership that changes nobody is no use.
+            return Err(MembershipError::NotJoint.into());
         }
         self.membership.changed(self.log.last().next(), change)?;
         Ok(())
