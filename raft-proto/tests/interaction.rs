@@ -12,6 +12,12 @@ mod changes;
 mod describe;
 #[path = "conformance/env.rs"]
 mod env;
+#[path = "conformance/letter.rs"]
+mod letter;
+#[path = "conformance/node.rs"]
+mod node;
+#[path = "conformance/own.rs"]
+mod own;
 #[path = "conformance/script.rs"]
 mod script;
 #[path = "conformance/storage.rs"]
