@@ -87,6 +87,8 @@ pub(crate) struct Group {
     /// Before this tick no save is begun unasked, and the pause that led to it.
     pub(crate) save_not_before: u64,
     pub(crate) save_backoff_ticks: u64,
+    /// The core, leading, wants a snapshot at or past this index for a follower.
+    pub(crate) snapshot_wanted: Option<Index>,
     /// The last entry handed to the apply worker.
     pub(crate) handed: EntryId,
     /// The membership as of `handed`: what a snapshot taken there carries. The core's own may be
@@ -133,6 +135,7 @@ impl Group {
             saves_begun: 0,
             save_not_before: 0,
             save_backoff_ticks: 0,
+            snapshot_wanted: None,
             handed: EntryId::ZERO,
             membership,
             transfer: None,

@@ -264,8 +264,10 @@ impl StepWorker {
                 saves::request_snapshot(shared, out, group, request, Some(responder));
             }),
             StepInput::CancelSnapshot { group, responder } => {
-                self.request(group, responder, |_, _, group, responder| {
+                self.request(group, responder, |shared, out, group, responder| {
                     requests::abort_save(group);
+                    // Nor is one begun at once that nobody asked for.
+                    saves::back_off(shared, out, group);
                     responder.respond(Ok(()));
                 });
             }
@@ -518,6 +520,7 @@ impl StepWorker {
                 .next_deadline()
                 .into_iter()
                 .chain(oldest_round)
+                .chain(saves::retry_tick(group))
                 .min();
             let was_due = std::mem::replace(&mut group.deadline_tick, due);
             (was_due != due).then_some((was_due, due))

@@ -141,7 +141,9 @@ pub struct Ready {
     /// The leader's answer to [`Raft::request_snapshot`](crate::Raft::request_snapshot): it holds
     /// this snapshot, which lies within the log here; fetch it, the log stays as it is.
     pub snapshot_offered: Option<SnapshotMeta>,
-    /// A follower needs a snapshot at or past this index, and none is stored: take one.
+    /// A follower needs a snapshot at or past this index, and none is stored: take one, as soon as
+    /// so much is applied, and say so with [`Raft::snapshot_stored`](crate::Raft::snapshot_stored).
+    /// A later word replaces an earlier one.
     pub snapshot_wanted: Option<Index>,
 }
 

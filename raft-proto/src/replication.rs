@@ -376,7 +376,7 @@ impl Raft {
     /// Sends the newest snapshot to a follower whose next entry is gone; whether it did.
     fn send_snapshot(&mut self, to: ReplicaId) -> bool {
         let Some(meta) = self.snapshot.clone() else {
-            self.out.snapshot_wanted = Some(self.log.first().previous().unwrap_or_default());
+            self.want_snapshot(self.log.first().previous().unwrap_or_default());
             return false;
         };
         // To one that is not there it would be a waste, and would stop the log (hazard 33).
@@ -714,26 +714,31 @@ impl Raft {
         }
         self.snapshot_requests.insert(from, (index, request));
         self.answer_snapshot_requests();
-        if self.snapshot_requests.contains_key(&from) {
-            self.out.snapshot_wanted = Some(index);
-        }
         Ok(())
     }
 
+    /// Asks the driver for a snapshot at or past `index`. Of several wishes the lowest counts: what
+    /// it does not answer is asked for again.
+    fn want_snapshot(&mut self, index: Index) {
+        let wanted = self.out.snapshot_wanted.map_or(index, |old| old.min(index));
+        self.out.snapshot_wanted = Some(wanted);
+    }
+
     pub(crate) fn answer_snapshot_requests(&mut self) {
-        let Some(meta) = self.snapshot.clone() else {
-            return;
-        };
         let mut requests = core::mem::take(&mut self.snapshot_requests);
         requests.retain(|&to, &mut (index, request)| {
-            let is_answered = meta.id.index >= index;
-            if is_answered {
-                let meta = meta.clone();
-                self.send(to, Body::SnapshotOffer { meta, request });
-            }
-            !is_answered
+            let stored = self.snapshot.as_ref();
+            let Some(meta) = stored.filter(|meta| meta.id.index >= index).cloned() else {
+                return true;
+            };
+            self.send(to, Body::SnapshotOffer { meta, request });
+            false
         });
         self.snapshot_requests = requests;
+        let unanswered = self.snapshot_requests.values().map(|&(index, _)| index);
+        if let Some(index) = unanswered.min() {
+            self.want_snapshot(index);
+        }
     }
 
     pub(crate) fn on_snapshot_offer(

@@ -31,6 +31,7 @@ pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, w
     while let Some(ready) = group.raft.poll_ready() {
         process(shared, out, group, ready);
     }
+    saves::save_wanted(shared, out, group);
     settle_transfer(group);
 }
 
@@ -90,6 +91,9 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) 
     }
     if !ready.committed.is_empty() {
         hand_to_apply(shared, out, group, ready.committed);
+    }
+    if ready.snapshot_wanted.is_some() {
+        group.snapshot_wanted = ready.snapshot_wanted;
     }
     for fetch in ready.fetch {
         let job = Job::Fetch {

@@ -1,7 +1,7 @@
 //! Snapshots as the step worker sees them: asked for, saved, received, recorded.
 
 use raft_log::Submission;
-use raft_proto::{Body, Index, Message, ReplicaId, SnapshotMeta, SnapshotStatus, Term};
+use raft_proto::{Body, Index, Message, ReplicaId, Role, SnapshotMeta, SnapshotStatus, Term};
 
 use super::StepShared;
 use super::out::Out;
@@ -26,11 +26,7 @@ pub(super) fn request_snapshot(
     responder: Option<Responder<SnapshotOutcome>>,
 ) {
     let is_export = request.export.is_some();
-    let newest = group
-        .snapshots
-        .last()
-        .map_or(BOOTSTRAP_INDEX, |meta| meta.id.index);
-    let is_old = group.handed.index <= newest && !is_export;
+    let is_old = group.handed.index <= newest_index(group) && !is_export;
     let rejected = match &group.saving {
         Some(saving) if !is_export && !saving.is_export && saving.index == group.handed.index => {
             Some(SnapshotRejected::NothingNew)
@@ -83,6 +79,37 @@ pub(super) fn save_unasked(shared: &StepShared, out: &mut Out, group: &mut Group
     }
 }
 
+/// Saves the snapshot that the core wants for a follower, as soon as so much is applied; recorded,
+/// it is the core's to send. A wish that is met, or was a leader's who leads no more, is forgotten.
+pub(super) fn save_wanted(shared: &StepShared, out: &mut Out, group: &mut Group) {
+    let (leads, newest) = (group.raft.role() == Role::Leader, newest_index(group));
+    group
+        .snapshot_wanted
+        .take_if(|wanted| !leads || newest >= *wanted);
+    if wants_save(group) {
+        save_unasked(shared, out, group);
+    }
+}
+
+/// The tick at which a wanted save is tried again that has failed.
+pub(super) fn retry_tick(group: &Group) -> Option<u64> {
+    wants_save(group).then_some(group.save_not_before)
+}
+
+/// Whether the core waits for a save, none is under way, and so much is applied.
+fn wants_save(group: &Group) -> bool {
+    let is_reached = |wanted| wanted <= group.handed.index;
+    group.saving.is_none() && group.snapshot_wanted.is_some_and(is_reached)
+}
+
+/// The place of the newest snapshot.
+fn newest_index(group: &Group) -> Index {
+    group
+        .snapshots
+        .last()
+        .map_or(BOOTSTRAP_INDEX, |meta| meta.id.index)
+}
+
 /// The save under way has ended.
 pub(super) fn saved(shared: &StepShared, out: &mut Out, group: &mut Group, end: SaveEnd) {
     let saving = group.saving.as_mut().expect("the caller looked");
@@ -103,7 +130,11 @@ pub(super) fn saved(shared: &StepShared, out: &mut Out, group: &mut Group, end: 
             group.save_backoff_ticks = 0;
             return record(shared, out, group, *meta, overhead);
         }
-        SaveEnd::OutOfDate => SnapshotOutcome::Rejected(SnapshotRejected::OutOfDate),
+        SaveEnd::OutOfDate => {
+            // Whatever lies there lies there a moment from now, too.
+            back_off(shared, out, group);
+            SnapshotOutcome::Rejected(SnapshotRejected::OutOfDate)
+        }
         SaveEnd::Aborted => SnapshotOutcome::Aborted,
         SaveEnd::Failed(reason) => {
             tracing::warn!(group = group.id.get(), %reason, "snapshot failed");
@@ -164,7 +195,7 @@ fn compact_to(shared: &StepShared, group: &Group, mut first: Index) -> Index {
     first
 }
 
-fn back_off(shared: &StepShared, out: &Out, group: &mut Group) {
+pub(super) fn back_off(shared: &StepShared, out: &Out, group: &mut Group) {
     let tick_ms = shared.config.tick_ms;
     let (least, most) = (
         BACKOFF_MS_MIN.div_ceil(tick_ms),

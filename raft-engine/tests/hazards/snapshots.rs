@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use raft_engine::{Event, RequestError, SnapshotOutcome, SnapshotRejected, SnapshotRequest, Start};
 use raft_log::vfs::Vfs;
-use raft_proto::{ChangeKind, Index, MembershipChange};
+use raft_proto::{Body, ChangeKind, Envelope, Index, MembershipChange, Message};
 
 use crate::world::{MILLISECOND, World, group, host, replica};
 
@@ -342,5 +342,106 @@ fn a_fresh_host_is_fed_by_a_stream_is_promoted_and_carries_the_majority() {
         .expect("the new one counts");
     world.await_level(group(1));
     assert!(world.list(3, group(1)).contains(&51));
+    world.check();
+}
+
+/// How many snapshots a host has saved.
+fn saves(world: &World, at: usize) -> usize {
+    let events = world.events(at);
+    let saved = |event: &&Event| matches!(event, Event::SnapshotSaved { .. });
+    events.iter().filter(saved).count()
+}
+
+#[test]
+fn a_snapshot_from_before_a_learner_joined_is_followed_by_one_that_names_it() {
+    let mut failures = 0;
+    for operation in 0..8 {
+        let mut world = World::new(11, 4, 1);
+        world.founders = 3;
+        world.start_all();
+        let leader = world.leader(group(1));
+        for number in 1..=20 {
+            world.propose(leader, group(1), number).expect("it serves");
+        }
+        let before = world.snapshot(leader, group(1), ORDINARY);
+        let Ok(SnapshotOutcome::Completed(before)) = before else {
+            panic!("{before:?}");
+        };
+        world.cut.insert(host(4));
+        let change = MembershipChange::single(ChangeKind::AddLearner, replica(4), Some(host(4)));
+        world
+            .ask(leader, |engine, responder| {
+                engine.change_membership(group(1), change, responder);
+            })
+            .expect("it is added");
+        world.run_for(200 * MILLISECOND);
+        assert_eq!(saves(&world, leader), 1, "nobody has asked yet");
+
+        let vfs = Arc::clone(&world.hosts[leader].vfs);
+        let calls = vfs.calls();
+        if operation > 0 {
+            vfs.fail_at(calls + operation, ErrorKind::StorageFull);
+        }
+        world.cut.clear();
+        world.run_for(700 * MILLISECOND);
+        if !world.status(3, group(1)).installed_from_stream {
+            // It failed: tried again, but not on and on.
+            failures += 1;
+            assert!(operation > 0, "with a sound disk it is there at once");
+            assert!(vfs.calls() < calls + 60, "{} calls", vfs.calls() - calls);
+            world.run_until("stream", |world| {
+                world.status(3, group(1)).installed_from_stream
+            });
+        }
+        world.await_level(group(1));
+        let status = world.status(leader, group(1));
+        assert!(status.snapshot.index > before);
+        assert_eq!(saves(&world, leader), 2, "one, and not one each heartbeat");
+        assert_eq!(world.list(3, group(1)), (1..=20).collect::<Vec<_>>());
+        world.check();
+    }
+    assert!(failures >= 3, "{failures} operations were made to fail");
+}
+
+#[test]
+fn a_snapshot_that_a_follower_asks_for_is_saved_once_so_much_is_applied() {
+    let mut world = World::running(12, 3, 1);
+    let leader = world.leader(group(1));
+    world.propose(leader, group(1), 1).expect("it serves");
+    let status = world.status(leader, group(1));
+    let asker = (leader + 1) % 3;
+    let (from, to) = (replica(asker as u64 + 1), replica(leader as u64 + 1));
+    let ask = |world: &mut World, index| {
+        let body = Body::SnapshotRequest { index, request: 7 };
+        let message = Message {
+            from,
+            to,
+            term: status.term,
+            body,
+        };
+        let envelope = Envelope {
+            group: group(1),
+            epoch: 1,
+            message,
+        };
+        let host = world.hosts[asker].id;
+        world.engine(leader).deliver(host, vec![envelope]);
+        world.run_for(100 * MILLISECOND);
+    };
+    let wanted = status.applied.plus(3);
+    ask(&mut world, wanted);
+    for number in 2..=4 {
+        assert_eq!(saves(&world, leader), 0, "so much is not applied yet");
+        world.propose(leader, group(1), number).expect("it serves");
+    }
+    world.run_for(100 * MILLISECOND);
+    assert_eq!(saves(&world, leader), 1);
+    assert_eq!(world.status(leader, group(1)).snapshot.index, wanted);
+    // What is there already, and what never will be, costs nothing.
+    ask(&mut world, Index::new(1));
+    ask(&mut world, Index::new(u64::MAX));
+    world.propose(leader, group(1), 5).expect("it serves");
+    world.run_for(100 * MILLISECOND);
+    assert_eq!(saves(&world, leader), 1);
     world.check();
 }
