@@ -169,6 +169,12 @@ impl Membership {
         self.voters.contains(&replica) || self.voters_outgoing.contains(&replica)
     }
 
+    /// Whether the replica belongs to the group at all.
+    #[must_use]
+    pub fn is_member(&self, replica: ReplicaId) -> bool {
+        self.is_voter(replica) || self.learners.contains(&replica)
+    }
+
     /// Every replica, ascending.
     #[must_use]
     pub fn replicas(&self) -> BTreeSet<ReplicaId> {

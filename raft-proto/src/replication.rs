@@ -375,8 +375,15 @@ impl Raft {
 
     /// Sends the newest snapshot to a follower whose next entry is gone; whether it did.
     fn send_snapshot(&mut self, to: ReplicaId) -> bool {
-        let Some(meta) = self.snapshot.clone() else {
-            self.want_snapshot(self.log.first().previous().unwrap_or_default());
+        // One from before `to` was a member would be refused, and sent again, without end.
+        let snapshot = self.snapshot.as_ref();
+        let Some(meta) = snapshot
+            .filter(|meta| meta.membership.is_member(to))
+            .cloned()
+        else {
+            let before = self.log.first().previous().unwrap_or_default();
+            let joined = snapshot.map_or(Index::ZERO, |_| self.membership.index);
+            self.want_snapshot(before.max(joined));
             return false;
         };
         // To one that is not there it would be a waste, and would stop the log (hazard 33).
