@@ -58,7 +58,8 @@ pub enum DropReason {
     },
     /// A vote was asked for while the leader is heard of (thesis §6.2 and §4.2.3).
     LeaderAlive,
-    /// A vote was asked for before the longest lease an earlier life may have granted is over.
+    /// A vote was asked for before the longest lease that this replica may have granted, in an
+    /// earlier life or an earlier term, is over.
     LeaseAfterRestart,
     /// It is meant for a leader, and this replica does not lead.
     NotLeader,
@@ -97,7 +98,7 @@ impl fmt::Display for DropReason {
                 return write!(f, "of term {found}, which is over: it is term {current}");
             }
             Self::LeaderAlive => "the leader is alive",
-            Self::LeaseAfterRestart => "a lease granted before the restart may still run",
+            Self::LeaseAfterRestart => "a lease granted in an earlier term or life may still run",
             Self::NotLeader => "this replica does not lead",
             Self::NoLeader => "no leader is known",
             Self::NotForThisRole => "the role it is meant for is over",

@@ -49,7 +49,8 @@ pub struct Raft {
     pub(crate) timeout: u64,
     /// The tick of the last heartbeat.
     pub(crate) heartbeat_from: u64,
-    /// No vote is granted before this tick: a lease granted before the restart may still run.
+    /// No vote is granted before this tick: a lease granted in an earlier term, or before the
+    /// restart, may still run.
     pub(crate) no_vote_before: u64,
 
     pub(crate) term: Term,
@@ -346,6 +347,11 @@ impl Raft {
 impl Raft {
     pub(crate) fn reset(&mut self, term: Term) {
         if self.term != term {
+            // A lease that was granted to the leader of the old term outlives that term.
+            if self.leader.is_some_and(|leader| !self.is_me(leader)) {
+                let until = self.elapsed_from.saturating_add(self.config.lease_ticks);
+                self.no_vote_before = self.no_vote_before.max(until);
+            }
             self.term = term;
             self.vote = None;
         }
@@ -608,6 +614,18 @@ impl Raft {
                 }
                 _ => self.become_follower(term, None),
             }
+        } else if term == self.term
+            && self.vote.is_none()
+            && self.tick < self.no_vote_before
+            && matches!(
+                &body,
+                Body::Vote {
+                    is_transfer: false,
+                    ..
+                }
+            )
+        {
+            return Refused::dropped(DropReason::LeaseAfterRestart);
         } else if term < self.term && !matches!(body, Body::Propose { .. } | Body::ReadIndex { .. })
         {
             return self.on_stale(from, term, &body);
