@@ -105,12 +105,12 @@ fn explain(seed: u64, defect: Option<Defect>, checks_disks: bool) -> String {
 
 #[test]
 fn random_schedules_break_nothing() {
-    if let Some(seed) = report::seed_from("RAFT_SCHEDULE") {
+    if let Some(seed) = seed_from("RAFT_SCHEDULE") {
         let outcome = run(seed, None, true, false);
         assert!(outcome.broken.is_none(), "{}", explain(seed, None, true));
         return;
     }
-    let count = report::seed_from("RAFT_SCHEDULES").unwrap_or(SCHEDULES);
+    let count = seed_from("RAFT_SCHEDULES").unwrap_or(SCHEDULES);
     let (counts, broken) = run_all(0, count);
     if let Some((seed, violation)) = broken {
         panic!("{}\n{violation:?}", explain(seed, None, true));
@@ -206,4 +206,9 @@ const fn is_safety(violation: &Violation) -> bool {
             | Violation::StateMachineSafety { .. }
             | Violation::Refused { .. }
     )
+}
+
+/// A number from the environment, to replay one seed.
+fn seed_from(variable: &str) -> Option<u64> {
+    std::env::var(variable).ok()?.parse().ok()
 }

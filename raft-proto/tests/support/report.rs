@@ -13,8 +13,3 @@ pub(crate) fn record(line: &serde_json::Value) {
         writeln!(file, "{line}").expect("the report file is written");
     }
 }
-
-/// A number from the environment, to replay one seed.
-pub(crate) fn seed_from(variable: &str) -> Option<u64> {
-    std::env::var(variable).ok()?.parse().ok()
-}
