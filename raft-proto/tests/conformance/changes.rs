@@ -4,36 +4,59 @@ use std::collections::BTreeSet;
 
 use raft_proto::{Change, ChangeKind, Membership, ReplicaId};
 
-/// Reads changes; one that names replica 0 is left out, as etcd-raft passes over it.
+/// Reads changes, separated by single spaces.
+///
+/// Replica 0, whom etcd-raft passes over when it applies a change, has no id here: a change to it is
+/// an update of a replica that is no member, which does as little, and is shown as it was written.
 pub(crate) fn parse(input: &str) -> Result<Vec<Change>, String> {
-    let mut changes = Vec::new();
-    for word in input.split(' ').filter(|word| !word.is_empty()) {
-        let word = word.trim();
-        if word.len() < 2 {
-            return Err(format!("unknown token {word}"));
-        }
-        let (kind, id) = word.split_at(1);
-        let kind = match kind {
-            "v" => ChangeKind::AddVoter,
-            "l" => ChangeKind::AddLearner,
-            "r" => ChangeKind::Remove,
-            "u" => ChangeKind::Update,
-            "w" => ChangeKind::AddWitness,
-            _ => return Err(format!("unknown input: {word}")),
-        };
-        let id: u64 = id
-            .parse()
-            .map_err(|_| format!("strconv.ParseUint: parsing {id:?}: invalid syntax"))?;
-        if let Some(replica) = ReplicaId::new(id) {
-            changes.push(Change {
-                kind,
-                replica,
-                host: None,
-            });
-        }
+    if input.is_empty() {
+        return Ok(Vec::new());
     }
-    Ok(changes)
+    input.split(' ').map(parse_one).collect()
 }
+
+fn parse_one(word: &str) -> Result<Change, String> {
+    if word.len() < 2 {
+        return Err(format!("unknown token {word}"));
+    }
+    let unknown = || format!("unknown input: {word}");
+    let letter = word.chars().next().ok_or_else(unknown)?;
+    let kind = match letter {
+        'v' => ChangeKind::AddVoter,
+        'l' => ChangeKind::AddLearner,
+        'r' => ChangeKind::Remove,
+        'u' => ChangeKind::Update,
+        'w' => ChangeKind::AddWitness,
+        _ => return Err(unknown()),
+    };
+    let id = parse_id(&word[1..])?;
+    let (kind, replica) = match ReplicaId::new(id) {
+        Some(replica) => (kind, replica),
+        None => (ChangeKind::Update, stand_in_for_zero(letter)),
+    };
+    Ok(Change {
+        kind,
+        replica,
+        host: None,
+    })
+}
+
+/// As Go's `strconv.ParseUint` reads numbers, and what it says of those it does not.
+fn parse_id(text: &str) -> Result<u64, String> {
+    let problem = |what: &str| Err(format!("strconv.ParseUint: parsing {text:?}: {what}"));
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return problem("invalid syntax");
+    }
+    text.parse().or_else(|_| problem("value out of range"))
+}
+
+/// An id for each letter, out of the reach of scripts.
+fn stand_in_for_zero(letter: char) -> ReplicaId {
+    let id = ZERO_STAND_INS + u64::from(u32::from(letter));
+    ReplicaId::new(id).expect("it is below the reserved ids")
+}
+
+const ZERO_STAND_INS: u64 = u64::MAX - 1_000;
 
 /// Writes them.
 #[allow(dead_code, reason = "not every family writes changes")]
@@ -49,7 +72,13 @@ pub(crate) fn show(changes: &[Change]) -> String {
                 ChangeKind::AddWitness => 'w',
                 ChangeKind::Prioritise(_) => 'p',
             };
-            format!("{kind}{}", change.replica)
+            let stood_in = "vlruw"
+                .chars()
+                .find(|&letter| change.replica == stand_in_for_zero(letter));
+            match stood_in {
+                Some(letter) => format!("{letter}0"),
+                None => format!("{kind}{}", change.replica),
+            }
         })
         .collect();
     words.join(" ")

@@ -3,7 +3,8 @@
 use std::fmt::Write;
 
 use raft_proto::{
-    Body, EntryId, EntryKind, HardState, Membership, MembershipChange, Message, Role, SnapshotMeta,
+    Body, EntryId, EntryKind, HardState, Index, Membership, MembershipChange, Message, Role,
+    SnapshotMeta,
 };
 
 use crate::changes;
@@ -96,7 +97,8 @@ impl Shown {
             }
             Body::Heartbeat { commit, .. } => shown.commit = commit.get(),
             Body::Snapshot { meta } | Body::SnapshotOffer { meta, .. } => {
-                shown.snapshot = Some(snapshot(meta));
+                let is_one = meta.id.index > Index::ZERO;
+                shown.snapshot = is_one.then(|| snapshot(meta));
             }
             Body::ReadIndexResponse { index, .. } | Body::SnapshotRequest { index, .. } => {
                 shown.log = (0, index.get());

@@ -16,7 +16,7 @@ use crate::changes;
 use crate::describe::{self, Shown};
 use crate::letter::Letter;
 use crate::node::{Node, replica};
-use crate::script::{Directive, Interpreter};
+use crate::script::{Directive, Interpreter, parse_bool};
 use crate::storage::{State, Storage};
 
 pub(crate) struct Env {
@@ -276,6 +276,7 @@ impl Env {
                 apply_work: VecDeque::new(),
                 unstable_from: index.next(),
                 ready: None,
+                origins: VecDeque::new(),
             });
         }
         Ok(())
@@ -380,22 +381,23 @@ impl Env {
     }
 
     fn propose_change(&mut self, id: u64, directive: &Directive) -> Result<(), String> {
-        let is_simple =
-            directive
-                .args
-                .iter()
-                .skip(1)
-                .try_fold(false, |is_simple, arg| match arg.key.as_str() {
-                    "v1" => Ok(directive.flag("v1").unwrap_or(is_simple)),
-                    "transition" => Ok(is_simple),
-                    other => Err(format!("unknown command {other}")),
-                })?;
-        let transition = match directive.value("transition") {
-            None | Some("auto") => Transition::Auto,
-            Some("implicit") => Transition::Implicit,
-            Some("explicit") => Transition::Explicit,
-            Some(other) => return Err(format!("unknown transition {other}")),
-        };
+        let (mut is_simple, mut transition) = (false, Transition::Auto);
+        for arg in directive.args.iter().skip(1) {
+            for value in &arg.values {
+                match arg.key.as_str() {
+                    "v1" => is_simple = parse_bool(value)?,
+                    "transition" => {
+                        transition = match value.as_str() {
+                            "auto" => Transition::Auto,
+                            "implicit" => Transition::Implicit,
+                            "explicit" => Transition::Explicit,
+                            other => return Err(format!("unknown transition {other}")),
+                        }
+                    }
+                    other => return Err(format!("unknown command {other}")),
+                }
+            }
+        }
         let changes = changes::parse(&directive.input)?;
         if is_simple && (changes.len() > 1 || transition != Transition::Auto) {
             return Err("v1 conf change can only have one operation and no transition".to_owned());
@@ -489,7 +491,7 @@ impl Env {
             self.letters.extend(messages);
             return Ok(());
         }
-        node.store(&ready.entries, ready.snapshot.as_ref());
+        node.store(&ready.entries, ready.snapshot.as_ref())?;
         node.apply(&ready.committed)?;
         self.letters.extend(messages);
         self.node(id).advance(&ready);
@@ -503,7 +505,7 @@ impl Env {
         };
         self.put_line("Processing:");
         self.put_line(&work.shown.show());
-        self.node(id).store(&work.entries, work.snapshot.as_ref());
+        self.node(id).store(&work.entries, work.snapshot.as_ref())?;
         self.put_line("Responses:");
         for response in work.responses {
             self.put_line(&response.shown().show());

@@ -10,6 +10,9 @@ use crate::storage::Entry;
 pub(crate) enum Letter {
     /// From one replica to another.
     Peer(Message),
+    /// A proposal that is passed on for another replica, which etcd-raft goes on to name as its
+    /// sender.
+    PassedOn { message: Message, origin: ReplicaId },
     /// From a replica to itself: the core has it already and waits for this.
     Own {
         message: Message,
@@ -38,7 +41,9 @@ pub(crate) struct Appended {
 impl Letter {
     pub(crate) fn to(&self) -> u64 {
         match self {
-            Self::Peer(message) | Self::Own { message, .. } => message.to.get(),
+            Self::Peer(message) | Self::PassedOn { message, .. } | Self::Own { message, .. } => {
+                message.to.get()
+            }
             Self::Appended(appended) => appended.to.get(),
             Self::Applied { to, .. } => to.get(),
         }
@@ -46,19 +51,33 @@ impl Letter {
 
     pub(crate) fn kind(&self) -> &'static str {
         match self {
-            Self::Peer(message) | Self::Own { message, .. } => describe::kind_of(&message.body),
+            Self::Peer(message) | Self::PassedOn { message, .. } | Self::Own { message, .. } => {
+                describe::kind_of(&message.body)
+            }
             Self::Appended(_) => "MsgStorageAppendResp",
             Self::Applied { .. } => "MsgStorageApplyResp",
         }
     }
 
-    pub(crate) const fn may_be_dropped(&self) -> bool {
-        matches!(self, Self::Peer(_))
+    /// What etcd-raft takes for a message of a replica to itself is never dropped.
+    pub(crate) fn may_be_dropped(&self) -> bool {
+        match self {
+            Self::Peer(_) | Self::PassedOn { .. } => {
+                let shown = self.shown();
+                shown.from != shown.to
+            }
+            Self::Own { .. } | Self::Appended(_) | Self::Applied { .. } => false,
+        }
     }
 
     pub(crate) fn shown(&self) -> Shown {
         match self {
             Self::Peer(message) | Self::Own { message, .. } => Shown::of(message),
+            Self::PassedOn { message, origin } => {
+                let mut shown = Shown::of(message);
+                shown.from = Party::Replica(origin.get());
+                shown
+            }
             Self::Appended(appended) => {
                 let to = Party::Replica(appended.to.get());
                 let mut shown = Shown::new(Party::AppendThread, to, "MsgStorageAppendResp");

@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 
 use raft_proto::{
     Batch, Body, DropReason, EntryId, EntryKind, Fetched, Forwarded, HardState, Index,
-    MembershipChange, Proposal, ProposeError, Raft, Ready, Refused, ReplicaId, SnapshotMeta,
+    MembershipChange, Message, Proposal, ProposeError, Raft, Ready, Refused, ReplicaId, Role,
+    SnapshotMeta,
 };
 
 use crate::describe::{self, Party, Shown};
@@ -25,6 +26,8 @@ pub(crate) struct Node {
     pub(crate) unstable_from: Index,
     /// A `Ready` that was looked at and is to be handled next.
     pub(crate) ready: Option<Ready>,
+    /// Of each proposal on its way to the leader, in order, whose it is, if it is passed on.
+    pub(crate) origins: VecDeque<Option<ReplicaId>>,
 }
 
 /// What a `Ready` says, in the order in which etcd-raft says it.
@@ -96,7 +99,7 @@ impl Node {
         let forwarded = Forwarded::from(proposal);
         self.raft
             .forward(vec![forwarded])
-            .map(drop)
+            .map(|_| self.origins.push_back(None))
             .map_err(|_| dropped())
     }
 
@@ -129,14 +132,17 @@ impl Node {
     /// The error of a message that etcd-raft's `RawNode` or `raft` would return.
     pub(crate) fn receive(&mut self, letter: Letter) -> Option<String> {
         match letter {
+            Letter::PassedOn { message, origin } => self.receive_proposal(message, origin),
+            Letter::Peer(message) if matches!(message.body, Body::Propose { .. }) => {
+                let origin = message.from;
+                self.receive_proposal(message, origin)
+            }
             Letter::Peer(message) => {
                 let body_is_response = message.body.is_response();
-                let is_proposal = matches!(message.body, Body::Propose { .. });
                 match self.raft.handle_message(message) {
                     Err(Refused::Dropped {
                         reason: DropReason::UnknownPeer,
                     }) if body_is_response => Some(unknown_peer()),
-                    Err(Refused::Dropped { .. }) if is_proposal => Some(dropped()),
                     Err(violation @ Refused::Violation { .. }) => Some(violation.to_string()),
                     _ => None,
                 }
@@ -154,6 +160,31 @@ impl Node {
                 self.raft.applied(last);
                 None
             }
+        }
+    }
+
+    fn receive_proposal(&mut self, message: Message, origin: ReplicaId) -> Option<String> {
+        match self.raft.handle_message(message) {
+            Ok(()) => {
+                if self.raft.role() != Role::Leader {
+                    self.origins.push_back(Some(origin));
+                }
+                None
+            }
+            Err(Refused::Dropped { .. }) => Some(dropped()),
+            Err(violation) => Some(violation.to_string()),
+        }
+    }
+
+    fn with_origin(&mut self, letter: Letter) -> Letter {
+        let Letter::Peer(message) = letter else {
+            return letter;
+        };
+        let is_proposal = matches!(message.body, Body::Propose { .. });
+        let origin = is_proposal.then(|| self.origins.pop_front()).flatten();
+        match origin.flatten() {
+            Some(origin) => Letter::PassedOn { message, origin },
+            None => Letter::Peer(message),
         }
     }
 
@@ -179,7 +210,7 @@ impl Node {
 
     /// Sorts messages by whether etcd-raft holds them until the append is durable. Our core holds
     /// more: vote requests, and whatever names a term that is not durable.
-    pub(crate) fn sort(&self, ready: &Ready) -> Said {
+    pub(crate) fn sort(&mut self, ready: &Ready) -> Said {
         let mut said = Said {
             now: Vec::new(),
             after: Vec::new(),
@@ -222,6 +253,10 @@ impl Node {
                 message: message.clone(),
                 submission,
             }));
+        said.now = std::mem::take(&mut said.now)
+            .into_iter()
+            .map(|letter| self.with_origin(letter))
+            .collect();
         said
     }
 
@@ -337,11 +372,19 @@ impl Node {
         (append, apply)
     }
 
-    pub(crate) fn store(&mut self, entries: &[Batch], snapshot: Option<&SnapshotMeta>) {
+    pub(crate) fn store(
+        &mut self,
+        entries: &[Batch],
+        snapshot: Option<&SnapshotMeta>,
+    ) -> Result<(), String> {
         if let Some(meta) = snapshot {
+            if !entries.is_empty() {
+                return Err("can't apply snapshot and entries at the same time".to_owned());
+            }
             self.storage.restore(meta.id);
         }
         self.storage.append(entries);
+        Ok(())
     }
 
     pub(crate) fn apply(&mut self, committed: &[Batch]) -> Result<(), String> {

@@ -87,6 +87,7 @@ impl Env {
         node.append_work.clear();
         node.apply_work.clear();
         node.ready = None;
+        node.origins.clear();
         node.unstable_from = last.next();
         node.hard_state = node.raft.hard_state();
         self.letters

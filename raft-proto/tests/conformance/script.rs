@@ -14,6 +14,7 @@
 
 use std::env;
 use std::fs;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -35,6 +36,8 @@ pub(crate) struct Directive {
     pub(crate) args: Vec<Arg>,
     pub(crate) input: String,
     pub(crate) expected: String,
+    /// The lines of the expected text with what ends it, counted from 0.
+    expected_lines: Range<usize>,
 }
 
 impl Directive {
@@ -67,16 +70,25 @@ impl Directive {
 
     #[allow(dead_code, reason = "not every family has flags")]
     pub(crate) fn flag(&self, key: &str) -> Option<bool> {
-        self.value(key).map(|value| match value {
-            "true" | "1" | "t" | "T" => true,
-            "false" | "0" | "f" | "F" => false,
-            other => panic!("line {}: {other} is neither true nor false", self.line),
+        self.value(key).map(|value| {
+            parse_bool(value).unwrap_or_else(|error| panic!("line {}: {error}", self.line))
         })
     }
 
     fn number(&self, text: &str) -> u64 {
         text.parse()
             .unwrap_or_else(|_| panic!("line {}: {text} is no number", self.line))
+    }
+}
+
+/// As Go's `strconv.ParseBool` reads them, and what it says of the rest.
+pub(crate) fn parse_bool(text: &str) -> Result<bool, String> {
+    match text {
+        "1" | "t" | "T" | "TRUE" | "true" | "True" => Ok(true),
+        "0" | "f" | "F" | "FALSE" | "false" | "False" => Ok(false),
+        _ => Err(format!(
+            "strconv.ParseBool: parsing {text:?}: invalid syntax"
+        )),
     }
 }
 
@@ -93,11 +105,14 @@ pub(crate) fn parse(text: &str) -> Vec<Directive> {
         while head.ends_with('\\') {
             head.pop();
             let (_, next) = lines.next().expect("a continued line is followed by one");
+            head.push(' ');
             head.push_str(next.trim());
         }
         let (command, args) = parse_head(&head);
         let mut input = String::new();
-        for (_, line) in lines.by_ref() {
+        let mut start = at + 1;
+        for (at, line) in lines.by_ref() {
+            start = at + 1;
             if line == "----" {
                 break;
             }
@@ -106,9 +121,15 @@ pub(crate) fn parse(text: &str) -> Vec<Directive> {
         }
         let has_blank_lines = lines.next_if(|(_, line)| *line == "----").is_some();
         let mut expected = String::new();
-        while let Some((_, line)) = lines.next() {
+        let mut end = start;
+        while let Some((at, line)) = lines.next() {
+            end = at + 1;
             if has_blank_lines {
                 if line == "----" && lines.next_if(|(_, line)| *line == "----").is_some() {
+                    end += 1;
+                    if lines.next_if(|(_, line)| line.is_empty()).is_some() {
+                        end += 1;
+                    }
                     break;
                 }
             } else if line.trim().is_empty() {
@@ -123,9 +144,43 @@ pub(crate) fn parse(text: &str) -> Vec<Directive> {
             args,
             input: input.trim().to_owned(),
             expected,
+            expected_lines: start..end,
         });
     }
     directives
+}
+
+/// The script with these answers for what it expects; with double lines where they hold blank ones.
+fn rewritten(text: &str, directives: &[Directive], answers: &[String]) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut out = String::new();
+    let mut put = |line: &str| {
+        out.push_str(line);
+        out.push('\n');
+    };
+    let mut from = 0;
+    for (directive, answer) in directives.iter().zip(answers) {
+        let answer = answer.trim_end_matches('\n');
+        let has_blank_lines = answer.lines().any(|line| line.trim().is_empty());
+        for line in &lines[from..directive.expected_lines.start] {
+            put(line);
+        }
+        if has_blank_lines {
+            put("----");
+        }
+        answer.lines().for_each(&mut put);
+        if has_blank_lines {
+            put("----");
+            put("----");
+        }
+        put("");
+        from = directive.expected_lines.end;
+    }
+    lines[from..].iter().for_each(|line| put(line));
+    let end = out.trim_end().len();
+    out.truncate(end);
+    out.push('\n');
+    out
 }
 
 /// Splits at spaces outside parentheses.
@@ -182,9 +237,6 @@ fn split_list(list: &str) -> Vec<String> {
         }
         values.last_mut().expect("there is one").push(c);
     }
-    if values.len() == 1 && values[0].trim().is_empty() {
-        return Vec::new();
-    }
     values.iter().map(|v| v.trim().to_owned()).collect()
 }
 
@@ -216,11 +268,24 @@ pub(crate) trait Interpreter {
 }
 
 /// Runs one script and returns how many directives it has.
-fn run_script(path: &Path, interpreter: &mut dyn Interpreter) -> Result<usize, Failed> {
-    let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+fn run_script(
+    path: &Path,
+    interpreter: &mut dyn Interpreter,
+    rewrites: bool,
+) -> Result<usize, Failed> {
+    let problem = |error| format!("{}: {error}", path.display());
+    let text = fs::read_to_string(path).map_err(problem)?;
     let directives = parse(&text);
     if directives.is_empty() {
         return Err("no directive at all".into());
+    }
+    if rewrites {
+        let answers: Vec<String> = directives
+            .iter()
+            .map(|directive| interpreter.answer(directive))
+            .collect();
+        fs::write(path, rewritten(&text, &directives, &answers)).map_err(problem)?;
+        return Ok(directives.len());
     }
     for directive in &directives {
         let answer = interpreter.answer(directive);
@@ -296,6 +361,10 @@ fn dir_of(family: &str) -> (PathBuf, bool) {
     }
 }
 
+/// With this variable set, our own scripts get the answers that are found for those expected: to
+/// be looked at before they are kept. Those of etcd-raft are never written to.
+const REWRITE: &str = "RAFT_SCRIPTS_REWRITE";
+
 struct Counts {
     passed: AtomicUsize,
     directives: AtomicUsize,
@@ -316,7 +385,8 @@ pub(crate) fn run_family(
             .join("tests/data")
             .join(family),
     );
-    let counts = |paths: &[PathBuf], prefix: &str, trials: &mut Vec<Trial>| {
+    let rewrites = env::var_os(REWRITE).is_some();
+    let counts = |paths: &[PathBuf], prefix: &str, rewrites: bool, trials: &mut Vec<Trial>| {
         let counts = Arc::new(Counts {
             passed: AtomicUsize::new(0),
             directives: AtomicUsize::new(0),
@@ -325,7 +395,7 @@ pub(crate) fn run_family(
             let (path, counts) = (path.clone(), Arc::clone(&counts));
             let name = path.file_stem().unwrap_or_default().to_string_lossy();
             trials.push(Trial::test(format!("{prefix}{name}"), move || {
-                let directives = run_script(&path, interpreter().as_mut())?;
+                let directives = run_script(&path, interpreter().as_mut(), rewrites)?;
                 counts.directives.fetch_add(directives, Ordering::SeqCst);
                 counts.passed.fetch_add(1, Ordering::SeqCst);
                 Ok(())
@@ -334,9 +404,9 @@ pub(crate) fn run_family(
         counts
     };
     let mut trials = more;
-    let theirs = counts(&scripts, "", &mut trials);
+    let theirs = counts(&scripts, "", rewrites && !is_theirs, &mut trials);
     let ours = if is_theirs {
-        counts(&own, "own::", &mut trials)
+        counts(&own, "own::", rewrites, &mut trials)
     } else {
         Arc::clone(&theirs)
     };
@@ -392,7 +462,7 @@ fn record(line: &serde_json::Value) {
 pub(crate) fn own_tests() -> Vec<Trial> {
     vec![
         Trial::test("runner::grammar", || {
-            let text = "# words\n\ndo 1 a=b c=(2, 3) d=((4,5),6) \\\n  7\n in\n----\nout\n\n\
+            let text = "# words\n\ndo 1 a=b c=(2, 3) d=((4,5),6)\\\n  7\n in\n----\nout\n\n\
                         two\n----\n----\nx\n\ny\n----\n----\n";
             let found = parse(text);
             assert_eq!(found.len(), 2);
@@ -404,6 +474,24 @@ pub(crate) fn own_tests() -> Vec<Trial> {
             assert_eq!(found[0].input, "in");
             assert_eq!(found[0].expected, "out\n");
             assert_eq!(found[1].expected, "x\n\ny\n");
+            Ok(())
+        }),
+        Trial::test("runner::rewriting_keeps_all_but_the_expected_text", || {
+            let text = "# words\n\ndo 1\nin\n----\nold\n\n# more\ntwo\n----\n----\nx\n\ny\n----\n----\n\n\
+                        three\n----\n";
+            let new = "# words\n\ndo 1\nin\n----\n----\na\n\nb\n----\n----\n\n# more\ntwo\n----\nok\n\n\
+                       three\n----\nend\n";
+            let answers = ["a\n\nb".to_owned(), "ok".to_owned(), "end\n".to_owned()];
+            assert_eq!(rewritten(text, &parse(text), &answers), new);
+            assert_eq!(rewritten(new, &parse(new), &answers), new);
+            Ok(())
+        }),
+        Trial::test("runner::numbers_and_flags_are_read_as_in_go", || {
+            for text in ["t", "TRUE", "1"] {
+                assert_eq!(parse_bool(text), Ok(true));
+            }
+            let error = "strconv.ParseBool: parsing \"yes\": invalid syntax".to_owned();
+            assert_eq!(parse_bool("yes"), Err(error));
             Ok(())
         }),
         Trial::test("runner::one_changed_character_fails", || {
