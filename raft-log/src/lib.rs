@@ -13,6 +13,7 @@ mod recovery;
 mod segment;
 mod staging;
 mod state;
+mod thread;
 pub mod vfs;
 
 pub use config::LaneOptions;
@@ -23,3 +24,4 @@ pub use recovery::{DamageReport, Recovery, RecoveryReport};
 pub use state::{
     Completion, Damage, Health, ReplicaState, SnapshotRecord, SnapshotsRecord, Submission,
 };
+pub use thread::LaneThread;

@@ -107,6 +107,8 @@ pub(crate) struct Analysis {
     pub(crate) cut: Cut,
     /// From here on the active segment is written again before it is trusted.
     pub(crate) unproven_at: u64,
+    /// The last record is that of a clean close.
+    pub(crate) is_closed: bool,
     /// The active segment's footer, if it ends with one: offset and lsn.
     pub(crate) footer: Option<(u64, u64)>,
     /// The last segment that holds records.
@@ -185,6 +187,7 @@ pub(crate) fn analyse(
         active: end.active,
         cut: end.cut,
         unproven_at: end.unproven_at,
+        is_closed: end.is_closed,
         footer: end.footer,
         newest: end.newest,
         last_lsn: end.last_lsn,
@@ -508,6 +511,7 @@ struct End {
     active: Option<Active>,
     cut: Cut,
     unproven_at: u64,
+    is_closed: bool,
     footer: Option<(u64, u64)>,
     newest: u64,
     last_lsn: u64,

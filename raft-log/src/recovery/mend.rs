@@ -65,6 +65,7 @@ pub(crate) fn mend(
         active,
         cut,
         unproven_at,
+        is_closed,
         footer,
         newest,
         last_lsn,
@@ -104,8 +105,12 @@ pub(crate) fn mend(
         vfs.replace(&path, Path::new(&aside))?;
         vfs.sync_dir(&dir)?;
     }
-    let must_have_next = footer.is_some();
-    let spares = spares(vfs.as_ref(), &dir, options, &files, newest, must_have_next)?;
+    let next = Next {
+        newest,
+        must_be_there: footer.is_some(),
+        is_untouched: is_closed,
+    };
+    let spares = spares(vfs.as_ref(), &dir, options, &files, next)?;
     let votes = open_votes(vfs.as_ref(), data_dir, options, &tables, &votes_found)?;
     for key in voted {
         let hard_state = tables.replicas[&key].state.hard_state;
@@ -234,9 +239,9 @@ fn spares(
     dir: &Path,
     options: &LaneOptions,
     files: &BTreeMap<u64, SegmentFile>,
-    newest: u64,
-    must_have_next: bool,
+    next: Next,
 ) -> Result<VecDeque<Spare>, LogError> {
+    let newest = next.newest;
     let mut spares = VecDeque::new();
     let mut excess = Vec::new();
     for (number, file) in files.range(newest + 1..) {
@@ -248,12 +253,12 @@ fn spares(
         let is_next = *number == newest + 1;
         let follows = *number == newest + 1 + to_u64(spares.len());
         let is_whole = file.header.is_some() && file.len >= options.segment_size_bytes;
-        if !follows || !(is_whole || (is_next && must_have_next)) {
+        if !follows || !(is_whole || (is_next && next.must_be_there)) {
             excess.push((*number, file.file));
             continue;
         }
         let spare = if is_whole {
-            renew(vfs, options, file)?
+            renew(vfs, options, file, next.is_untouched)?
         } else {
             make_again(vfs, dir, options, file)?
         };
@@ -269,17 +274,25 @@ fn spares(
     Ok(spares)
 }
 
-/// A new incarnation, unless nothing was ever written behind the header.
-fn renew(vfs: &dyn Vfs, options: &LaneOptions, file: &SegmentFile) -> Result<Spare, LogError> {
+/// What is known of the segments behind the newest.
+#[derive(Clone, Copy)]
+struct Next {
+    newest: u64,
+    /// The newest is sealed: its successor is there, and stays.
+    must_be_there: bool,
+    /// The lane was closed: no write was on its way to one of them.
+    is_untouched: bool,
+}
+
+/// A new incarnation, unless nothing can have been written behind the header.
+fn renew(
+    vfs: &dyn Vfs,
+    options: &LaneOptions,
+    file: &SegmentFile,
+    is_untouched: bool,
+) -> Result<Spare, LogError> {
     let mut header = file.header.expect("the caller has seen it");
-    let mut is_used = header.is_recycled;
-    let mut at = to_u64(SEGMENT_HEADER_BYTES);
-    while at < file.len && !is_used {
-        let bytes = vfs.read(file.file, at, WINDOW_BYTES)?;
-        is_used = bytes.iter().any(|&byte| byte != 0);
-        at += to_u64(WINDOW_BYTES);
-    }
-    if is_used {
+    if !is_untouched {
         header.is_recycled = true;
         header.incarnation = incarnation(
             options.identity,

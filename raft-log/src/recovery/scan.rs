@@ -1,5 +1,6 @@
 //! Going through a segment's records: what is whole, what is torn, what is damaged.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 
@@ -30,6 +31,8 @@ pub(crate) struct SegmentBytes<'a> {
     path: std::path::PathBuf,
     len: usize,
     incarnation: u64,
+    /// What was read last, and where it begins: neighbours are mostly in it.
+    window: RefCell<(usize, Bytes)>,
 }
 
 /// A record whose header is whole.
@@ -69,6 +72,7 @@ impl<'a> SegmentBytes<'a> {
             path: segment_path(dir, file.number),
             len: usize::try_from(file.len).unwrap_or(usize::MAX),
             incarnation,
+            window: RefCell::new((0, Bytes::new())),
         })
     }
 
@@ -89,7 +93,20 @@ impl<'a> SegmentBytes<'a> {
         if len == 0 {
             return Ok(Bytes::new());
         }
-        Ok(self.vfs.read_shared(self.file, to_u64(offset), len)?)
+        {
+            let window = self.window.borrow();
+            let (at, bytes) = &*window;
+            if let Some(start) = offset.checked_sub(*at)
+                && start + len <= bytes.len()
+            {
+                return Ok(bytes.slice(start..start + len));
+            }
+        }
+        let more = len.max(WINDOW_BYTES).min(self.len - offset);
+        let bytes = self.vfs.read_shared(self.file, to_u64(offset), more)?;
+        let found = bytes.slice(..len.min(bytes.len()));
+        self.window.replace((offset, bytes));
+        Ok(found)
     }
 
     /// The record at `offset`, its data not looked at.
@@ -161,9 +178,15 @@ impl<'a> SegmentBytes<'a> {
 
     /// The next whole header at or behind `from`.
     pub(crate) fn next_record(&mut self, from: usize) -> Result<Option<Record>, LogError> {
+        self.next_record_before(from, self.len)
+    }
+
+    /// The next whole header at or behind `from` and before `end`.
+    fn next_record_before(&mut self, from: usize, end: usize) -> Result<Option<Record>, LogError> {
         let magic = RECORD_MAGIC.to_le_bytes();
+        let end = end.min(self.len);
         let mut at = from.next_multiple_of(RECORD_ALIGN);
-        while at < self.len {
+        while at < end {
             let window = self.bytes(at, WINDOW_BYTES)?;
             for (step, chunk) in window.chunks(RECORD_ALIGN).enumerate() {
                 if chunk.starts_with(&magic)
@@ -268,6 +291,7 @@ impl Walk<'_> {
                 is_dirty: false,
             },
             unproven_at: 0,
+            is_closed: false,
             footer: None,
             newest: 0,
             last_lsn: 0,
@@ -356,6 +380,7 @@ impl Walk<'_> {
             }
         }
         end.active = active;
+        end.is_closed = cursor.is_closed && !cursor.has_damage;
         end.newest = cursor.newest;
         end.last_lsn = cursor.last_lsn;
         Ok(end)
@@ -390,7 +415,8 @@ impl Walk<'_> {
     fn follows(&self, segment: &mut SegmentBytes<'_>, cursor: &Cursor) -> Result<bool, LogError> {
         let expected = cursor.expected.unwrap_or(1);
         let mut at = SEGMENT_HEADER_BYTES;
-        while let Some(record) = segment.next_record(at)? {
+        let reach = self.reach();
+        while let Some(record) = segment.next_record_before(at, at + reach)? {
             let is_first = record.offset == SEGMENT_HEADER_BYTES && record.header.lsn == expected;
             if is_first || record.header.synced_lsn >= expected {
                 return Ok(true);
@@ -403,7 +429,8 @@ impl Walk<'_> {
     /// A first write that left fragments behind is a cut like any other.
     fn note_fragments(&mut self, segment: &mut SegmentBytes<'_>) -> Result<(), LogError> {
         let mut at = SEGMENT_HEADER_BYTES;
-        while let Some(record) = segment.next_record(at)? {
+        let reach = self.reach();
+        while let Some(record) = segment.next_record_before(at, at + reach)? {
             at = record.end();
         }
         self.report.torn_bytes += to_u64(at - SEGMENT_HEADER_BYTES);
@@ -516,6 +543,11 @@ impl Walk<'_> {
         to_u64(2 * self.options.record_bytes_max + 2 * replicas.sum::<usize>() + (1 << 20))
     }
 
+    /// How far behind the end of a record, or the start of a segment, the next record may begin.
+    fn reach(&self) -> usize {
+        usize::try_from(self.cut_max()).unwrap_or(usize::MAX / 2)
+    }
+
     /// Looks for whole headers behind an invalid record, in this segment and in all later ones.
     fn look_behind(
         &self,
@@ -541,7 +573,8 @@ impl Walk<'_> {
             let mut later =
                 SegmentBytes::open(self.vfs, dir, file, header.incarnation, self.options)?;
             let mut at = SEGMENT_HEADER_BYTES;
-            while let Some(record) = later.next_record(at)? {
+            let reach = self.reach();
+            while let Some(record) = later.next_record_before(at, at + reach)? {
                 behind.see(*number, &record, lsn);
                 at = record.end();
                 if behind.is_proof {
@@ -568,6 +601,10 @@ impl Walk<'_> {
             is_dirty: false,
         };
         if behind.is_proof {
+            return Ok(cut);
+        }
+        if cursor.is_closed && record.is_none() && behind.end_here == 0 {
+            // Nothing was written after the close, and the close left nothing behind it.
             return Ok(cut);
         }
         let last_used = segment.last_used(at)?;

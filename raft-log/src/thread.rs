@@ -1,0 +1,236 @@
+//! A lane on a thread of its own, for those who use the log alone.
+
+use std::collections::VecDeque;
+use std::path::Path;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use raft_proto::Time;
+
+use crate::config::LaneOptions;
+use crate::error::LogError;
+use crate::lane::{Lane, LaneStats, Progress};
+use crate::read::LogReader;
+use crate::recovery::Recovery;
+use crate::state::Submission;
+use crate::vfs::Vfs;
+
+/// Bytes that may wait for the disk before submitters are told [`LogError::Busy`].
+const PENDING_BYTES_MAX: usize = 64 << 20;
+/// An idle thread looks around this often, whatever happens.
+const PARK_MAX: Duration = Duration::from_millis(500);
+
+type Callback = Box<dyn FnOnce(Result<(), LogError>) + Send>;
+
+/// A lane driven by its own thread. While a batch is synced, submissions gather; the next write
+/// takes all of them.
+///
+/// Completions are reported by callback, in the order of submission, on the lane's thread: a
+/// callback must not wait.
+#[derive(Debug)]
+pub struct LaneThread {
+    inbox: Arc<Inbox>,
+    reader: LogReader,
+    thread: Option<JoinHandle<Result<(), LogError>>>,
+}
+
+#[derive(Default)]
+struct Inbox {
+    state: Mutex<InboxState>,
+    wake: Condvar,
+}
+
+#[derive(Default)]
+struct InboxState {
+    waiting: Vec<(Submission, Callback)>,
+    /// Of submissions not completed.
+    bytes: usize,
+    is_asleep: bool,
+    is_closing: bool,
+    stats: LaneStats,
+}
+
+impl std::fmt::Debug for Inbox {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Inbox").finish_non_exhaustive()
+    }
+}
+
+impl Inbox {
+    fn lock(&self) -> MutexGuard<'_, InboxState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl LaneThread {
+    /// Opens the lane below `data_dir`, or makes it, and starts its thread.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::open`].
+    ///
+    /// # Panics
+    ///
+    /// If the system refuses a thread.
+    pub fn open(
+        vfs: Arc<dyn Vfs>,
+        data_dir: &Path,
+        options: LaneOptions,
+    ) -> Result<(Self, Recovery), LogError> {
+        let (lane, recovery) = Lane::open(vfs, data_dir, options)?;
+        let reader = lane.reader();
+        let inbox = Arc::<Inbox>::default();
+        let thread = {
+            let inbox = Arc::clone(&inbox);
+            std::thread::Builder::new()
+                .name("raft-log-lane".to_owned())
+                .spawn(move || drive(lane, &inbox))
+                .expect("the system starts a thread")
+        };
+        let this = Self {
+            inbox,
+            reader,
+            thread: Some(thread),
+        };
+        Ok((this, recovery))
+    }
+
+    /// Takes a submission; its number is given by the lane. `on_done` hears when it is durable, or
+    /// that it never will be.
+    ///
+    /// # Errors
+    ///
+    /// Nothing was taken: [`LogError::Busy`], [`LogError::StorageFull`] for entries while the disk
+    /// is full.
+    pub fn submit(
+        &self,
+        submission: Submission,
+        on_done: impl FnOnce(Result<(), LogError>) + Send + 'static,
+    ) -> Result<(), LogError> {
+        let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
+        if !submission.entries.is_empty() && self.reader.space().is_full() {
+            return Err(LogError::StorageFull);
+        }
+        let mut state = self.inbox.lock();
+        if state.bytes > 0 && state.bytes + bytes > PENDING_BYTES_MAX {
+            return Err(LogError::Busy {
+                pending: state.bytes,
+                bound: PENDING_BYTES_MAX,
+            });
+        }
+        state.bytes += bytes;
+        state.waiting.push((submission, Box::new(on_done)));
+        let is_asleep = std::mem::take(&mut state.is_asleep);
+        drop(state);
+        if is_asleep {
+            self.inbox.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// A handle for reading.
+    #[must_use]
+    pub fn reader(&self) -> LogReader {
+        self.reader.clone()
+    }
+
+    /// Counters, as of the last batch.
+    #[must_use]
+    pub fn stats(&self) -> LaneStats {
+        self.inbox.lock().stats
+    }
+
+    /// Completes what was submitted and closes the lane.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::close`].
+    pub fn close(mut self) -> Result<(), LogError> {
+        self.stop()
+    }
+
+    fn stop(&mut self) -> Result<(), LogError> {
+        let Some(thread) = self.thread.take() else {
+            return Ok(());
+        };
+        self.inbox.lock().is_closing = true;
+        self.inbox.wake.notify_one();
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(LogError::Latched("the lane's thread panicked".to_owned())))
+    }
+}
+
+impl Drop for LaneThread {
+    fn drop(&mut self) {
+        // Who wants to know how it ended calls `close`.
+        drop(self.stop());
+    }
+}
+
+/// What a submission counts for besides its entries.
+const SUBMISSION_BYTES: usize = 128;
+
+fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
+    let origin = Instant::now();
+    let clock = || Time(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    let mut callbacks: VecDeque<(usize, Callback)> = VecDeque::new();
+    let mut taken = Vec::new();
+    let mut ticket = 0;
+    loop {
+        let is_closing = {
+            let mut state = inbox.lock();
+            std::mem::swap(&mut state.waiting, &mut taken);
+            state.is_closing
+        };
+        for (mut submission, on_done) in taken.drain(..) {
+            ticket += 1;
+            submission.submission = ticket;
+            let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
+            match lane.submit(submission) {
+                Ok(()) => callbacks.push_back((bytes, on_done)),
+                Err(error) => {
+                    inbox.lock().bytes -= bytes;
+                    on_done(Err(error));
+                }
+            }
+        }
+        let progress = lane.poll(clock());
+        complete(&mut lane, inbox, &mut callbacks);
+        if is_closing && callbacks.is_empty() && inbox.lock().waiting.is_empty() {
+            return lane.close();
+        }
+        if let Progress::Idle { until } = progress {
+            let timeout = until
+                .map_or(PARK_MAX, |until| Duration::from_nanos(until.since(clock())))
+                .min(PARK_MAX);
+            let mut state = inbox.lock();
+            if state.waiting.is_empty() && !state.is_closing && !timeout.is_zero() {
+                state.is_asleep = true;
+                let (mut state, _) = inbox
+                    .wake
+                    .wait_timeout(state, timeout)
+                    .unwrap_or_else(PoisonError::into_inner);
+                state.is_asleep = false;
+            }
+        }
+    }
+}
+
+/// Completions come in the order of submission, over all replicas: so do the callbacks.
+fn complete(lane: &mut Lane, inbox: &Inbox, callbacks: &mut VecDeque<(usize, Callback)>) {
+    let done = lane.take_completions();
+    if done.is_empty() {
+        return;
+    }
+    let ended: Vec<(usize, Callback)> = callbacks.drain(..done.len()).collect();
+    {
+        let mut state = inbox.lock();
+        state.bytes -= ended.iter().map(|(bytes, _)| bytes).sum::<usize>();
+        state.stats = lane.stats();
+    }
+    for (completion, (_, on_done)) in done.into_iter().zip(ended) {
+        on_done(completion.result);
+    }
+}

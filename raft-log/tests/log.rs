@@ -1,0 +1,35 @@
+//! The log over a simulated disk: crashes, damage, failing operations, a model.
+#![allow(missing_docs, unreachable_pub, reason = "a test, not an interface")]
+
+#[path = "log/crash.rs"]
+mod crash;
+#[path = "log/damage.rs"]
+mod damage;
+#[path = "log/failure.rs"]
+mod failure;
+#[path = "log/golden.rs"]
+mod golden;
+#[path = "log/model.rs"]
+mod model;
+#[path = "log/space.rs"]
+mod space;
+#[path = "log/votes.rs"]
+mod votes;
+#[path = "log/workload.rs"]
+mod workload;
+
+use std::io::Write;
+
+/// Adds a line to the file named by `RAFT_TEST_REPORT`.
+pub fn record(suite: &str, kind: &str, count: u64) {
+    println!("{suite}: {count} {kind}");
+    if let Some(path) = std::env::var_os("RAFT_TEST_REPORT") {
+        let line = serde_json::json!({ "suite": suite, kind: count });
+        let mut file = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(path)
+            .expect("the report file opens");
+        writeln!(file, "{line}").expect("the report file is written");
+    }
+}
