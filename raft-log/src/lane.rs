@@ -487,7 +487,7 @@ impl Lane {
         if !self.staging.is_empty() {
             self.enqueue();
         }
-        self.staging.item(None, &Item::Closed);
+        self.staging.item(None, &Item::Released(Vec::new()));
         self.staging.is_close = true;
         self.is_closing = true;
     }

@@ -226,6 +226,11 @@ impl Pool {
         self.retry_at
     }
 
+    /// The next spare could not be opened: not before a while again.
+    pub(crate) fn try_again(&mut self, now: Time) {
+        self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
+    }
+
     /// Makes the next spare while the caller waits: at open there is nothing else to do.
     pub(crate) fn make_now(&mut self) -> Result<(), VfsError> {
         let len = self.needed.max(self.segment_size_bytes);

@@ -85,6 +85,8 @@ pub(crate) struct SegmentFile {
     pub(crate) len: u64,
     /// `None` if the header cannot be read.
     pub(crate) header: Option<SegmentHeader>,
+    /// Only one of the header and its copy can be read.
+    pub(crate) is_half: bool,
 }
 
 /// What is to be cut.
@@ -219,8 +221,13 @@ impl Walk<'_> {
             let file = self.vfs.open(&path, false)?;
             let len = self.vfs.len(file)?;
             let head = self.vfs.read(file, 0, SEGMENT_HEADER_BYTES)?;
+            let mut is_half = false;
             let header = match SegmentHeader::decode(&head) {
                 HeaderFound::Whole(header) => Some(header),
+                HeaderFound::Half(header) => {
+                    is_half = true;
+                    Some(header)
+                }
                 HeaderFound::Unreadable => None,
                 HeaderFound::Newer(version) => {
                     return Err(LogError::NeedsVersion {
@@ -245,6 +252,7 @@ impl Walk<'_> {
                     file,
                     len,
                     header,
+                    is_half,
                 },
             );
         }
@@ -388,6 +396,11 @@ impl Walk<'_> {
         base: Option<u64>,
         end: &End,
     ) {
+        for (number, file) in files {
+            if file.is_half && self.tables.segments.contains_key(number) {
+                self.damage(*number, 0, "one copy of the header is unreadable", &[]);
+            }
+        }
         for number in &self.released {
             self.named.remove(number);
             self.tables.segments.remove(number);
@@ -463,6 +476,16 @@ impl Walk<'_> {
     fn settle_votes(&mut self, votes: &VotesFound) {
         let is_suspect = self.report.is_suspect() || self.may_be_cut;
         let has_lost_file = !votes.exists && self.tables.replicas.values().any(has_voted);
+        for (key, found) in &votes.replicas {
+            let was_logged = found
+                .second
+                .is_some_and(|slot| slot.term > raft_proto::Term::ZERO);
+            if was_logged && !self.tables.replicas.contains_key(key) {
+                // The second slot is written only when the log has the replica: the log lost it.
+                let lost = [(*key, Index::ZERO, Index::ZERO)];
+                self.damage(0, 0, "the log lost a replica that the vote file has", &lost);
+            }
+        }
         for key in self.tables.keys() {
             let state = &self.tables.replicas[&key].state;
             if state.health == Health::Tombstone {

@@ -35,6 +35,8 @@ pub(crate) struct SegmentHeader {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HeaderFound {
     Whole(SegmentHeader),
+    /// The other copy is not whole, or says something else.
+    Half(SegmentHeader),
     /// Neither the header nor its copy is whole.
     Unreadable,
     /// Whole, and written by a later version.
@@ -62,31 +64,39 @@ impl SegmentHeader {
 
     pub(crate) fn decode(bytes: &[u8]) -> HeaderFound {
         let mut newer = None;
-        for sector in bytes.chunks_exact(SECTOR_BYTES).take(2) {
-            let (covered, mut crc) = sector.split_at(SECTOR_BYTES - 4);
-            if crc.get_u32_le() != crc32c_append(0, covered) {
-                continue;
-            }
-            let mut fields = covered;
-            if fields.get_u64_le() != HEADER_MAGIC {
-                continue;
-            }
-            let version = fields.get_u32_le();
-            if version != VERSION {
-                newer = Some(version);
-                continue;
-            }
-            let lane = fields.get_u16_le();
-            let flags = fields.get_u16_le();
-            return HeaderFound::Whole(Self {
-                lane,
-                is_recycled: flags & 1 != 0,
-                identity: fields.get_u64_le(),
-                number: fields.get_u64_le(),
-                incarnation: fields.get_u64_le(),
-            });
+        let mut copies = bytes.chunks_exact(SECTOR_BYTES).map(|sector| {
+            Self::decode_sector(sector).unwrap_or_else(|version| {
+                newer = newer.max(Some(version));
+                None
+            })
+        });
+        let (first, second) = (copies.next().flatten(), copies.next().flatten());
+        match (first, second) {
+            (Some(first), Some(second)) if first == second => HeaderFound::Whole(first),
+            (Some(header), _) | (None, Some(header)) => HeaderFound::Half(header),
+            (None, None) => newer.map_or(HeaderFound::Unreadable, HeaderFound::Newer),
         }
-        newer.map_or(HeaderFound::Unreadable, HeaderFound::Newer)
+    }
+
+    /// The header in one sector; a later version's number if it is one.
+    fn decode_sector(sector: &[u8]) -> Result<Option<Self>, u32> {
+        let (covered, mut crc) = sector.split_at(SECTOR_BYTES - 4);
+        let mut fields = covered;
+        if crc.get_u32_le() != crc32c_append(0, covered) || fields.get_u64_le() != HEADER_MAGIC {
+            return Ok(None);
+        }
+        let version = fields.get_u32_le();
+        if version != VERSION {
+            return Err(version);
+        }
+        let (lane, flags) = (fields.get_u16_le(), fields.get_u16_le());
+        Ok(Some(Self {
+            lane,
+            is_recycled: flags & 1 != 0,
+            identity: fields.get_u64_le(),
+            number: fields.get_u64_le(),
+            incarnation: fields.get_u64_le(),
+        }))
     }
 }
 
@@ -167,12 +177,12 @@ mod tests {
             let mut flipped = bytes.to_vec();
             flipped[bit / 8] ^= 1 << (bit % 8);
             let found = SegmentHeader::decode(&flipped);
-            assert_eq!(found, HeaderFound::Whole(HEADER), "bit {bit}");
+            assert_eq!(found, HeaderFound::Half(HEADER), "bit {bit}");
             flipped[700] ^= 0xFF;
             flipped[100] ^= 0xFF;
             let (first, second) = (bit / 8 < 512, bit / 8 >= 512);
             if first != second {
-                assert_ne!(SegmentHeader::decode(&flipped), HeaderFound::Whole(HEADER));
+                assert_eq!(SegmentHeader::decode(&flipped), HeaderFound::Unreadable);
             }
         }
     }

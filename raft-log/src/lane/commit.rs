@@ -16,6 +16,12 @@ use crate::state::Health;
 use crate::vfs::{FileId, Op, OpId};
 use bytes::Bytes;
 
+/// What a disk loses as one.
+const SECTOR_BYTES: usize = 512;
+static FILLER: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
+/// What a watermark's filler and second record take, at most.
+const WATERMARK_BYTES: usize = SECTOR_BYTES + 2 * RECORD_ALIGN;
+
 /// A record, or two, ready to be written in one go.
 struct Written {
     file: FileId,
@@ -95,7 +101,7 @@ impl Lane {
         if next.is_empty() {
             return Ok(false);
         }
-        let released = RECORD_ALIGN + 8 * self.to_release.len();
+        let released = RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
         let (len, changes) = (next.len() + released, next.changes.len());
         if !self.active.is_sealed {
             let end = self.active.offset + to_u64(aligned(len)) + self.footer_bytes(changes);
@@ -108,7 +114,11 @@ impl Lane {
             return Ok(false);
         }
         if self.active.is_sealed {
-            self.open_segment()?;
+            if self.open_segment().is_err() {
+                // Out of descriptors, say: the record waits, and this is tried again.
+                self.pool.try_again(self.now);
+                return Ok(false);
+            }
             self.begin_record()?;
         } else {
             self.begin_seal();
@@ -275,8 +285,26 @@ impl Lane {
             staging.item(None, &Item::Released(released.clone()));
             staging.released = released;
         }
+        if kind == RecordKind::Watermark {
+            // A watermark that shares its sector with what it vouches for would be lost with it:
+            // the first record fills the sector, a second one lies in the next.
+            let end = usize::try_from(self.active.offset).expect("a segment fits in memory")
+                + aligned(staging.len());
+            let filler = end.next_multiple_of(SECTOR_BYTES) - end;
+            staging.data(Bytes::from_static(&FILLER[..filler]));
+        }
         let (mut record, data_at) = self.frame(kind, staging);
         buffers.append(&mut record);
+        if kind == RecordKind::Watermark {
+            let mut last = Staging::default();
+            let item = if staging.is_close {
+                Item::Closed
+            } else {
+                Item::Released(Vec::new())
+            };
+            last.item(None, &item);
+            buffers.append(&mut self.frame(kind, &mut last).0);
+        }
         Written {
             file: self.active.file,
             offset: start,
@@ -482,21 +510,25 @@ impl Lane {
         self.find_dead();
         let mut staging = std::mem::take(&mut self.staging);
         if self.active.is_sealed {
-            let len = staging.len() + RECORD_ALIGN + 8 * self.to_release.len();
+            let len = staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
             self.wait_for_room(len, staging.changes.len())?;
             self.open_segment()?;
         } else {
             let end = self.active.offset
                 + to_u64(aligned(
-                    staging.len() + RECORD_ALIGN + 8 * self.to_release.len(),
+                    staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES,
                 ))
                 + self.footer_bytes(staging.changes.len());
             if end > self.active.len {
                 // A sealed segment always has a next one.
-                let len = staging.len() + RECORD_ALIGN + 8 * self.to_release.len();
+                let len =
+                    staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
                 self.wait_for_room(len, staging.changes.len())?;
-                let sealed = self.seal_now()?;
-                self.sealed(&sealed);
+                if self.active.offset + self.footer_bytes(0) <= self.active.len {
+                    let sealed = self.seal_now()?;
+                    self.sealed(&sealed);
+                }
+                // A file that somebody cut short has no room for a footer and goes without one.
                 self.open_segment()?;
             }
         }

@@ -16,9 +16,7 @@ use crate::lane::Active;
 use crate::pool::{Pool, Spare};
 use crate::read::lane_dir;
 use crate::record::Place;
-use crate::segment::{
-    SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES, Trailer, incarnation, segment_path,
-};
+use crate::segment::{SegmentHeader, TRAILER_BYTES, Trailer, incarnation, segment_path};
 use crate::staging::VoteChange;
 use crate::state::Health;
 use crate::vfs::{FileId, Vfs};
@@ -361,6 +359,17 @@ fn open_votes(
         });
         if !is_told && (change.term > Term::ZERO || is_fenced) {
             changes.push(change);
+        }
+    }
+    for (key, vote) in &found.replicas {
+        // The first record of a replica was cut, and its slot was not: it never was.
+        if !tables.replicas.contains_key(key) && vote.newest.term > Term::ZERO {
+            changes.push(VoteChange {
+                key: *key,
+                term: Term::ZERO,
+                vote: None,
+                is_fenced: false,
+            });
         }
     }
     VoteFile::open(

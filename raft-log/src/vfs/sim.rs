@@ -52,6 +52,7 @@ struct State {
     trace: u64,
     calls: u64,
     fail: Option<(u64, Fault)>,
+    fail_next: Option<(&'static str, io::ErrorKind)>,
     capacity_bytes: Option<u64>,
     /// The state after each call that changed something, if asked for.
     points: Option<Vec<Self>>,
@@ -90,6 +91,7 @@ impl SimVfs {
             trace: 0,
             calls: 0,
             fail: None,
+            fail_next: None,
             capacity_bytes: None,
             points: None,
         })
@@ -144,6 +146,11 @@ impl SimVfs {
     /// Lets the call with this number fail in the given way, once.
     pub fn fault_at(&self, call: u64, fault: Fault) {
         self.lock().fail = Some((call, fault));
+    }
+
+    /// Lets the next call of this name fail, once: `open`, `write`, `sync` and so on.
+    pub fn fail_next(&self, op: &'static str, kind: io::ErrorKind) {
+        self.lock().fail_next = Some((op, kind));
     }
 
     /// Bounds the bytes of all files.
@@ -357,6 +364,9 @@ impl State {
             .rotate_left(17);
         self.calls += 1;
         let calls = self.calls;
+        if let Some((_, kind)) = self.fail_next.take_if(|(name, _)| *name == op) {
+            return Some(Fault::Error(kind));
+        }
         self.fail
             .take_if(|(call, _)| *call == calls)
             .map(|(_, fault)| fault)

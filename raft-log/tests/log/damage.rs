@@ -1,1 +1,474 @@
-//! To come.
+//! Bits flipped, sectors lost, files missing: detected, always, and nobody else is concerned.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft_log::vfs::{SimVfs, Vfs};
+use raft_log::{Health, LogError, Submission};
+use raft_proto::{HardState, Index, Term};
+
+use crate::record;
+use crate::workload::{
+    DATA, Driven, Key, Model, Rng, Workload, agrees, batch, disk, key, open, options, seen,
+};
+
+/// A closed log, and what it holds.
+struct Closed {
+    disk: Arc<SimVfs>,
+    model: Model,
+    segments: Vec<PathBuf>,
+    votes: PathBuf,
+}
+
+fn segments(disk: &SimVfs) -> Vec<PathBuf> {
+    let dir = Path::new(DATA).join("log/0");
+    let entries = disk.list(&dir).expect("it lists");
+    let names = entries.iter().map(|entry| dir.join(&entry.name));
+    names
+        .filter(|path| path.extension().is_some_and(|found| found == "seg"))
+        .collect()
+}
+
+/// Small records of every kind, then, with `sealed`, enough to seal segments.
+fn closed(seed: u64, sealed: bool) -> Closed {
+    let disk = disk(seed);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut workload = Workload::new(seed, 3, 40);
+    for _ in 0..12 {
+        driven.write(workload.draw());
+    }
+    driven.pass(300_000_000);
+    if sealed {
+        let mut rng = Rng(seed);
+        for round in 0..25 {
+            for group in 1..=3 {
+                let (group, replica) = key(group);
+                let model = workload.model.replicas.get(&(group, replica)).cloned();
+                let model = model.unwrap_or_default();
+                let mut submission = Submission::new(group, replica, 1_000 + round);
+                let term = model.hard_state.term.max(Term::new(1));
+                let from = model.last.index.next();
+                submission.entries = vec![batch(&mut rng, group, term, from, 2, 3_000)];
+                submission.hard_state = Some(HardState {
+                    term,
+                    ..model.hard_state
+                });
+                workload.model.apply(&submission);
+                driven.write(submission);
+            }
+        }
+    }
+    driven.lane.close().expect("it closes");
+    disk.set_now(raft_proto::Time(0));
+    let segments = segments(&disk);
+    Closed {
+        model: workload.model,
+        segments,
+        votes: Path::new(DATA).join("votes"),
+        disk,
+    }
+}
+
+/// What an open of a damaged copy gave.
+struct Found {
+    is_reported: bool,
+    /// Replicas that are not sound, or cannot be read whole.
+    hurt: Vec<Key>,
+}
+
+/// Opens a damaged disk and holds every sound replica against the model.
+fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str) -> Found {
+    let (lane, recovery) = match open(disk, &options()) {
+        Ok(opened) => opened,
+        Err(LogError::NeedsVersion { .. }) => {
+            return Found {
+                is_reported: true,
+                hurt: Vec::new(),
+            };
+        }
+        Err(error) => panic!("{what}: {error}"),
+    };
+    let report = &recovery.report;
+    let mut found = Found {
+        is_reported: report.torn_bytes > 0
+            || !report.damaged.is_empty()
+            || !report.missing.is_empty()
+            || !report.foreign.is_empty(),
+        hurt: Vec::new(),
+    };
+    let reader = lane.reader();
+    for (key, model) in &closed.model.replicas {
+        let Some(state) = recovery.replicas.get(key) else {
+            assert!(found.is_reported, "{what}: {key:?} is gone without a word");
+            found.hurt.push(*key);
+            continue;
+        };
+        if matches!(state.health, Health::Damaged(_) | Health::VoteUnknown) {
+            found.hurt.push(*key);
+            continue;
+        }
+        match seen(&reader, *key, state) {
+            Ok(seen) => assert_eq!(&seen, model, "{what}: {key:?} is sound and wrong"),
+            Err(LogError::Damaged { .. }) => found.hurt.push(*key),
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+    drop(lane);
+    // Opened again, it says the same of every replica.
+    let (_, again) = open(disk, &options()).expect("it opened before");
+    for (key, state) in &recovery.replicas {
+        assert_eq!(
+            again.replicas.get(key).map(|found| &found.health),
+            Some(&state.health),
+            "{what}: {key:?} changed with the second open"
+        );
+    }
+    found
+}
+
+fn disk_of_another_log() -> Arc<SimVfs> {
+    disk(1)
+}
+
+fn is_found_strictly(disk: &Arc<SimVfs>) -> bool {
+    let options = raft_log::LaneOptions {
+        verify_all: true,
+        ..options()
+    };
+    let (_, recovery) = open(disk, &options).expect("it opened before");
+    !recovery.report.damaged.is_empty()
+}
+
+fn content(disk: &SimVfs, path: &Path) -> Vec<u8> {
+    let file = disk.open(path, false).expect("it is there");
+    let len = usize::try_from(disk.len(file).expect("a length")).expect("small");
+    let bytes = disk.read(file, 0, len).expect("it reads");
+    disk.close(file);
+    bytes.to_vec()
+}
+
+/// The records of a segment by their magic: offset, kind, table length, data length.
+fn records(content: &[u8]) -> Vec<(usize, u8, usize, usize)> {
+    let mut found = Vec::new();
+    let mut at = 1024;
+    while at + 64 <= content.len() && content[at..].starts_with(b"FRL1") {
+        let len = |from: usize| {
+            let bytes = content[at + from..at + from + 4].try_into().expect("four");
+            usize::try_from(u32::from_le_bytes(bytes)).expect("small")
+        };
+        let (table, data) = (len(24), len(28));
+        found.push((at, content[at + 5], table, data));
+        at += (64 + table + data).next_multiple_of(64);
+    }
+    found
+}
+
+#[test]
+fn fault_3_every_flipped_bit_of_every_kind_of_record_is_found() {
+    let mut bits = 0;
+    let mut alone = 0;
+    let mut kinds = std::collections::BTreeSet::new();
+    for closed in [closed(1, false), closed(2, true)] {
+        for path in &closed.segments {
+            let whole = content(&closed.disk, path);
+            let records = records(&whole);
+            if records.is_empty() {
+                continue;
+            }
+            let mut bytes: Vec<(usize, bool)> = (0..1024).map(|at| (at, false)).collect();
+            for (at, kind, table, data) in &records {
+                kinds.insert(*kind);
+                let data_at = at + 64 + table;
+                let end = (data_at + data).next_multiple_of(64);
+                // Of large data every 41st byte.
+                let is_entries = *kind == 1;
+                let step = if data_at + 2_000 < end { 41 } else { 1 };
+                bytes.extend((*at..data_at).map(|at| (at, false)));
+                bytes.extend(
+                    (data_at..end)
+                        .step_by(step)
+                        .map(|at| (at, is_entries && at < data_at + data)),
+                );
+            }
+            if records.last().is_some_and(|last| last.1 == 4) {
+                bytes.extend((whole.len() - 64..whole.len()).map(|at| (at, false)));
+            }
+            for (byte, is_entry) in bytes {
+                let some = Rng(byte as u64).below(8);
+                let all = if byte < 1024 { some..some + 1 } else { 0..8 };
+                let all = if is_entry { some..some + 1 } else { all };
+                for bit in all {
+                    let disk = Arc::new(closed.disk.fork());
+                    disk.flip_bit(path, byte, u8::try_from(bit).expect("a bit"));
+                    let what = format!("{path:?} byte {byte} bit {bit}");
+                    let found = look(&disk, &closed, &what);
+                    // What no live entry needs is found by the strict mode.
+                    assert!(
+                        found.is_reported || !found.hurt.is_empty() || is_found_strictly(&disk),
+                        "{what}: not found"
+                    );
+                    if is_entry {
+                        assert!(found.hurt.len() <= 1, "{what}: hurts {:?}", found.hurt);
+                        alone += found.hurt.len();
+                    }
+                    bits += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(kinds.into_iter().collect::<Vec<_>>(), [1, 2, 3, 4]);
+    assert!(alone > 100, "a flip in entries hurts its replica: {alone}");
+    record("log bits flipped", "bits", bits);
+}
+
+#[test]
+fn fault_4_damage_below_the_watermark_is_reported_and_never_cut() {
+    let closed = closed(3, false);
+    let path = &closed.segments[0];
+    let whole = content(&closed.disk, path);
+    let records = records(&whole);
+    for (at, kind, table, _) in &records[..records.len() - 2] {
+        for byte in [*at + 10, *at + 64, *at + 64 + table] {
+            let disk = Arc::new(closed.disk.fork());
+            disk.flip_bit(path, byte, 3);
+            let damaged = content(&disk, path);
+            let (lane, recovery) = open(&disk, &options()).expect("it opens");
+            let report = &recovery.report;
+            assert_eq!(report.torn_bytes, 0, "kind {kind} byte {byte}: {report:?}");
+            assert!(!report.damaged.is_empty(), "kind {kind} byte {byte}");
+            drop(lane);
+            assert_eq!(content(&disk, path), damaged, "nothing there is touched");
+        }
+    }
+}
+
+#[test]
+fn fault_6_sectors_lost_swapped_or_fallen_back_are_found() {
+    let mut cases = 0;
+    for closed in [closed(4, false), closed(5, true)] {
+        let mut older = Rng(9);
+        for path in closed.segments.iter().chain([&closed.votes]) {
+            let whole = content(&closed.disk, path);
+            let sectors = whole.len() / 512;
+            let is_used = |sector: usize| {
+                whole[sector * 512..(sector + 1) * 512]
+                    .iter()
+                    .any(|&byte| byte != 0)
+            };
+            for sector in (0..sectors).filter(|&sector| is_used(sector)) {
+                let start = sector * 512;
+                for kind in 0..4 {
+                    let disk = Arc::new(closed.disk.fork());
+                    disk.damage(path, |content| match kind {
+                        0 => content[start..start + 512].fill(0),
+                        1 if sector + 1 < sectors => {
+                            let (head, tail) = content.split_at_mut(start + 512);
+                            head[start..].swap_with_slice(&mut tail[..512]);
+                        }
+                        2 if sector > 0 => content.copy_within(start - 512..start, start),
+                        _ => {
+                            // What lay there before: a part of it, as an earlier write left it.
+                            let from = usize::try_from(older.below(511)).expect("small") + 1;
+                            content[start + from..start + 512].fill(0);
+                        }
+                    });
+                    if content(&disk, path) == whole {
+                        continue;
+                    }
+                    look(
+                        &disk,
+                        &closed,
+                        &format!("{path:?} sector {sector} kind {kind}"),
+                    );
+                    cases += 1;
+                }
+            }
+        }
+    }
+    record("log sectors damaged", "cases", cases);
+}
+
+#[test]
+fn fault_9_missing_and_exchanged_segments_are_named_and_the_others_serve() {
+    let closed = closed(6, true);
+    let used: Vec<&PathBuf> = closed
+        .segments
+        .iter()
+        .filter(|path| !records(&content(&closed.disk, path)).is_empty())
+        .collect();
+    assert!(used.len() >= 3, "{used:?}");
+    for (at, path) in used.iter().enumerate() {
+        let disk = Arc::new(closed.disk.fork());
+        disk.misplace(path, None);
+        let found = look(&disk, &closed, &format!("{path:?} missing"));
+        assert!(found.is_reported, "{path:?} missing");
+        for other in &used[at + 1..] {
+            let disk = Arc::new(closed.disk.fork());
+            disk.misplace(path, Some(other));
+            let what = format!("{path:?} and {other:?} exchanged");
+            let found = look(&disk, &closed, &what);
+            assert!(found.is_reported, "{what}");
+            assert!(
+                content(&disk, path) == content(&closed.disk, other),
+                "{what}"
+            );
+        }
+    }
+    // A segment of another log under the right name.
+    let other = disk_of_another_log();
+    let options = raft_log::LaneOptions {
+        identity: 8,
+        ..options()
+    };
+    let (mut driven, _) = Driven::open(&other, &options);
+    driven.write(Workload::new(1, 3, 40).draw());
+    driven.lane.close().expect("it closes");
+    let foreign = content(&other, &segments(&other)[0]);
+    for path in &used {
+        let disk = Arc::new(closed.disk.fork());
+        disk.damage(path, |content| content.clone_from(&foreign));
+        let found = look(&disk, &closed, &format!("{path:?} foreign"));
+        assert!(found.is_reported, "{path:?} foreign");
+        assert_eq!(content(&disk, path), foreign, "it is left alone");
+    }
+}
+
+#[test]
+fn fault_10_files_of_any_length_open_or_are_reported() {
+    let mut cases = 0;
+    for closed in [closed(7, false), closed(8, true)] {
+        for path in closed.segments.iter().chain([&closed.votes]) {
+            let whole = content(&closed.disk, path);
+            let is_spare = path != &closed.votes && records(&whole).is_empty();
+            let step = if whole.len() > 70_000 { 4_099 } else { 509 };
+            for len in (0..whole.len()).step_by(step).chain([whole.len() + 4096]) {
+                let disk = Arc::new(closed.disk.fork());
+                disk.damage(path, |content| content.resize(len, 0));
+                let found = look(&disk, &closed, &format!("{path:?} of {len} bytes"));
+                if is_spare {
+                    assert!(
+                        !found.is_reported && found.hurt.is_empty(),
+                        "{path:?} {len}"
+                    );
+                }
+                cases += 1;
+            }
+        }
+    }
+    record("log files cut", "cases", cases);
+}
+
+#[test]
+fn fault_11_unknown_files_are_left_alone() {
+    let closed = closed(9, false);
+    let dir = Path::new(DATA).join("log/0");
+    let names = ["lost+found", "0000000000000001.seg~", "notes.txt", "1.seg"];
+    for name in names {
+        let file = closed.disk.open(&dir.join(name), true).expect("made");
+        closed.disk.write(file, 0, b"whatever").expect("written");
+        closed.disk.close(file);
+    }
+    let (lane, recovery) = open(&closed.disk, &options()).expect("it opens");
+    let mut ignored = recovery.report.ignored.clone();
+    ignored.sort();
+    let mut want: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    want.sort();
+    assert_eq!(ignored, want);
+    drop(lane);
+    for name in names {
+        assert_eq!(content(&closed.disk, &dir.join(name)), b"whatever");
+    }
+}
+
+#[test]
+fn fault_13_a_record_of_a_later_version_is_refused_and_nothing_is_touched() {
+    let closed = closed(10, false);
+    let path = &closed.segments[0];
+    // A later version's segment header: whole, and unknown.
+    closed.disk.damage(path, |content| {
+        for at in [0, 512] {
+            content[at + 8] = 9;
+            let crc = raft_proto::crc32c_append(0, &content[at..at + 508]);
+            content[at + 508..at + 512].copy_from_slice(&crc.to_le_bytes());
+        }
+    });
+    let before = content(&closed.disk, path);
+    let refused = open(&closed.disk, &options()).map(|_| ());
+    assert!(
+        matches!(&refused, Err(LogError::NeedsVersion { version: 9, .. })),
+        "{refused:?}"
+    );
+    assert_eq!(content(&closed.disk, path), before);
+}
+
+#[test]
+fn fault_5_and_8_what_lies_behind_a_hole_never_comes_back() {
+    // The write of a checkpoint and a record loses the checkpoint: the record behind the hole is
+    // whole and must not follow what is appended in its place.
+    let disk = disk(11);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut workload = Workload::new(11, 2, 3_000);
+    for _ in 0..60 {
+        driven.write(workload.draw());
+    }
+    let want = workload.model.clone();
+    let before = disk.fork();
+    // One more, of which only the last sectors reach the disk.
+    driven.lane.submit(workload.draw()).expect("taken");
+    driven.lane.poll(driven.now);
+    drop(driven);
+    let units = disk.unsynced();
+    disk.crash_keeping(|unit| unit + 2 > units);
+    let (mut driven, recovery) = Driven::open(&disk, &options());
+    let found = crate::workload::seen_all(&driven.lane, &recovery).expect("it reads");
+    assert!(agrees(&found, &want), "{found:#?}");
+    let mut workload = Workload::new(12, 2, 3_000);
+    workload.resume(found);
+    for _ in 0..20 {
+        driven.write(workload.draw());
+        let disk = Arc::new(disk.fork());
+        disk.crash();
+        let (lane, recovery) = open(&disk, &options()).expect("it opens");
+        let found = crate::workload::seen_all(&lane, &recovery).expect("it reads");
+        assert!(agrees(&found, &workload.model));
+    }
+    drop(before);
+}
+
+#[test]
+fn the_watermark_is_there_from_the_first_sync_on_and_covers_it() {
+    for spares in [1, 3] {
+        let options = raft_log::LaneOptions {
+            spare_segments: spares,
+            ..options()
+        };
+        let disk = disk(13);
+        let (mut driven, _) = Driven::open(&disk, &options);
+        let (group, replica) = key(1);
+        let mut submission = Submission::new(group, replica, 1);
+        submission.entries = vec![batch(
+            &mut Rng(1),
+            group,
+            Term::new(1),
+            Index::new(1),
+            1,
+            20,
+        )];
+        driven.write(submission);
+        // The burst ends: a watermark vouches for the one record there is.
+        driven.pass(300_000_000);
+        drop(driven);
+        let path = segments(&disk)[0].clone();
+        let whole = content(&disk, &path);
+        let data = records(&whole).into_iter().find(|record| record.1 == 1);
+        let (at, ..) = data.expect("the record is there");
+        // The whole sector is lost, with whatever else lies in it.
+        disk.damage(&path, |content| {
+            let start = at / 512 * 512;
+            content[start..start + 512].fill(0);
+        });
+        let (_, recovery) = open(&disk, &options).expect("it opens");
+        assert!(!recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+        assert_eq!(recovery.report.torn_bytes, 0);
+    }
+}

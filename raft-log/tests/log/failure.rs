@@ -1,1 +1,223 @@
-//! To come.
+//! Every operation failing, one after the other.
+
+use std::io::ErrorKind;
+
+use raft_log::vfs::Fault;
+use raft_log::{LogError, Submission};
+use raft_proto::{HardState, ReplicaId, Term};
+
+use crate::record;
+use crate::workload::{Driven, Model, Workload, agrees, disk, key, open, options, seen_all};
+
+#[test]
+fn every_operation_failing_loses_nothing_acknowledged() {
+    let mut cases = 0;
+    let faults = [
+        Fault::Error(ErrorKind::Other),
+        Fault::Error(ErrorKind::StorageFull),
+        Fault::Error(ErrorKind::Interrupted),
+        Fault::Short,
+    ];
+    for fault in faults {
+        let mut call = 1;
+        while run_with(1, call, fault) {
+            cases += 1;
+            call += 1;
+        }
+    }
+    record("log operations failing", "cases", cases);
+    assert!(cases > 300, "{cases}");
+}
+
+/// Whether the call was reached.
+fn run_with(seed: u64, call: u64, fault: Fault) -> bool {
+    let what = format!("seed {seed} call {call} {fault:?}");
+    let disk = disk(seed);
+    disk.fault_at(disk.calls() + call, fault);
+    let reached = disk.calls() + call;
+    let mut models = vec![Model::default()];
+    let mut acknowledged = 0;
+    let mut workload = Workload::new(seed, 3, 4_000);
+    match open(&disk, &options()) {
+        Err(error) => assert!(!matches!(error, LogError::Damaged { .. }), "{what}"),
+        Ok((lane, _)) => {
+            let mut driven = Driven {
+                vfs: std::sync::Arc::clone(&disk),
+                lane,
+                now: raft_proto::Time(0),
+            };
+            let mut has_failed = false;
+            for _ in 0..24 {
+                let submission = workload.draw();
+                models.push(workload.model.clone());
+                match driven.lane.submit(submission) {
+                    Ok(()) => {}
+                    Err(LogError::Latched(_)) => {
+                        has_failed = true;
+                        break;
+                    }
+                    Err(error) => panic!("{what}: {error}"),
+                }
+                for done in driven.settle() {
+                    match done.result {
+                        Ok(()) => {
+                            assert!(!has_failed, "{what}: acknowledged after a failure");
+                            acknowledged = models.len() - 1;
+                        }
+                        Err(_) => has_failed = true,
+                    }
+                }
+            }
+            if has_failed {
+                // Nothing more is taken, ever.
+                let refused = driven.lane.submit(workload.draw());
+                assert!(matches!(refused, Err(LogError::Latched(_))), "{what}");
+            }
+        }
+    }
+    let is_reached = disk.calls() >= reached;
+    disk.crash();
+    let (lane, recovery) =
+        open(&disk, &options()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    assert!(recovery.report.damaged.is_empty(), "{what}: {recovery:?}");
+    let found = seen_all(&lane, &recovery).expect("it reads");
+    assert!(
+        models[acknowledged..]
+            .iter()
+            .any(|model| agrees(&found, model)),
+        "{what}: {acknowledged} acknowledged"
+    );
+    is_reached
+}
+
+#[test]
+fn fault_14_hazard_47_a_failed_sync_is_final_and_what_was_acknowledged_stays_readable() {
+    let disk = disk(1);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut workload = Workload::new(5, 2, 100);
+    for _ in 0..10 {
+        driven.write(workload.draw());
+    }
+    let acknowledged = workload.model.clone();
+    // The record is three buffers at most: one of the next calls is its sync.
+    let mut next = None;
+    for ahead in 1..8 {
+        let trial = disk.fork();
+        let calls = trial.calls();
+        trial.fail_at(calls + ahead, ErrorKind::Other);
+        next = next.or(Some(ahead));
+    }
+    disk.fail_at(disk.calls() + next.expect("one"), ErrorKind::Other);
+    driven.lane.submit(workload.draw()).expect("taken");
+    let done = driven.settle();
+    assert!(done.iter().any(|done| done.result.is_err()), "{done:?}");
+    for _ in 0..3 {
+        // The disk is well again; the log stays latched.
+        let refused = driven.lane.submit(workload.draw());
+        assert!(matches!(refused, Err(LogError::Latched(_))));
+        driven.step();
+        assert!(driven.lane.take_completions().is_empty());
+    }
+    let reader = driven.lane.reader();
+    for (key, model) in &acknowledged.replicas {
+        if let (Some(first), Some(last)) =
+            (model.entries.keys().next(), model.entries.keys().last())
+        {
+            let read = reader.entries(key.0, key.1, *first, *last, usize::MAX);
+            assert!(read.is_ok(), "{read:?}");
+        }
+    }
+    drop(driven);
+    disk.crash();
+    let (lane, recovery) = open(&disk, &options()).expect("it opens");
+    let found = seen_all(&lane, &recovery).expect("it reads");
+    assert!(agrees(&found, &acknowledged) || agrees(&found, &workload.model));
+}
+
+#[test]
+fn fault_15_a_hung_disk_acknowledges_nothing_and_goes_on_when_it_wakes() {
+    let disk = disk(2);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut workload = Workload::new(6, 2, 100);
+    driven.write(workload.draw());
+    disk.set_hung(true);
+    for _ in 0..20 {
+        driven.lane.submit(workload.draw()).expect("taken");
+        driven.pass(3_000_000_000);
+        assert!(driven.lane.take_completions().is_empty());
+    }
+    disk.set_hung(false);
+    assert_eq!(driven.settle().len(), 20);
+}
+
+#[test]
+fn fault_27_a_file_system_that_turns_read_only_latches() {
+    let disk = disk(3);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut workload = Workload::new(7, 2, 100);
+    driven.write(workload.draw());
+    disk.fail_at(disk.calls() + 1, ErrorKind::ReadOnlyFilesystem);
+    driven.lane.submit(workload.draw()).expect("taken");
+    let done = driven.settle();
+    assert!(done.iter().all(|done| done.result.is_err()), "{done:?}");
+    // At open it is an error, not a panic.
+    let fresh = crate::workload::disk(4);
+    fresh.fail_at(fresh.calls() + 1, ErrorKind::ReadOnlyFilesystem);
+    assert!(matches!(open(&fresh, &options()), Err(LogError::Io(_))));
+}
+
+#[test]
+fn hazard_12_a_vote_is_acknowledged_only_when_log_and_slot_are_durable() {
+    // Power is cut right after each acknowledgement: the vote is there, whichever copy survives.
+    let disk = disk(8);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let (group, replica) = key(1);
+    for term in 1..30 {
+        let mut submission = Submission::new(group, replica, term);
+        let hard_state = HardState {
+            term: Term::new(term),
+            vote: ReplicaId::new(1 + term % 3),
+            ..HardState::default()
+        };
+        submission.hard_state = Some(hard_state);
+        driven.write(submission);
+        for keep in [false, true] {
+            let after = std::sync::Arc::new(disk.fork());
+            after.crash_keeping(|_| keep);
+            let (_, recovery) = open(&after, &options()).expect("it opens");
+            let found = &recovery.replicas[&(group, replica)];
+            assert_eq!(found.hard_state, hard_state);
+        }
+    }
+}
+
+#[test]
+fn a_batch_over_the_bound_is_refused_and_one_that_fills_a_segment_is_taken() {
+    let disk = disk(9);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let (group, replica) = key(1);
+    let large = |bytes: usize| {
+        let mut builder =
+            raft_proto::BatchBuilder::new(group, Term::new(1), raft_proto::Index::new(1), bytes);
+        builder.push(raft_proto::EntryKind::Command, 0, None, &vec![7; bytes]);
+        let mut submission = Submission::new(group, replica, 1);
+        submission.entries = vec![builder.finish().expect("one")];
+        submission
+    };
+    let refused = driven.lane.submit(large(33 << 10));
+    assert!(matches!(refused, Err(LogError::TooLarge { .. })));
+    driven.write(large(31 << 10));
+    // With a larger bound a record may need a segment of its own size.
+    let options = raft_log::LaneOptions {
+        record_bytes_max: 1 << 20,
+        ..options()
+    };
+    let disk = crate::workload::disk(10);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    driven.write(large(300 << 10));
+    drop(driven);
+    let (lane, _) = open(&disk, &options).expect("it opens");
+    let one = raft_proto::Index::new(1);
+    let read = lane.reader().entries(group, replica, one, one, 1);
+    assert_eq!(read.expect("it reads")[0].size_bytes(), (300 << 10) + 32);
+}

@@ -1,1 +1,189 @@
-//! To come.
+//! Room: a full disk, recycling, laggards.
+
+use std::io::ErrorKind;
+
+use raft_log::{LaneOptions, LogError, Submission};
+use raft_proto::{HardState, Index, ReplicaId, Term};
+
+use crate::workload::{Driven, Key, Rng, batch, disk, key, open, options};
+
+fn append(rng: &mut Rng, key: Key, next: &mut u64, bytes: u64) -> Submission {
+    let mut submission = Submission::new(key.0, key.1, *next);
+    let from = Index::new(*next);
+    submission.entries = vec![batch(rng, key.0, Term::new(1), from, 1, bytes)];
+    *next += 1;
+    submission
+}
+
+#[test]
+fn fault_16_a_full_disk_refuses_entries_keeps_voting_and_resumes_by_itself() {
+    let disk = disk(1);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(1);
+    let (mut next, mut vote) = (1, 0);
+    driven.write(append(&mut rng, key(1), &mut next, 4_000));
+    driven.settle();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut refused = 0;
+    for _ in 0..80 {
+        let submission = append(&mut rng, key(1), &mut next, 6_000);
+        match driven.lane.submit(submission) {
+            Ok(()) => {
+                for done in driven.settle() {
+                    done.result.expect("what was taken is durable");
+                }
+            }
+            Err(LogError::StorageFull) => {
+                next -= 1;
+                refused += 1;
+            }
+            Err(error) => panic!("{error}"),
+        }
+        if refused > 0 {
+            // Votes and compaction go on.
+            vote += 1;
+            let mut submission = Submission::new(key(2).0, key(2).1, vote);
+            submission.hard_state = Some(HardState {
+                term: Term::new(vote),
+                vote: ReplicaId::new(20),
+                ..HardState::default()
+            });
+            driven.write(submission);
+        }
+        if refused == 8 {
+            break;
+        }
+    }
+    assert_eq!(refused, 8);
+    assert!(driven.lane.reader().space().is_full());
+    assert!(driven.lane.stats().is_full);
+    // Compaction alone makes room: dead segments come back as new ones.
+    let mut submission = Submission::new(key(1).0, key(1).1, 1_000);
+    submission.compact_before = Some(Index::new(next));
+    driven.write(submission);
+    driven.pass(3_000_000_000);
+    assert!(!driven.lane.reader().space().is_full());
+    driven.write(append(&mut rng, key(1), &mut next, 6_000));
+    disk.set_capacity(None);
+    drop(driven);
+    disk.crash();
+    let (_, recovery) = open(&disk, &options()).expect("it opens");
+    assert_eq!(recovery.replicas[&key(2)].hard_state.term, Term::new(vote));
+    let last = recovery.replicas[&key(1)].last.index;
+    assert_eq!(last, Index::new(next - 1));
+}
+
+#[test]
+fn fault_16_more_space_alone_is_enough() {
+    let disk = disk(2);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(2);
+    let mut next = 1;
+    disk.set_capacity(Some(disk.used_bytes()));
+    while let Ok(()) = driven
+        .lane
+        .submit(append(&mut rng, key(1), &mut next, 6_000))
+    {
+        driven.settle();
+        assert!(next < 100, "it fills up");
+    }
+    next -= 1;
+    disk.set_capacity(None);
+    driven.pass(3_000_000_000);
+    driven.write(append(&mut rng, key(1), &mut next, 6_000));
+}
+
+#[test]
+fn fault_18_out_of_file_descriptors_is_tried_again() {
+    let disk = disk(3);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(3);
+    let mut next = 1;
+    let mut segments = std::collections::BTreeSet::new();
+    for _ in 0..60 {
+        // Whatever is opened next, a segment to be made or one to be written, is refused once.
+        disk.fail_next("open", ErrorKind::Other);
+        driven
+            .lane
+            .submit(append(&mut rng, key(1), &mut next, 6_000))
+            .expect("it is taken");
+        driven.pass(3_000_000_000);
+        for done in driven.lane.take_completions() {
+            done.result.expect("it is durable");
+        }
+        assert_eq!(driven.lane.pending_bytes(), 0);
+        segments.insert(driven.lane.stats().live_segments);
+    }
+    assert!(segments.len() > 2, "{segments:?}");
+}
+
+#[test]
+fn dead_segments_are_recycled_and_the_disk_does_not_grow() {
+    let disk = disk(5);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(5);
+    let mut next = 1;
+    let mut most = 0;
+    for round in 0..400 {
+        let mut submission = append(&mut rng, key(1), &mut next, 4_000);
+        submission.compact_before = Some(Index::new(next.saturating_sub(3).max(1)));
+        driven.write(submission);
+        driven.settle();
+        if round > 50 {
+            most = most.max(disk.used_bytes());
+        }
+    }
+    assert!(most < 9 * (64 << 10) + (200 << 10), "{most} bytes");
+    assert!(driven.lane.stats().live_segments <= 3);
+}
+
+#[test]
+fn a_group_that_never_compacts_pins_its_own_bytes_and_little_more() {
+    let options = LaneOptions {
+        collect_bytes_max: 16 << 10,
+        ..options()
+    };
+    let disk = disk(6);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let mut rng = Rng(6);
+    let (mut next, mut laggard, mut own) = (1, 1, 0);
+    for round in 0..2_000 {
+        let mut submission = append(&mut rng, key(1), &mut next, 4_000);
+        submission.compact_before = Some(Index::new(next.saturating_sub(3).max(1)));
+        driven.write(submission);
+        if round % 20 == 0 {
+            let submission = append(&mut rng, key(2), &mut laggard, 500);
+            own += u64::try_from(submission.entries_bytes()).expect("small");
+            driven.write(submission);
+        }
+    }
+    driven.pass(10_000_000_000);
+    let stats = driven.lane.stats();
+    assert!(stats.moved_bytes > 0);
+    let bound = own + 2 * options.segment_size_bytes + (64 << 10);
+    assert!(
+        stats.live_segment_bytes <= bound,
+        "{} bytes live, {own} its own: {stats:?}",
+        stats.live_segment_bytes
+    );
+    let reader = driven.lane.reader();
+    let read = |reader: &raft_log::LogReader| {
+        let last = Index::new(laggard - 1);
+        let mut found = Vec::new();
+        let mut next = Index::new(1);
+        while next <= last {
+            let batches = reader.entries(key(2).0, key(2).1, next, last, usize::MAX);
+            for batch in batches.expect("it reads") {
+                next = batch.last().index.next();
+                found.push(batch.bytes().clone());
+            }
+        }
+        found.concat()
+    };
+    let before = read(&reader);
+    drop(driven);
+    disk.crash();
+    let (lane, recovery) = open(&disk, &options).expect("it opens");
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    assert_eq!(read(&lane.reader()), before);
+}

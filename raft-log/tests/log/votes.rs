@@ -1,1 +1,165 @@
-//! To come.
+//! The vote file.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use raft_log::{Health, Submission};
+use raft_proto::{GroupId, HardState, ReplicaId, Term};
+
+use crate::workload::{DATA, Driven, Key, disk, key, open, options};
+
+fn vote(key: Key, number: u64, term: u64) -> Submission {
+    let mut submission = Submission::new(key.0, key.1, number);
+    submission.hard_state = Some(HardState {
+        term: Term::new(term),
+        vote: Some(key.1),
+        ..HardState::default()
+    });
+    submission
+}
+
+#[test]
+fn ten_thousand_votes_cost_one_write_and_one_sync() {
+    let options = raft_log::LaneOptions {
+        segment_size_bytes: 16 << 20,
+        record_bytes_max: 4 << 20,
+        ..options()
+    };
+    let disk = disk(1);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let all: Vec<Key> = (1..=10_000)
+        .map(|n| {
+            let (group, replica) = (GroupId::new(n), ReplicaId::new(1));
+            (group.expect("not 0"), replica.expect("not 0"))
+        })
+        .collect();
+    for term in 1..=2 {
+        let (syncs, calls) = (driven.lane.stats().fdatasyncs, disk.calls());
+        for key in &all {
+            driven.lane.submit(vote(*key, term, term)).expect("taken");
+        }
+        assert_eq!(driven.settle().len(), all.len());
+        if term == 2 {
+            // One record with its padding, one write of slots a half; a sync of each file.
+            assert_eq!(driven.lane.stats().fdatasyncs - syncs, 2);
+            let calls = disk.calls() - calls;
+            assert!(calls <= 6, "{calls} calls");
+        }
+    }
+    drop(driven);
+    disk.crash();
+    let (_, recovery) = open(&disk, &options).expect("it opens");
+    assert_eq!(recovery.replicas.len(), all.len());
+    for state in recovery.replicas.values() {
+        assert_eq!(state.hard_state.term, Term::new(2));
+    }
+}
+
+/// A log in which two replicas have voted, closed; the last record is a vote of the first.
+fn voted() -> Arc<raft_log::vfs::SimVfs> {
+    let disk = disk(2);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    driven.write(vote(key(1), 1, 3));
+    driven.write(vote(key(2), 1, 4));
+    driven.pass(300_000_000);
+    driven.write(vote(key(1), 2, 9));
+    disk
+}
+
+const HALF_A: usize = 4096;
+const HALF_B: usize = 4096 + 64 * 1024;
+
+fn flip(disk: &raft_log::vfs::SimVfs, byte: usize) {
+    disk.flip_bit(&Path::new(DATA).join("votes"), byte, 2);
+}
+
+#[test]
+fn fault_20_one_bad_slot_beside_a_whole_log_is_mended() {
+    for slot in [HALF_A, HALF_A + 64, HALF_B, HALF_B + 64] {
+        for byte in 0..64 {
+            let disk = Arc::new(voted().fork());
+            {
+                // Closed cleanly: the log is whole and says so.
+                let (driven, _) = Driven::open(&disk, &options());
+                driven.lane.close().expect("it closes");
+            }
+            flip(&disk, slot + byte);
+            for _ in 0..2 {
+                let (lane, recovery) = open(&disk, &options()).expect("it opens");
+                let states = &recovery.replicas;
+                assert_eq!(states[&key(1)].hard_state.term, Term::new(9), "byte {byte}");
+                assert_eq!(states[&key(2)].hard_state.term, Term::new(4), "byte {byte}");
+                assert_eq!(states[&key(1)].health, Health::Sound);
+                lane.close().expect("it closes");
+            }
+        }
+    }
+}
+
+#[test]
+fn fault_20_a_bad_slot_beside_a_cut_log_is_an_unknown_vote_for_ever() {
+    let disk = voted();
+    // A write was on its way when the power went, and left something.
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut submission = vote(key(2), 2, 5);
+    let mut rng = crate::workload::Rng(1);
+    let (term, from) = (Term::new(5), raft_proto::Index::new(1));
+    submission.entries = vec![crate::workload::batch(
+        &mut rng,
+        key(2).0,
+        term,
+        from,
+        3,
+        2_000,
+    )];
+    driven.lane.submit(submission).expect("taken");
+    driven.step();
+    drop(driven);
+    let units = disk.unsynced();
+    assert!(units > 4, "the record spans sectors");
+    // All but the record's last sector reach the disk.
+    disk.crash_keeping(|unit| unit + 1 < units);
+    flip(&disk, HALF_A + 8);
+    for _ in 0..3 {
+        let (lane, recovery) = open(&disk, &options()).expect("it opens");
+        let states = &recovery.replicas;
+        assert_eq!(states[&key(1)].health, Health::VoteUnknown);
+        assert!(states[&key(1)].health.to_string().contains("new id"));
+        assert_eq!(states[&key(2)].health, Health::Sound);
+        lane.close().expect("it closes");
+    }
+}
+
+#[test]
+fn fault_20_damage_of_the_log_rolls_no_term_back() {
+    let disk = voted();
+    let (driven, _) = Driven::open(&disk, &options());
+    driven.lane.close().expect("it closes");
+    let path = Path::new(DATA).join("log/0/0000000000000001.seg");
+    for byte in (1024..4096).step_by(3) {
+        let disk = Arc::new(disk.fork());
+        disk.flip_bit(&path, byte, 1);
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        for (key, term) in [(key(1), 9), (key(2), 4)] {
+            if let Some(state) = recovery.replicas.get(&key) {
+                let is_kept = state.hard_state.term == Term::new(term);
+                let is_stopped = state.health != Health::Sound;
+                assert!(is_kept || is_stopped, "byte {byte}: {state:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_lost_vote_file_beside_a_whole_log_is_made_again() {
+    let disk = voted();
+    let (driven, _) = Driven::open(&disk, &options());
+    driven.lane.close().expect("it closes");
+    disk.misplace(&Path::new(DATA).join("votes"), None);
+    for _ in 0..2 {
+        let (lane, recovery) = open(&disk, &options()).expect("it opens");
+        assert_eq!(recovery.replicas[&key(1)].hard_state.term, Term::new(9));
+        assert_eq!(recovery.replicas[&key(1)].health, Health::Sound);
+        lane.close().expect("it closes");
+    }
+}
