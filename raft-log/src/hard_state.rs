@@ -219,7 +219,8 @@ fn load_slots(
     for (at, (a, b)) in pairs.enumerate() {
         let read = |bytes: &[u8], half| {
             let is_used = bytes.iter().any(|&byte| byte != 0);
-            (is_used, Slot::decode(bytes, half, at))
+            let slot = is_used.then(|| Slot::decode(bytes, half, at));
+            (is_used, slot.flatten())
         };
         let ((a_used, a), (b_used, b)) = (read(a, Half::A), read(b, Half::B));
         let (first, is_half_bad) = match (a, b) {
@@ -287,7 +288,8 @@ fn read_header(
 
 impl VoteFile {
     /// Opens the file for writing, or makes it; `votes` is what each replica's slots are to say.
-    /// Everything is durable in both halves on return, one half after the other.
+    /// Everything is durable in both halves on return, one half after the other; of `ahead`, whose
+    /// vote the log does not have yet, in half A alone.
     pub(crate) fn open(
         vfs: &dyn Vfs,
         data_dir: &Path,
@@ -295,6 +297,7 @@ impl VoteFile {
         identity: u64,
         found: &VotesFound,
         votes: &[VoteChange],
+        ahead: &BTreeSet<Key>,
     ) -> Result<Self, LogError> {
         let mut this = Self {
             path: vote_path(data_dir, lane),
@@ -328,6 +331,18 @@ impl VoteFile {
         for change in votes {
             this.set(*change);
         }
+        if !is_usable {
+            for vote in found.replicas.values() {
+                if !this.by_key.contains_key(&vote.newest.key) {
+                    this.by_key.insert(vote.newest.key, this.slots.len());
+                    this.slots.push(vote.newest);
+                }
+            }
+        }
+        this.behind = ahead
+            .iter()
+            .filter_map(|key| this.by_key.get(key).copied())
+            .collect();
         if is_usable {
             this.file = vfs.open(&this.path, false)?;
             for half in [Half::A, Half::B] {
@@ -335,12 +350,6 @@ impl VoteFile {
                 vfs.sync(this.file)?;
             }
         } else {
-            for vote in found.replicas.values() {
-                if !this.by_key.contains_key(&vote.newest.key) {
-                    this.by_key.insert(vote.newest.key, this.slots.len());
-                    this.slots.push(vote.newest);
-                }
-            }
             this.rewrite(vfs)?;
         }
         Ok(this)
@@ -398,8 +407,10 @@ impl VoteFile {
     pub(crate) fn grow(&mut self, vfs: &dyn Vfs, changes: &[VoteChange]) -> Result<(), LogError> {
         let (old, capacity) = (self.file, self.capacity);
         self.capacity = (self.slots.len() + changes.len()).max(capacity * 2);
+        // Every slot is durable in half A, and in the log.
+        let behind = std::mem::take(&mut self.behind);
         if let Err(error) = self.rewrite(vfs) {
-            (self.file, self.capacity) = (old, capacity);
+            (self.file, self.capacity, self.behind) = (old, capacity, behind);
             return Err(error);
         }
         vfs.close(old);
@@ -426,12 +437,13 @@ impl VoteFile {
             vfs.sync_dir(parent)?;
         }
         self.file = file;
-        self.behind.clear();
         Ok(())
     }
 
+    /// Writes every slot; in half B those aside that are behind.
     fn write_all(&self, vfs: &dyn Vfs, file: FileId, half: Half) -> Result<(), LogError> {
-        let all: Vec<usize> = (0..self.slots.len()).collect();
+        let is_written = |slot: &usize| half == Half::A || !self.behind.contains(slot);
+        let all: Vec<usize> = (0..self.slots.len()).filter(is_written).collect();
         for write in self.writes(&all, half) {
             vfs.write(file, write.offset, &write.data)?;
         }

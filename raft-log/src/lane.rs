@@ -286,9 +286,8 @@ impl Lane {
             self.enqueue();
         }
         let mut begun = submission.hard_state;
-        if entries_bytes > bound
-            && let Some(hard_state) = submission.hard_state
-        {
+        let is_split = entries_bytes > bound;
+        if is_split && let Some(hard_state) = submission.hard_state {
             // Over more than one record: term and vote go first, as no entry may be durable before
             // its term; the commit index goes last, as it names entries.
             let early = self.hard_state_without_commit(key, hard_state);
@@ -303,7 +302,8 @@ impl Lane {
             }
         }
         for batch in &submission.entries {
-            if self.staging.has_entries && self.staging.len() + batch.size_bytes() + 256 > bound {
+            let is_over = self.staging.len() + batch.size_bytes() + 256 > bound;
+            if is_split && self.staging.has_entries && is_over {
                 self.enqueue();
             }
             self.staging.entries(key, batch, false);
@@ -375,11 +375,10 @@ impl Lane {
         if self.latched.is_some() || self.flight.is_some() {
             return None;
         }
-        let watermark = self
-            .owes_watermark()
-            .then(|| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
         // A segment in the making is reported by a poll; look again soon if a record waits for it.
         let is_stalled = !self.staging.is_empty() || !self.queue.is_empty();
+        let watermark = (!is_stalled && self.owes_watermark())
+            .then(|| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
         let stalled = is_stalled.then(|| self.now.plus_nanos(1_000_000));
         [watermark, stalled, self.pool.retry_at()]
             .into_iter()
@@ -460,6 +459,8 @@ impl Lane {
     /// [`LogError::Latched`]: some of it is not durable. [`LogError::StorageFull`]: there is no
     /// room for what is gathered.
     pub fn close(mut self) -> Result<(), LogError> {
+        const ATTEMPTS_MAX: usize = 3;
+        let mut attempts = 0;
         self.stage_close();
         while self.latched.is_none()
             && (self.flight.is_some() || !self.queue.is_empty() || !self.staging.is_empty())
@@ -471,6 +472,16 @@ impl Lane {
             if done.is_empty() && self.flight.is_none() {
                 if self.shared.is_full() && !self.pool.is_making() {
                     return Err(LogError::StorageFull);
+                }
+                if self.pool.retry_at().is_some() {
+                    // The next segment could not be made: nobody waits for the time of the next
+                    // attempt, so it comes at once, and not for ever.
+                    attempts += 1;
+                    if attempts > ATTEMPTS_MAX {
+                        self.latch("the next segment cannot be made");
+                        continue;
+                    }
+                    self.pool.maintain(Time(u64::MAX));
                 }
                 std::thread::yield_now();
             }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use raft_proto::Time;
 
 use crate::config::LaneOptions;
-use crate::segment::{SegmentHeader, incarnation, segment_path};
+use crate::segment::{SegmentHeader, incarnation, segment_path, unfinished_path};
 use crate::vfs::{FileId, Op, OpId, Vfs, VfsError};
 
 /// Dead segments kept for recycling; more are removed.
@@ -47,6 +47,8 @@ pub(crate) struct Pool {
     removing: Vec<OpId>,
     /// The number the next spare gets.
     next_number: u64,
+    /// A number whose file could not be made and that others follow: it comes first.
+    unmade: Option<u64>,
     /// A record waits that needs a segment of this size.
     needed: u64,
     retry_at: Option<Time>,
@@ -75,6 +77,7 @@ impl Pool {
             dead: Vec::new(),
             removing: Vec::new(),
             next_number,
+            unmade: None,
             needed: 0,
             retry_at: None,
             lives,
@@ -84,7 +87,14 @@ impl Pool {
     /// Whether the next spare is ready and large enough. If not, one is asked for.
     pub(crate) fn has(&mut self, len: u64) -> bool {
         self.needed = len;
-        self.spares.front().is_some_and(|spare| spare.len >= len)
+        let Some(front) = self.spares.front() else {
+            return false;
+        };
+        // Numbers are used in order: a gap would be taken for a loss.
+        let earlier = self
+            .unmade
+            .or(self.making.as_ref().map(|(_, spare)| spare.number));
+        front.len >= len && earlier.is_none_or(|earlier| earlier > front.number)
     }
 
     /// Takes the next spare and opens it.
@@ -120,6 +130,10 @@ impl Pool {
         if self.making.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return false;
         }
+        if let Some(number) = self.unmade.take() {
+            self.make(number, self.needed.max(self.segment_size_bytes), 0);
+            return true;
+        }
         if let Some(front) = self.spares.front_mut()
             && front.len < self.needed
         {
@@ -144,7 +158,7 @@ impl Pool {
         true
     }
 
-    fn header(&mut self, number: u64, before: u64, is_recycled: bool) -> SegmentHeader {
+    fn header(&mut self, number: u64, len: u64, before: u64, is_recycled: bool) -> SegmentHeader {
         self.lives += 1;
         let before = before ^ self.lives.rotate_left(32);
         SegmentHeader {
@@ -152,12 +166,13 @@ impl Pool {
             identity: self.identity,
             number,
             incarnation: incarnation(self.identity, self.lane, number, before),
+            len,
             is_recycled,
         }
     }
 
     fn make(&mut self, number: u64, len: u64, before: u64) {
-        let header = self.header(number, before, false);
+        let header = self.header(number, len, before, false);
         let op = self.vfs.submit(Op::Prepare {
             path: segment_path(&self.dir, number),
             len,
@@ -173,7 +188,7 @@ impl Pool {
     }
 
     fn recycle(&mut self, number: u64, dead: Dead) {
-        let header = self.header(number, dead.incarnation, true);
+        let header = self.header(number, dead.len, dead.incarnation, true);
         let op = self.vfs.submit(Op::Recycle {
             from: dead.path,
             to: segment_path(&self.dir, number),
@@ -213,6 +228,9 @@ impl Pool {
             }
             Err(error) => {
                 self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
+                if spare.number < self.next_number {
+                    self.unmade = Some(spare.number);
+                }
                 if error.is_storage_full() {
                     Made::Full
                 } else {
@@ -222,8 +240,9 @@ impl Pool {
         })
     }
 
-    pub(crate) const fn retry_at(&self) -> Option<Time> {
-        self.retry_at
+    /// When something that failed is tried again, unless that is under way.
+    pub(crate) fn retry_at(&self) -> Option<Time> {
+        self.retry_at.filter(|_| self.making.is_none())
     }
 
     /// The next spare could not be opened: not before a while again.
@@ -238,14 +257,17 @@ impl Pool {
             Some(small) => (small.number, small.incarnation),
             None => (self.next_number, 0),
         };
-        let header = self.header(number, before, false);
+        let header = self.header(number, len, before, false);
         let path = segment_path(&self.dir, number);
-        let file = self.vfs.open(&path, true)?;
+        // Beside the small one, whose absence would be taken for a loss.
+        let unfinished = unfinished_path(&path);
+        let file = self.vfs.open(&unfinished, true)?;
         let made = self
             .vfs
             .prepare(file, len)
             .and_then(|()| self.vfs.write(file, 0, &header.encode()))
             .and_then(|()| self.vfs.sync(file))
+            .and_then(|()| self.vfs.replace(&unfinished, &path))
             .and_then(|()| self.vfs.sync_dir(&self.dir));
         self.vfs.close(file);
         made?;

@@ -94,6 +94,18 @@ impl RecordHeader {
         out
     }
 
+    /// Whether the bytes, wherever they belong, look like a header that says that the record `lsn`,
+    /// which is another, was durable.
+    pub(crate) fn claims_to_prove(bytes: &[u8], lsn: u64) -> bool {
+        let number = |at: usize| {
+            let bytes = bytes.get(at..at + 8)?;
+            Some(u64::from_le_bytes(bytes.try_into().ok()?))
+        };
+        bytes.starts_with(&RECORD_MAGIC.to_le_bytes())
+            && number(8).is_some_and(|own| own > lsn)
+            && number(16).is_some_and(|synced| synced >= lsn)
+    }
+
     pub(crate) fn decode(bytes: &[u8], place: Place) -> Result<Self, NoHeader> {
         let all = bytes.get(..RECORD_HEADER_BYTES).ok_or(NoHeader::Invalid)?;
         let mut fields = all;

@@ -17,7 +17,8 @@ use crate::lane::Active;
 use crate::read::lane_dir;
 use crate::record::RecordKind;
 use crate::segment::{
-    HeaderFound, SEGMENT_HEADER_BYTES, SegmentHeader, segment_number, segment_path,
+    HeaderFound, SEGMENT_HEADER_BYTES, SegmentHeader, UNFINISHED_SUFFIX, segment_number,
+    segment_path,
 };
 use crate::state::{Damage, Health, ReplicaState};
 use crate::vfs::{FileId, Vfs};
@@ -82,7 +83,10 @@ impl RecoveryReport {
 pub(crate) struct SegmentFile {
     pub(crate) number: u64,
     pub(crate) file: FileId,
+    /// As its header says, or the file itself if that is shorter or there is no header.
     pub(crate) len: u64,
+    /// The file is shorter than its header says: somebody cut it.
+    pub(crate) is_short: bool,
     /// `None` if the header cannot be read.
     pub(crate) header: Option<SegmentHeader>,
     /// Only one of the header and its copy can be read.
@@ -115,6 +119,8 @@ pub(crate) struct Analysis {
     pub(crate) footer: Option<(u64, u64)>,
     /// The last segment that holds records.
     pub(crate) newest: u64,
+    /// The highest number that any file bears, foreign ones too: no new file gets one of them.
+    pub(crate) highest: u64,
     pub(crate) last_lsn: u64,
     /// Files that nothing needs: removed by an open.
     pub(crate) dead: Vec<u64>,
@@ -139,6 +145,7 @@ struct Walk<'a> {
     /// Segments whose file bears another segment's header.
     misnamed: BTreeSet<u64>,
     unreadable: BTreeSet<u64>,
+    highest: u64,
     /// Something lies behind the last record that may have been a write, or stale.
     may_be_cut: bool,
     /// Segments named by a checkpoint, with their incarnations; those released since are gone.
@@ -165,6 +172,7 @@ pub(crate) fn analyse(
         voted: BTreeSet::new(),
         misnamed: BTreeSet::new(),
         unreadable: BTreeSet::new(),
+        highest: 0,
         may_be_cut: false,
         named: BTreeMap::new(),
         released: BTreeSet::new(),
@@ -192,6 +200,7 @@ pub(crate) fn analyse(
         is_closed: end.is_closed,
         footer: end.footer,
         newest: end.newest,
+        highest: walk.highest,
         last_lsn: end.last_lsn,
         dead,
         unreadable: walk.unreadable.into_iter().collect(),
@@ -209,7 +218,7 @@ impl Walk<'_> {
         for entry in self.vfs.list(dir)? {
             let number = segment_number(&entry.name).filter(|_| entry.is_file);
             let Some(number) = number else {
-                let is_ours = [mend::CUT_SUFFIX, mend::DAMAGED_SUFFIX]
+                let is_ours = [mend::CUT_SUFFIX, mend::DAMAGED_SUFFIX, UNFINISHED_SUFFIX]
                     .iter()
                     .any(|suffix| entry.is_file && entry.name.ends_with(suffix));
                 if !is_ours {
@@ -217,9 +226,10 @@ impl Walk<'_> {
                 }
                 continue;
             };
+            self.highest = self.highest.max(number);
             let path = dir.join(&entry.name);
             let file = self.vfs.open(&path, false)?;
-            let len = self.vfs.len(file)?;
+            let found_len = self.vfs.len(file)?;
             let head = self.vfs.read(file, 0, SEGMENT_HEADER_BYTES)?;
             let mut is_half = false;
             let header = match SegmentHeader::decode(&head) {
@@ -245,12 +255,18 @@ impl Walk<'_> {
                 self.report.foreign.push(entry.name);
                 continue;
             }
+            let len = header.map_or(found_len, |header| header.len);
+            if found_len > len {
+                let behind = format!("{} behind byte {len}", entry.name);
+                self.report.ignored.push(behind);
+            }
             files.insert(
                 number,
                 SegmentFile {
                     number,
                     file,
-                    len,
+                    len: found_len.min(len),
+                    is_short: found_len < len,
                     header,
                     is_half,
                 },
@@ -276,6 +292,10 @@ impl Walk<'_> {
                 continue;
             };
             if record.header.kind != RecordKind::Checkpoint || record.table.is_none() {
+                continue;
+            }
+            if segment.data(&record)?.is_none() && !segment.proves(&record)? {
+                // A first write that was torn.
                 continue;
             }
             if self.take_checkpoint(&record).is_some() {
@@ -396,11 +416,6 @@ impl Walk<'_> {
         base: Option<u64>,
         end: &End,
     ) {
-        for (number, file) in files {
-            if file.is_half && self.tables.segments.contains_key(number) {
-                self.damage(*number, 0, "one copy of the header is unreadable", &[]);
-            }
-        }
         for number in &self.released {
             self.named.remove(number);
             self.tables.segments.remove(number);
@@ -409,6 +424,17 @@ impl Walk<'_> {
         self.report
             .missing
             .retain(|number| !self.released.contains(number));
+        for (number, file) in files {
+            if !self.tables.segments.contains_key(number) {
+                continue;
+            }
+            if file.is_half {
+                self.damage(*number, 0, "one copy of the header is unreadable", &[]);
+            }
+            if file.is_short {
+                self.damage(*number, file.len, "the file is cut short", &[]);
+            }
+        }
         for (number, file) in files {
             let Some(header) = file.header.filter(|header| header.number != *number) else {
                 continue;
@@ -429,7 +455,10 @@ impl Walk<'_> {
                 self.report.missing.push(*number);
             }
         }
-        if end.footer.is_some() && !files.contains_key(&(end.newest + 1)) {
+        if let Some(sealed) = end.active.as_ref().filter(|_| end.footer.is_some())
+            && sealed.number == end.newest
+            && !files.contains_key(&(end.newest + 1))
+        {
             // A segment is sealed only when the next one is there.
             self.report.missing.push(end.newest + 1);
             self.lost_tables.push((end.newest + 1, 0));

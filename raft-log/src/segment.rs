@@ -9,14 +9,16 @@ use crate::record::Place;
 
 /// The header and its copy, a sector each.
 pub(crate) const SEGMENT_HEADER_BYTES: usize = 1024;
-const SECTOR_BYTES: usize = 512;
+/// What a disk loses as one.
+pub(crate) const SECTOR_BYTES: usize = 512;
 /// Everything before the zeroes that fill the sector up to its checksum.
-const HEADER_FIELDS_BYTES: usize = 40;
+const HEADER_FIELDS_BYTES: usize = 48;
 const HEADER_MAGIC: u64 = 0x3147_4553_464C_5446;
 const TRAILER_MAGIC: u64 = 0x3144_4E45_464C_5446;
 const VERSION: u32 = 1;
 pub(crate) const TRAILER_BYTES: usize = 64;
 const SUFFIX: &str = ".seg";
+pub(crate) const UNFINISHED_SUFFIX: &str = ".seg.new";
 
 /// What a segment file begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) number: u64,
     /// Never the same for two lives of a file.
     pub(crate) incarnation: u64,
+    /// Of the whole file, which has it before it gets this header: one that is shorter was cut.
+    pub(crate) len: u64,
     /// What lies behind the records may be anything of an earlier life, not only zeroes.
     pub(crate) is_recycled: bool,
 }
@@ -55,6 +59,7 @@ impl SegmentHeader {
             out.put_u64_le(self.identity);
             out.put_u64_le(self.number);
             out.put_u64_le(self.incarnation);
+            out.put_u64_le(self.len);
             out.put_bytes(0, SECTOR_BYTES - HEADER_FIELDS_BYTES - 4);
             let crc = crc32c_append(0, &out[at..]);
             out.put_u32_le(crc);
@@ -96,6 +101,7 @@ impl SegmentHeader {
             identity: fields.get_u64_le(),
             number: fields.get_u64_le(),
             incarnation: fields.get_u64_le(),
+            len: fields.get_u64_le(),
         }))
     }
 }
@@ -132,6 +138,13 @@ impl Trailer {
     }
 }
 
+/// A file that is to take a segment's place when it is whole; one left over is nobody's.
+pub(crate) fn unfinished_path(segment: &Path) -> PathBuf {
+    let mut path = segment.to_owned().into_os_string();
+    path.push(".new");
+    PathBuf::from(path)
+}
+
 pub(crate) fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:016x}{SUFFIX}"))
 }
@@ -165,6 +178,7 @@ mod tests {
         identity: 5,
         number: 7,
         incarnation: 9,
+        len: 65_536,
         is_recycled: true,
     };
 

@@ -53,9 +53,10 @@ pub enum Op {
         /// The file.
         file: FileId,
     },
-    /// Makes a file of `len` bytes in the background: allocated, zeroes written, `head` at its
-    /// start, content and directory durable. What lay there before is overwritten. If it fails,
-    /// what was made of it is removed again.
+    /// Makes a file of `len` bytes in the background: allocated, zeroes written and durable, then
+    /// `head` at its start, then content and directory durable: a file that has its head is
+    /// whole. What lay there before is overwritten. If it fails, what was made of it is removed
+    /// again.
     Prepare {
         /// Its path; the directory exists.
         path: PathBuf,

@@ -10,14 +10,12 @@ use crate::lane::{Flight, FlightKind, Lane};
 use crate::pool::Dead;
 use crate::record::{Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
 use crate::recovery::Opening;
-use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES, segment_path};
+use crate::segment::{SECTOR_BYTES, SEGMENT_HEADER_BYTES, TRAILER_BYTES, segment_path};
 use crate::staging::{Change, Staging, VoteChange};
 use crate::state::Health;
 use crate::vfs::{FileId, Op, OpId};
 use bytes::Bytes;
 
-/// What a disk loses as one.
-const SECTOR_BYTES: usize = 512;
 static FILLER: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
 /// What a watermark's filler and second record take, at most.
 const WATERMARK_BYTES: usize = SECTOR_BYTES + 2 * RECORD_ALIGN;
@@ -121,6 +119,11 @@ impl Lane {
             }
             self.begin_record()?;
         } else {
+            if self.queue.is_empty() {
+                // The next segment was made for this record: it must not grow while the footer is
+                // on its way, as a segment behind a sealed one is not made again.
+                self.enqueue();
+            }
             self.begin_seal();
         }
         Ok(true)
@@ -524,11 +527,8 @@ impl Lane {
                 let len =
                     staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
                 self.wait_for_room(len, staging.changes.len())?;
-                if self.active.offset + self.footer_bytes(0) <= self.active.len {
-                    let sealed = self.seal_now()?;
-                    self.sealed(&sealed);
-                }
-                // A file that somebody cut short has no room for a footer and goes without one.
+                let sealed = self.seal_now()?;
+                self.sealed(&sealed);
                 self.open_segment()?;
             }
         }

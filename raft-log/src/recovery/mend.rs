@@ -1,6 +1,6 @@
 //! Mending after an analysis: cut, zero, write again, sync; then the lane can go on.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::lane::Active;
 use crate::pool::{Pool, Spare};
 use crate::read::lane_dir;
 use crate::record::Place;
-use crate::segment::{SegmentHeader, TRAILER_BYTES, Trailer, incarnation, segment_path};
+use crate::segment::{TRAILER_BYTES, Trailer, UNFINISHED_SUFFIX, incarnation, segment_path};
 use crate::staging::VoteChange;
 use crate::state::Health;
 use crate::vfs::{FileId, Vfs};
@@ -66,6 +66,7 @@ pub(crate) fn mend(
         is_closed,
         footer,
         newest,
+        highest,
         last_lsn,
         dead,
         unreadable,
@@ -75,6 +76,8 @@ pub(crate) fn mend(
         voted,
     } = analysis;
     let mut opening = Opening::default();
+    let has_strangers = !report.foreign.is_empty();
+    remove_unfinished(vfs.as_ref(), &dir)?;
     if let Some(active) = &active {
         let is_appended_to = !active.is_sealed;
         if is_appended_to {
@@ -109,7 +112,14 @@ pub(crate) fn mend(
         is_untouched: is_closed,
     };
     let spares = spares(vfs.as_ref(), &dir, options, &files, next)?;
-    let votes = open_votes(vfs.as_ref(), data_dir, options, &tables, &votes_found)?;
+    let votes = open_votes(
+        vfs.as_ref(),
+        data_dir,
+        options,
+        &tables,
+        &votes_found,
+        &voted,
+    )?;
     for key in voted {
         let hard_state = tables.replicas[&key].state.hard_state;
         opening.hard_states.push((key, hard_state));
@@ -118,7 +128,9 @@ pub(crate) fn mend(
         let health = tables.replicas[&key].state.health.clone();
         opening.healths.push((key, health));
     }
-    let next = spares.back().map_or(newest, |spare| spare.number) + 1;
+    // What a misplaced file bears is not used again: it would be overwritten.
+    let next = spares.back().map_or(newest, |spare| spare.number);
+    let next = next.max(if has_strangers { highest } else { 0 }) + 1;
     let pool = Pool::new(Arc::clone(vfs), dir, options, next, spares, last_lsn);
     let active = active.unwrap_or_else(|| Active::none(newest));
     Ok(Recovered {
@@ -130,6 +142,16 @@ pub(crate) fn mend(
         report,
         opening,
     })
+}
+
+/// Files that were to become segments and did not.
+fn remove_unfinished(vfs: &dyn Vfs, dir: &Path) -> Result<(), LogError> {
+    for entry in vfs.list(dir)? {
+        if entry.is_file && entry.name.ends_with(UNFINISHED_SUFFIX) {
+            vfs.remove_file(&dir.join(&entry.name))?;
+        }
+    }
+    Ok(())
 }
 
 /// Writes what is about to be cut into a file beside the segments.
@@ -250,16 +272,13 @@ fn spares(
         }
         let is_next = *number == newest + 1;
         let follows = *number == newest + 1 + to_u64(spares.len());
-        let is_whole = file.header.is_some() && file.len >= options.segment_size_bytes;
-        if !follows || !(is_whole || (is_next && next.must_be_there)) {
+        let is_whole = file.header.is_some() && !file.is_short;
+        let is_of_size = file.len >= options.segment_size_bytes || (is_next && next.must_be_there);
+        if !follows || !is_whole || !is_of_size {
             excess.push((*number, file.file));
             continue;
         }
-        let spare = if is_whole {
-            renew(vfs, options, file, next.is_untouched)?
-        } else {
-            make_again(vfs, dir, options, file)?
-        };
+        let spare = renew(vfs, options, file, next.is_untouched)?;
         vfs.close(file.file);
         spares.push_back(spare);
     }
@@ -308,40 +327,13 @@ fn renew(
     })
 }
 
-/// The file is there and not finished: it is made from the start, under the same name.
-fn make_again(
-    vfs: &dyn Vfs,
-    dir: &Path,
-    options: &LaneOptions,
-    file: &SegmentFile,
-) -> Result<Spare, LogError> {
-    let len = options.segment_size_bytes.max(file.len);
-    let header = SegmentHeader {
-        lane: options.lane,
-        identity: options.identity,
-        number: file.number,
-        incarnation: incarnation(options.identity, options.lane, file.number, 1),
-        is_recycled: false,
-    };
-    vfs.prepare(file.file, len)?;
-    // Zeroes first, and durable: what lay there before must not come under the new header.
-    vfs.sync(file.file)?;
-    vfs.write(file.file, 0, &header.encode())?;
-    vfs.sync(file.file)?;
-    vfs.sync_dir(dir)?;
-    Ok(Spare {
-        number: header.number,
-        len,
-        incarnation: header.incarnation,
-    })
-}
-
 fn open_votes(
     vfs: &dyn Vfs,
     data_dir: &Path,
     options: &LaneOptions,
     tables: &Tables,
     found: &super::VotesFound,
+    voted: &BTreeSet<Key>,
 ) -> Result<VoteFile, LogError> {
     let mut changes = Vec::new();
     for key in tables.keys() {
@@ -379,6 +371,7 @@ fn open_votes(
         options.identity,
         found,
         &changes,
+        voted,
     )
 }
 

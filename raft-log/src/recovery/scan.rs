@@ -16,12 +16,14 @@ use crate::lane::Active;
 use crate::record::{
     NoHeader, Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, RecordKind,
 };
-use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES, Trailer, segment_path};
+use crate::segment::{SECTOR_BYTES, SEGMENT_HEADER_BYTES, TRAILER_BYTES, Trailer, segment_path};
 use crate::state::Health;
 use crate::vfs::{FileId, Vfs};
 
 /// How much of a segment is looked at in one go.
 const WINDOW_BYTES: usize = 1 << 20;
+/// Headers that may belong elsewhere, looked at closely.
+const DISPLACED_MAX: usize = 64;
 
 /// A segment file, to be read piece by piece.
 pub(crate) struct SegmentBytes<'a> {
@@ -30,6 +32,7 @@ pub(crate) struct SegmentBytes<'a> {
     pub(crate) file: FileId,
     path: std::path::PathBuf,
     len: usize,
+    is_short: bool,
     incarnation: u64,
     /// What was read last, and where it begins: neighbours are mostly in it.
     window: RefCell<(usize, Bytes)>,
@@ -71,6 +74,7 @@ impl<'a> SegmentBytes<'a> {
             file: file.file,
             path: segment_path(dir, file.number),
             len: usize::try_from(file.len).unwrap_or(usize::MAX),
+            is_short: file.is_short,
             incarnation,
             window: RefCell::new((0, Bytes::new())),
         })
@@ -200,6 +204,47 @@ impl<'a> SegmentBytes<'a> {
         Ok(None)
     }
 
+    /// Whether a later record of the segment says that this one was durable.
+    pub(crate) fn proves(&mut self, record: &Record) -> Result<bool, LogError> {
+        let mut at = record.end();
+        while let Some(later) = self.next_record(at)? {
+            if later.header.synced_lsn >= record.header.lsn && later.header.lsn > record.header.lsn
+            {
+                return Ok(true);
+            }
+            at = later.end();
+        }
+        Ok(false)
+    }
+
+    /// Whether within `reach` of `from` lies the header of a record that belongs elsewhere in this
+    /// segment and says that `lsn` was durable: a crash loses sectors, and exchanges none.
+    fn has_displaced_proof(&self, from: usize, lsn: u64, reach: usize) -> Result<bool, LogError> {
+        let end = self.len.min(from.saturating_add(reach));
+        let mut at = from;
+        // Headers of earlier lives have lower numbers, so that few are looked at closely.
+        let mut candidates = 0;
+        while at < end && candidates < DISPLACED_MAX {
+            let window = self.bytes(at, WINDOW_BYTES.min(end - at))?;
+            for (step, chunk) in window.chunks_exact(RECORD_HEADER_BYTES).enumerate() {
+                if !RecordHeader::claims_to_prove(chunk, lsn) {
+                    continue;
+                }
+                candidates += 1;
+                let in_sector = (at + step * RECORD_ALIGN) % SECTOR_BYTES;
+                let places = (SEGMENT_HEADER_BYTES + in_sector..self.len).step_by(SECTOR_BYTES);
+                if places
+                    .map(|offset| self.place(offset))
+                    .any(|place| RecordHeader::decode(chunk, place).is_ok())
+                {
+                    return Ok(true);
+                }
+            }
+            at += WINDOW_BYTES;
+        }
+        Ok(false)
+    }
+
     /// Where the last byte that is not zero lies, at or behind `from`.
     fn last_used(&self, from: usize) -> Result<Option<usize>, LogError> {
         let mut last = None;
@@ -297,19 +342,34 @@ impl Walk<'_> {
             last_lsn: 0,
         };
         let mut active: Option<Active> = None;
-        for (number, file) in files.range(start.unwrap_or(u64::MAX)..) {
+        for (number, file) in files.range(start.unwrap_or_default()..) {
+            // A segment is sealed only when the next one is whole, and the second one is made only
+            // when the first is.
+            let is_next = *number == cursor.newest + 1 || cursor.newest == 0;
+            let was_whole =
+                is_next && (end.footer.is_some() || (start.is_none() && files.len() > 1));
             let Some(header) = file.header else {
-                self.unreadable(dir, file, &mut cursor)?;
+                if is_next {
+                    self.unreadable(dir, file, was_whole, &mut cursor)?;
+                }
                 continue;
             };
             if header.number != *number {
                 // What it means is settled when all segments are known.
                 continue;
             }
+            if start.is_none() {
+                self.first_missing(*number, &cursor);
+                break;
+            }
             let mut segment =
                 SegmentBytes::open(self.vfs, dir, file, header.incarnation, self.options)?;
             if Some(*number) != start && !self.follows(&mut segment, &cursor)? {
-                self.note_fragments(&mut segment)?;
+                if was_whole && file.is_short {
+                    self.lose_all_of(*number, &mut cursor);
+                } else {
+                    self.note_fragments(&mut segment)?;
+                }
                 break;
             }
             cursor.newest = *number;
@@ -442,17 +502,32 @@ impl Walk<'_> {
         &mut self,
         dir: &Path,
         file: &SegmentFile,
+        was_whole: bool,
         cursor: &mut Cursor,
     ) -> Result<(), LogError> {
         let segment = SegmentBytes::open(self.vfs, dir, file, 0, self.options)?;
-        if file.number == cursor.newest + 1 && segment.last_used(SEGMENT_HEADER_BYTES)?.is_some() {
-            // A prepared segment holds zeroes alone: this one was in use.
-            cursor.newest = file.number;
-            cursor.has_damage = true;
-            self.unreadable.insert(file.number);
-            self.lost_tables.push((file.number, 0));
+        // A segment in the making holds zeroes alone.
+        if was_whole || segment.last_used(SEGMENT_HEADER_BYTES)?.is_some() {
+            self.lose_all_of(file.number, cursor);
         }
         Ok(())
+    }
+
+    /// Nobody can say what was in a segment.
+    fn lose_all_of(&mut self, segment: u64, cursor: &mut Cursor) {
+        cursor.newest = segment;
+        cursor.has_damage = true;
+        self.unreadable.insert(segment);
+        self.lost_tables.push((segment, 0));
+    }
+
+    /// No segment holds a record, and the lowest that is there is `number`: it is the first, or
+    /// those before it are gone.
+    fn first_missing(&mut self, number: u64, cursor: &Cursor) {
+        for missing in cursor.newest + 1..number {
+            self.report.missing.push(missing);
+            self.lost_tables.push((missing, 0));
+        }
     }
 
     fn records_of(
@@ -483,12 +558,16 @@ impl Walk<'_> {
                 }
                 continue;
             }
-            let lsn = expected.unwrap_or(1);
+            let lsn = expected
+                .or(record.as_ref().map(|record| record.header.lsn))
+                .unwrap_or(1);
             let behind = record.as_ref().map_or(at + RECORD_ALIGN, Record::end);
-            let found = self.look_behind(segment, later, behind, lsn)?;
+            let mut found = self.look_behind(segment, later, behind, lsn)?;
+            found.is_proof =
+                found.is_proof || segment.has_displaced_proof(at, lsn, self.reach())?;
             let cut = self.cut(segment, at, record.as_ref(), &found, is_recycled, cursor)?;
             let is_too_large = cut.bytes > self.cut_max();
-            if !found.is_proof && !is_too_large {
+            if !found.is_proof && !is_too_large && !segment.is_short {
                 return Ok(Ended::Here { at, cut });
             }
             cursor.has_damage = true;

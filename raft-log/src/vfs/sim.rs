@@ -287,7 +287,15 @@ impl SimVfs {
     ///
     /// If there is no such file or byte.
     pub fn flip_bit(&self, path: &Path, byte: usize, bit: u8) {
-        self.damage(path, |content| content[byte] ^= 1 << bit);
+        let mut state = self.lock();
+        let node = state.find(path).expect("the file exists");
+        let Some(Node::File { live, durable, .. }) = state.nodes.get_mut(&node) else {
+            panic!("{path:?} is no file");
+        };
+        for image in [live, durable] {
+            let found = image.read(byte, byte + 1)[0];
+            image.write(byte, &[found ^ (1 << bit)]);
+        }
     }
 
     /// Renames, removes or swaps names at once and durably: an operator's mistake. `to` of `None`
@@ -648,6 +656,7 @@ impl State {
         self.call("open", path, 0)?;
         let node = self.open(path, true)?;
         self.prepare(node, path, len)?;
+        self.sync(node, path)?;
         self.write(node, path, 0, head)?;
         self.sync(node, path)?;
         self.sync_dir(path.parent().unwrap_or_else(|| Path::new("/")))

@@ -170,6 +170,8 @@ fn prepare_file(path: &Path, len: u64, head: &[u8]) -> Result<(), VfsError> {
         file.set_len(len).map_err(at("shorten", path))?;
     }
     fill_with_zeroes(&file, path, len)?;
+    // Length and zeroes first: a file that has its head is whole.
+    file.sync_all().map_err(at("sync", path))?;
     file.write_all_at(head, 0).map_err(at("write", path))?;
     file.sync_all().map_err(at("sync", path))?;
     sync_parent(path)

@@ -56,6 +56,13 @@ fn run_with(seed: u64, call: u64, fault: Fault) -> bool {
                         has_failed = true;
                         break;
                     }
+                    Err(LogError::StorageFull) => {
+                        // Nothing was taken; the disk has room again when this is tried again.
+                        assert_eq!(fault, Fault::Error(ErrorKind::StorageFull), "{what}");
+                        models.pop();
+                        workload.resume(models[models.len() - 1].clone());
+                        driven.pass(2_000_000_000);
+                    }
                     Err(error) => panic!("{what}: {error}"),
                 }
                 for done in driven.settle() {
@@ -76,6 +83,7 @@ fn run_with(seed: u64, call: u64, fault: Fault) -> bool {
         }
     }
     let is_reached = disk.calls() >= reached;
+    disk.fault_at(u64::MAX, Fault::Short);
     disk.crash();
     let (lane, recovery) =
         open(&disk, &options()).unwrap_or_else(|error| panic!("{what}: {error}"));
