@@ -93,7 +93,7 @@ impl Pool {
         // Numbers are used in order: a gap would be taken for a loss.
         let earlier = self
             .unmade
-            .or(self.making.as_ref().map(|(_, spare)| spare.number));
+            .or_else(|| self.making.as_ref().map(|(_, spare)| spare.number));
         front.len >= len && earlier.is_none_or(|earlier| earlier > front.number)
     }
 

@@ -25,9 +25,10 @@ use crate::vfs::{FileId, Vfs};
 
 mod mend;
 mod scan;
+mod segment_bytes;
 
 pub(crate) use mend::{Opening, mend};
-pub(crate) use scan::{Record, SegmentBytes};
+pub(crate) use segment_bytes::{Record, SegmentBytes};
 
 /// What an open found.
 #[derive(Clone, Debug, Default)]

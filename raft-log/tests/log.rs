@@ -22,7 +22,6 @@ use std::io::Write;
 
 /// Adds a line to the file named by `RAFT_TEST_REPORT`.
 pub fn record(suite: &str, kind: &str, count: u64) {
-    println!("{suite}: {count} {kind}");
     if let Some(path) = std::env::var_os("RAFT_TEST_REPORT") {
         let line = serde_json::json!({ "suite": suite, kind: count });
         let mut file = std::fs::OpenOptions::new()

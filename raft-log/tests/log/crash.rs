@@ -36,7 +36,7 @@ fn run(seed: u64, steps: usize, groups: u64, payload_max: u64) -> History {
     let vfs = disk(seed);
     vfs.record_crash_points();
     let mut workload = Workload::new(seed, groups, payload_max);
-    workload.has_tombstones = seed % 3 == 0;
+    workload.has_tombstones = seed.is_multiple_of(3);
     let mut rng = Rng(seed ^ 1);
     let mut history = History {
         models: vec![Model::default()],

@@ -24,7 +24,7 @@ fn live(seed: u64) -> u64 {
     let options = LaneOptions {
         collect_bytes_max: 4 << 10,
         spare_segments: 1 + usize::try_from(seed % 3).expect("small"),
-        verify_all: seed % 2 == 0,
+        verify_all: seed.is_multiple_of(2),
         ..options()
     };
     let disk = disk(seed);

@@ -1,0 +1,280 @@
+//! A segment file, read piece by piece: its records one by one, and what lies between them.
+
+use std::cell::RefCell;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use raft_proto::{Batch, Index};
+
+use super::SegmentFile;
+use crate::config::LaneOptions;
+use crate::error::LogError;
+use crate::item::{Item, Key, items};
+use crate::record::{
+    NoHeader, Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader,
+};
+use crate::segment::{SECTOR_BYTES, SEGMENT_HEADER_BYTES, segment_path};
+use crate::vfs::{FileId, Vfs};
+
+/// How much of a segment is looked at in one go.
+const WINDOW_BYTES: usize = 1 << 20;
+/// Headers that may belong elsewhere, looked at closely.
+const DISPLACED_MAX: usize = 64;
+
+/// A segment file, to be read piece by piece.
+pub(crate) struct SegmentBytes<'a> {
+    vfs: &'a dyn Vfs,
+    pub(crate) number: u64,
+    pub(crate) file: FileId,
+    path: PathBuf,
+    len: usize,
+    pub(super) is_short: bool,
+    incarnation: u64,
+    /// What was read last, and where it begins: neighbours are mostly in it.
+    window: RefCell<(usize, Bytes)>,
+}
+
+/// A record whose header is whole.
+pub(crate) struct Record {
+    pub(crate) offset: usize,
+    pub(crate) header: RecordHeader,
+    /// `None` if its checksum fails.
+    pub(crate) table: Option<Bytes>,
+}
+
+impl Record {
+    pub(crate) const fn end(&self) -> usize {
+        self.offset + self.header.total()
+    }
+
+    pub(super) const fn data_at(&self) -> usize {
+        self.offset + RECORD_HEADER_BYTES + self.header.table_len
+    }
+}
+
+/// There is no record here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Stop;
+
+impl<'a> SegmentBytes<'a> {
+    pub(crate) fn open(
+        vfs: &'a dyn Vfs,
+        dir: &Path,
+        file: &SegmentFile,
+        incarnation: u64,
+        _options: &LaneOptions,
+    ) -> Result<Self, LogError> {
+        Ok(Self {
+            vfs,
+            number: file.number,
+            file: file.file,
+            path: segment_path(dir, file.number),
+            len: usize::try_from(file.len).unwrap_or(usize::MAX),
+            is_short: file.is_short,
+            incarnation,
+            window: RefCell::new((0, Bytes::new())),
+        })
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) const fn place(&self, offset: usize) -> Place {
+        Place {
+            incarnation: self.incarnation,
+            offset: offset as u64,
+        }
+    }
+
+    /// Bytes within the file; fewer than asked for if it ends before.
+    pub(super) fn bytes(&self, offset: usize, len: usize) -> Result<Bytes, LogError> {
+        let len = len.min(self.len.saturating_sub(offset));
+        if len == 0 {
+            return Ok(Bytes::new());
+        }
+        {
+            let window = self.window.borrow();
+            let (at, bytes) = &*window;
+            if let Some(start) = offset.checked_sub(*at)
+                && start + len <= bytes.len()
+            {
+                return Ok(bytes.slice(start..start + len));
+            }
+        }
+        let more = len.max(WINDOW_BYTES).min(self.len - offset);
+        let bytes = self.vfs.read_shared(self.file, to_u64(offset), more)?;
+        let found = bytes.slice(..len.min(bytes.len()));
+        self.window.replace((offset, bytes));
+        Ok(found)
+    }
+
+    /// The record at `offset`, its data not looked at.
+    pub(crate) fn record(&mut self, offset: usize) -> Result<Result<Record, Stop>, LogError> {
+        let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
+        let header = match RecordHeader::decode(&head, self.place(offset)) {
+            Ok(header) => header,
+            Err(NoHeader::Invalid) => return Ok(Err(Stop)),
+            Err(NoHeader::Newer { version, .. }) => {
+                let version = u32::from(version).max(u32::from(crate::record::VERSION) + 1);
+                return Err(LogError::NeedsVersion {
+                    path: self.path.clone(),
+                    offset: to_u64(offset),
+                    version,
+                });
+            }
+        };
+        let end = offset.checked_add(header.total());
+        if end.is_none_or(|end| end > self.len) {
+            return Ok(Err(Stop));
+        }
+        let table = self.bytes(offset + RECORD_HEADER_BYTES, header.table_len)?;
+        let is_whole = self.place(offset).checksum(&table) == header.table_crc;
+        let table = is_whole.then_some(table);
+        Ok(Ok(Record {
+            offset,
+            header,
+            table,
+        }))
+    }
+
+    /// The record's data and padding; `None` if its checksum fails.
+    pub(crate) fn data(&self, record: &Record) -> Result<Option<Bytes>, LogError> {
+        let data = self.raw_data(record)?;
+        let is_whole = self.place(record.offset).checksum(&data) == record.header.data_crc;
+        Ok(is_whole.then_some(data))
+    }
+
+    fn raw_data(&self, record: &Record) -> Result<Bytes, LogError> {
+        self.bytes(record.data_at(), record.end() - record.data_at())
+    }
+
+    /// The batches of a record that do not hold, each for itself.
+    pub(super) fn bad_batches(&self, record: &Record) -> Result<Vec<BadBatch>, LogError> {
+        let data = self.raw_data(record)?;
+        let mut bad = Vec::new();
+        let mut at = 0_usize;
+        for item in items(record.table.as_deref().unwrap_or_default()) {
+            let Some((Some(key), Item::Entries(item))) = item else {
+                continue;
+            };
+            let end = at.saturating_add(item.len).min(data.len());
+            let found = Batch::decode(key.0, data.slice(at.min(end)..end));
+            let is_whole =
+                found.is_ok_and(|batch| batch.first() == item.first && batch.last() == item.last);
+            if !is_whole {
+                bad.push(BadBatch {
+                    key,
+                    first: item.first.index,
+                    last: item.last.index,
+                    segment: self.number,
+                    offset: to_u64(record.data_at() + at),
+                });
+            }
+            at = end;
+        }
+        Ok(bad)
+    }
+
+    /// The next whole header at or behind `from`.
+    pub(crate) fn next_record(&mut self, from: usize) -> Result<Option<Record>, LogError> {
+        self.next_record_before(from, self.len)
+    }
+
+    /// The next whole header at or behind `from` and before `end`.
+    pub(super) fn next_record_before(
+        &mut self,
+        from: usize,
+        end: usize,
+    ) -> Result<Option<Record>, LogError> {
+        let magic = RECORD_MAGIC.to_le_bytes();
+        let end = end.min(self.len);
+        let mut at = from.next_multiple_of(RECORD_ALIGN);
+        while at < end {
+            let window = self.bytes(at, WINDOW_BYTES)?;
+            for (step, chunk) in window.chunks(RECORD_ALIGN).enumerate() {
+                if chunk.starts_with(&magic)
+                    && let Ok(record) = self.record(at + step * RECORD_ALIGN)?
+                {
+                    return Ok(Some(record));
+                }
+            }
+            at += WINDOW_BYTES;
+        }
+        Ok(None)
+    }
+
+    /// Whether a later record of the segment says that this one was durable.
+    pub(crate) fn proves(&mut self, record: &Record) -> Result<bool, LogError> {
+        let mut at = record.end();
+        while let Some(later) = self.next_record(at)? {
+            if later.header.synced_lsn >= record.header.lsn && later.header.lsn > record.header.lsn
+            {
+                return Ok(true);
+            }
+            at = later.end();
+        }
+        Ok(false)
+    }
+
+    /// Whether within `reach` of `from` lies the header of a record that belongs elsewhere in this
+    /// segment and says that `lsn` was durable: a crash loses sectors, and exchanges none.
+    pub(super) fn has_displaced_proof(
+        &self,
+        from: usize,
+        lsn: u64,
+        reach: usize,
+    ) -> Result<bool, LogError> {
+        let end = self.len.min(from.saturating_add(reach));
+        let mut at = from;
+        // Headers of earlier lives have lower numbers, so that few are looked at closely.
+        let mut candidates = 0;
+        while at < end && candidates < DISPLACED_MAX {
+            let window = self.bytes(at, WINDOW_BYTES.min(end - at))?;
+            for (step, chunk) in window.chunks_exact(RECORD_HEADER_BYTES).enumerate() {
+                if !RecordHeader::claims_to_prove(chunk, lsn) {
+                    continue;
+                }
+                candidates += 1;
+                let in_sector = (at + step * RECORD_ALIGN) % SECTOR_BYTES;
+                let places = (SEGMENT_HEADER_BYTES + in_sector..self.len).step_by(SECTOR_BYTES);
+                if places
+                    .map(|offset| self.place(offset))
+                    .any(|place| RecordHeader::decode(chunk, place).is_ok())
+                {
+                    return Ok(true);
+                }
+            }
+            at += WINDOW_BYTES;
+        }
+        Ok(false)
+    }
+
+    /// Where the last byte that is not zero lies, at or behind `from`.
+    pub(super) fn last_used(&self, from: usize) -> Result<Option<usize>, LogError> {
+        let mut last = None;
+        let mut at = from;
+        while at < self.len {
+            let window = self.bytes(at, WINDOW_BYTES)?;
+            if let Some(used) = window.iter().rposition(|&byte| byte != 0) {
+                last = Some(at + used);
+            }
+            at += WINDOW_BYTES;
+        }
+        Ok(last)
+    }
+}
+
+/// A batch whose frames do not hold.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct BadBatch {
+    pub(super) key: Key,
+    pub(super) first: Index,
+    pub(super) last: Index,
+    pub(super) segment: u64,
+    pub(super) offset: u64,
+}
+
+fn to_u64(len: usize) -> u64 {
+    u64::try_from(len).expect("a length fits")
+}
