@@ -319,6 +319,15 @@ impl Batch {
         })
     }
 
+    /// The part from `from` to `to`, or `None` if it is empty.
+    pub(crate) fn within(&self, from: Index, to: Index) -> Option<Self> {
+        if from <= self.first.index {
+            // Most often all of it.
+            return self.up_to_index(to);
+        }
+        self.from_index(from)?.up_to_index(to)
+    }
+
     /// The longest part from the start that takes at most `size_bytes_max`, but at least one entry.
     #[must_use]
     pub fn up_to_size(&self, size_bytes_max: usize) -> Self {
@@ -457,6 +466,11 @@ impl BatchBuilder {
     #[must_use]
     pub fn new(group: GroupId, term: Term, first: Index, capacity_bytes: usize) -> Self {
         let bytes = BytesMut::with_capacity(capacity_bytes);
+        Self::within(group, term, first, bytes)
+    }
+
+    /// Starts a batch in what is left of a buffer.
+    pub(crate) const fn within(group: GroupId, term: Term, first: Index, bytes: BytesMut) -> Self {
         Self {
             group,
             bytes,
@@ -511,12 +525,18 @@ impl BatchBuilder {
     /// Ends the batch; `None` if nothing was pushed.
     #[must_use]
     pub fn finish(self) -> Option<Batch> {
-        let last = self.next.previous().filter(|&last| last >= self.first)?;
-        Some(Batch {
-            bytes: self.bytes.freeze(),
+        self.finish_within().0
+    }
+
+    /// Ends the batch; returns what is left of the buffer too.
+    pub(crate) fn finish_within(mut self) -> (Option<Batch>, BytesMut) {
+        let last = self.next.previous().filter(|&last| last >= self.first);
+        let batch = last.map(|last| Batch {
+            bytes: self.bytes.split().freeze(),
             first: EntryId::new(self.term, self.first),
             last: EntryId::new(self.term, last),
-        })
+        });
+        (batch, self.bytes)
     }
 }
 

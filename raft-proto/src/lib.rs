@@ -7,8 +7,10 @@
 extern crate alloc;
 
 mod checksum;
+mod chunk;
 mod config;
 mod election;
+mod entries;
 mod entry;
 mod error;
 mod inflight;
@@ -30,6 +32,7 @@ mod types;
 
 pub use checksum::crc32c_append;
 pub use config::{Config, ConfigError};
+pub use entries::Entries;
 pub use entry::{
     Batch, BatchBuilder, ENTRY_HEADER_BYTES, EntryKind, EntryRef, FrameError, Iter as BatchIter,
     Session,

@@ -6,10 +6,12 @@
 //! ```
 //! Little-endian.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
+use crate::entries::Entries;
 use crate::entry::{Batch, EntryKind, FrameError, Session};
 use crate::membership::{Membership, MembershipDecodeError};
 use crate::types::{EntryId, GroupId, Index, ReplicaId, Term};
@@ -74,7 +76,7 @@ pub enum Body {
         /// The leader's commit index.
         commit: Index,
         /// The entries.
-        entries: Vec<Batch>,
+        entries: Entries,
     },
     /// The answer.
     AppendResponse {
@@ -97,8 +99,8 @@ pub enum Body {
     },
     /// You need a snapshot: this one.
     Snapshot {
-        /// Its place.
-        meta: SnapshotMeta,
+        /// Its place. Rare and large: boxed, so that no other message has its size.
+        meta: Box<SnapshotMeta>,
     },
     /// Stand for election now.
     TimeoutNow,
@@ -139,7 +141,7 @@ pub enum Body {
     /// The answer: fetch this one.
     SnapshotOffer {
         /// The snapshot.
-        meta: SnapshotMeta,
+        meta: Box<SnapshotMeta>,
         /// The follower's number.
         request: u64,
     },
@@ -407,9 +409,9 @@ impl Envelope {
                 let prev = id(&mut bytes)?;
                 let commit = Index::new(number(&mut bytes, "commit")?);
                 let entries = if bytes.is_empty() {
-                    Vec::new()
+                    Entries::new()
                 } else {
-                    alloc::vec![Batch::decode(group, bytes.split_off(0))?]
+                    Entries::from(Batch::decode(group, bytes.split_off(0))?)
                 };
                 Body::Append {
                     prev,
@@ -437,7 +439,7 @@ impl Envelope {
                 let id = id(&mut bytes)?;
                 let membership = Membership::decode(&bytes.split_off(0))?;
                 Body::Snapshot {
-                    meta: SnapshotMeta { id, membership },
+                    meta: Box::new(SnapshotMeta { id, membership }),
                 }
             }
             10 => Body::TimeoutNow,
@@ -469,7 +471,7 @@ impl Envelope {
                 let id = id(&mut bytes)?;
                 let membership = Membership::decode(&bytes.split_off(0))?;
                 Body::SnapshotOffer {
-                    meta: SnapshotMeta { id, membership },
+                    meta: Box::new(SnapshotMeta { id, membership }),
                     request,
                 }
             }

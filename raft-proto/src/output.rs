@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::entries::Gather;
 use crate::entry::Batch;
 use crate::message::{Body, Message, SnapshotMeta};
 use crate::raft::Raft;
@@ -45,6 +46,18 @@ impl Outbox {
             .then(|| self.own.pop_front())
             .flatten()
             .map(|own| own.message)
+    }
+
+    #[inline]
+    const fn has_something(&self) -> bool {
+        !self.messages.is_empty()
+            || !self.after_sync.is_empty()
+            || self.own_new > 0
+            || !self.reads.is_empty()
+            || !self.reads_dropped.is_empty()
+            || !self.fetch.is_empty()
+            || self.snapshot_offered.is_some()
+            || self.snapshot_wanted.is_some()
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -115,9 +128,15 @@ impl Raft {
         self.poll_ready_into(&mut ready).then_some(ready)
     }
 
-    /// Like [`Raft::poll_ready`], into a [`Ready`] whose memory is used again. Returns whether
-    /// anything is to be done; what `ready` held before is gone.
+    /// Like [`Raft::poll_ready`], into a [`Ready`] whose memory is used again: what it held is gone
+    /// if this returns true. Returns false if nothing is to be done.
+    #[inline]
     pub fn poll_ready_into(&mut self, ready: &mut Ready) -> bool {
+        // Most calls find nothing, and those cost little.
+        self.may_be_ready() && self.fill(ready)
+    }
+
+    fn fill(&mut self, ready: &mut Ready) -> bool {
         ready.clear();
         if !self.config.change_done_when_applied {
             // Else it is due when something was applied, and at no other time.
@@ -125,10 +144,7 @@ impl Raft {
         }
         self.begin_read_round();
 
-        let soft = SoftState {
-            role: self.role,
-            leader: self.leader,
-        };
+        let soft = self.soft_state();
         if soft != self.soft_out {
             self.soft_out = soft;
             ready.soft_state = Some(soft);
@@ -139,8 +155,11 @@ impl Raft {
             self.hard_out = hard;
             ready.hard_state = Some(hard);
         }
-        ready.snapshot = self.installing.take();
-        let is_snapshot = ready.snapshot.is_some();
+        // Metadata is large: it is moved only where there is any.
+        let is_snapshot = self.installing.is_some();
+        if is_snapshot {
+            ready.snapshot = self.installing.take();
+        }
         ready.must_sync = is_vote_news || is_snapshot || self.log.has_unstable();
         let is_waited_for = !self.out.after_sync.is_empty() || self.out.own_new > 0;
         if ready.must_sync || ready.hard_state.is_some() || is_waited_for {
@@ -158,13 +177,35 @@ impl Raft {
         core::mem::swap(&mut ready.fetch, &mut self.out.fetch);
         core::mem::swap(&mut ready.reads, &mut self.out.reads);
         core::mem::swap(&mut ready.reads_dropped, &mut self.out.reads_dropped);
-        ready.snapshot_offered = self.out.snapshot_offered.take();
+        if self.out.snapshot_offered.is_some() {
+            ready.snapshot_offered = self.out.snapshot_offered.take();
+        }
         ready.snapshot_wanted = self.out.snapshot_wanted.take();
         let is_something = ready.is_something();
         if is_something {
             self.trace(crate::trace::Transition::Ready);
         }
         is_something
+    }
+
+    /// Whether anything may be to be done; quick, and wrong only by saying so.
+    #[inline]
+    fn may_be_ready(&self) -> bool {
+        self.out.has_something()
+            || self.log.has_unstable()
+            || self.hard_state() != self.hard_out
+            || self.log.committed > self.log.applying
+            || self.soft_state() != self.soft_out
+            || self.reads.is_waiting()
+            || self.installing.is_some()
+            || self.membership.auto_leave
+    }
+
+    const fn soft_state(&self) -> SoftState {
+        SoftState {
+            role: self.role,
+            leader: self.leader,
+        }
     }
 
     /// The messages of this replica to itself that wait for `id`, and after how many of the same
@@ -244,7 +285,7 @@ impl Raft {
         from: Index,
         to: Index,
         bytes_max: usize,
-        out: &mut Vec<Batch>,
+        out: &mut impl Gather,
     ) -> bool {
         let mut from = from;
         let mut room = bytes_max;
@@ -255,23 +296,23 @@ impl Raft {
                 .iter()
                 .flatten()
                 .find(holds)
-                .and_then(|batch| batch.from_index(from)?.up_to_index(to))
+                .and_then(|batch| batch.within(from, to))
             else {
                 break;
             };
             let head = part.up_to_size(room);
-            if head.size_bytes() > room && !out.is_empty() {
+            if head.size_bytes() > room && !out.has_none() {
                 break;
             }
             room = room.saturating_sub(head.size_bytes());
             from = head.last().index.next();
             let is_cut = head.last() != part.last();
-            out.push(head);
+            out.gather(head);
             if is_cut {
                 break;
             }
         }
-        !out.is_empty()
+        !out.has_none()
     }
 
     /// The answer to a fetch. What it brings is used where it is still wanted; what was truncated

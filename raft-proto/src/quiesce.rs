@@ -4,6 +4,7 @@
 //! happens wakes it: a message, a proposal, a read. A follower that wakes and hears nothing
 //! stands for election as ever, so a leader that died quietly is found by the next request.
 
+use crate::chunk::Chunk;
 use crate::error::{DropReason, Refused};
 use crate::message::Body;
 use crate::raft::Raft;
@@ -97,6 +98,7 @@ impl Raft {
         }
         self.quiet.is_quiet = true;
         self.end_lease();
+        self.chunk = Chunk::default();
         let last = self.log.last_id();
         self.for_each_other(|raft, to| raft.send(to, Body::Quiesce { last }));
         true

@@ -6,6 +6,7 @@
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
+use crate::chunk::Chunk;
 use crate::config::{Config, ConfigError};
 use crate::election::Patience;
 use crate::entry::Batch;
@@ -73,6 +74,8 @@ pub struct Raft {
     /// Where each append of this leadership ends, and how many command bytes it holds.
     pub(crate) uncommitted: VecDeque<(Index, usize)>,
     pub(crate) leader_time_ms: u64,
+    /// Where this leader encodes its entries.
+    pub(crate) chunk: Chunk,
 
     /// The newest snapshot this replica holds.
     pub(crate) snapshot: Option<SnapshotMeta>,
@@ -161,6 +164,7 @@ impl Raft {
             uncommitted_bytes: 0,
             uncommitted: VecDeque::new(),
             leader_time_ms: 0,
+            chunk: Chunk::default(),
             snapshot: restored.snapshot,
             installing: None,
             snapshot_request: None,
@@ -284,6 +288,7 @@ impl Raft {
                 .flatten()
                 .map(Batch::size_bytes)
                 .sum::<usize>()
+            + self.chunk.memory_bytes()
             + self.reads.memory_bytes()
             + self.out.memory_bytes()
     }
@@ -363,6 +368,7 @@ impl Raft {
         self.pending_change = Index::ZERO;
         self.uncommitted_bytes = 0;
         self.uncommitted.clear();
+        self.chunk = Chunk::default();
         self.snapshot_requests.clear();
         self.snapshot_request = None;
         self.drop_reads();
@@ -549,11 +555,20 @@ impl Raft {
             before = last;
         }
         // What is committed is in the log of every later leader (thesis §3.6.3).
+        if prev.index > self.log.committed {
+            return Ok(());
+        }
         let conflict = |claimed: EntryId| {
             let committed = self.log.term_at(claimed.index)?;
             (claimed.index <= self.log.committed && committed != claimed.term)
                 .then_some(ViolationKind::CommittedConflict { claimed, committed })
         };
+        if prev.index == self.log.committed {
+            return match conflict(prev) {
+                Some(kind) => Refused::violation(from, kind),
+                None => Ok(()),
+            };
+        }
         let below = entries
             .iter()
             .take_while(|batch| batch.first().index <= self.log.committed)
@@ -666,7 +681,7 @@ impl Raft {
             }
             Body::Snapshot { meta } => {
                 self.hear_leader(from);
-                self.on_snapshot(from, meta)
+                self.on_snapshot(from, *meta)
             }
             Body::AppendResponse { index, rejected } => {
                 self.on_append_response(from, index, rejected)
@@ -691,7 +706,7 @@ impl Raft {
             Body::SnapshotRequest { index, request } => {
                 self.on_snapshot_request(from, index, request)
             }
-            Body::SnapshotOffer { meta, request } => self.on_snapshot_offer(from, meta, request),
+            Body::SnapshotOffer { meta, request } => self.on_snapshot_offer(from, *meta, request),
         }
     }
 
@@ -739,21 +754,26 @@ impl Raft {
 impl Raft {
     /// Everything of submission `id` and of all before it is durable.
     pub fn persisted(&mut self, id: SubmissionId) {
-        while self.step_own_message(id) {}
+        while self.take_own_message(id) {}
         self.entries_persisted(id);
+    }
+
+    fn take_own_message(&mut self, id: SubmissionId) -> bool {
+        let Some(message) = self.out.next_own(id) else {
+            return false;
+        };
+        // What is of an older term or role no longer counts; nothing else can be wrong with it.
+        self.step(message).ok();
+        true
     }
 
     /// Takes one message of this replica to itself that waited for submissions up to `id`; the
     /// first half of [`Raft::persisted`], for drivers that show each step.
     #[doc(hidden)]
     pub fn step_own_message(&mut self, id: SubmissionId) -> bool {
-        let Some(message) = self.out.next_own(id) else {
-            return false;
-        };
-        // What is of an older term or role no longer counts; nothing else can be wrong with it.
-        self.step(message).ok();
+        let is_taken = self.take_own_message(id);
         self.assert_invariants();
-        true
+        is_taken
     }
 
     /// Counts what submissions up to `id` hold as durable; the second half of

@@ -4,6 +4,7 @@
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
+use crate::entries::Gather;
 use crate::entry::Batch;
 use crate::ready::{SubmissionId, TermRun};
 use crate::types::{EntryId, Index, Term};
@@ -129,7 +130,7 @@ impl RaftLog {
             }
         }
         self.last = batch.last().index;
-        self.cache_bytes += batch.size_bytes();
+        self.cache_bytes += held_bytes(&batch);
         self.cache.push_back(batch);
     }
 
@@ -151,9 +152,9 @@ impl RaftLog {
             self.terms.pop_back();
         }
         while let Some(batch) = self.cache.pop_back() {
-            self.cache_bytes -= batch.size_bytes();
+            self.cache_bytes -= held_bytes(&batch);
             if let Some(head) = batch.up_to_index(keep) {
-                self.cache_bytes += head.size_bytes();
+                self.cache_bytes += held_bytes(&head);
                 self.cache.push_back(head);
                 break;
             }
@@ -232,7 +233,7 @@ impl RaftLog {
             .is_some_and(|batch| batch.last().index < index)
         {
             let batch = self.cache.pop_front().expect("it was just seen");
-            self.cache_bytes -= batch.size_bytes();
+            self.cache_bytes -= held_bytes(&batch);
         }
     }
 
@@ -245,7 +246,7 @@ impl RaftLog {
                 .is_some_and(|batch| batch.last().index <= self.applying.min(self.stable))
         {
             let batch = self.cache.pop_front().expect("it was just seen");
-            self.cache_bytes -= batch.size_bytes();
+            self.cache_bytes -= held_bytes(&batch);
         }
     }
 
@@ -256,18 +257,24 @@ impl RaftLog {
         from: Index,
         to: Index,
         bytes_max: usize,
-        out: &mut Vec<Batch>,
+        out: &mut impl Gather,
     ) -> bool {
         if from > to {
             return true;
         }
-        // Most often the newest batch is wanted.
-        let start = match self.cache.back() {
-            Some(newest) if newest.first().index <= from => self.cache.len() - 1,
-            _ => self
-                .cache
-                .partition_point(|batch| batch.last().index < from),
-        };
+        // Most often the newest batch is wanted, and fits.
+        if let Some(newest) = self.cache.back()
+            && newest.first().index <= from
+            && newest.size_bytes() <= bytes_max
+        {
+            if let Some(part) = newest.within(from, to) {
+                out.gather(part);
+            }
+            return true;
+        }
+        let start = self
+            .cache
+            .partition_point(|batch| batch.last().index < from);
         if self
             .cache
             .get(start)
@@ -277,17 +284,17 @@ impl RaftLog {
         }
         let mut room = bytes_max;
         for batch in self.cache.range(start..) {
-            let Some(part) = batch.from_index(from).and_then(|part| part.up_to_index(to)) else {
+            let Some(part) = batch.within(from, to) else {
                 break;
             };
             if part.size_bytes() <= room {
                 room -= part.size_bytes();
-                out.push(part);
+                out.gather(part);
                 continue;
             }
             let head = part.up_to_size(room);
-            if out.is_empty() || head.size_bytes() <= room {
-                out.push(head);
+            if out.has_none() || head.size_bytes() <= room {
+                out.gather(head);
             }
             break;
         }
@@ -355,4 +362,9 @@ impl RaftLog {
     pub(crate) fn memory_bytes(&self) -> usize {
         self.cache_bytes + self.terms.len() * size_of::<TermRun>()
     }
+}
+
+/// What a batch in the cache takes.
+const fn held_bytes(batch: &Batch) -> usize {
+    batch.size_bytes() + size_of::<Batch>()
 }

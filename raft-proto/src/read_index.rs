@@ -86,6 +86,11 @@ impl Reads {
         self.count == 0 && self.forwarded.is_empty()
     }
 
+    /// Whether reads wait for their round to begin.
+    pub(crate) const fn is_waiting(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
     pub(crate) fn next_give_up(&self) -> Option<u64> {
         self.forwarded.values().map(|read| read.give_up_at).min()
     }
@@ -227,6 +232,7 @@ impl Raft {
 
     /// The heartbeat that time asks for.
     pub(crate) fn beat(&mut self) {
+        self.chunk.rest();
         if self.config.lease_ticks > 0 {
             self.reads.round += 1;
         }

@@ -149,12 +149,15 @@ pub struct Ready {
 
 impl Ready {
     /// Empties it, keeping its memory.
+    #[inline]
     pub(crate) fn clear(&mut self) {
         self.submission = None;
         self.hard_state = None;
         self.must_sync = false;
         self.entries.clear();
-        self.snapshot = None;
+        if self.snapshot.is_some() {
+            self.snapshot = None;
+        }
         self.messages.clear();
         self.messages_after_sync.clear();
         self.committed.clear();
@@ -162,7 +165,9 @@ impl Ready {
         self.reads.clear();
         self.reads_dropped.clear();
         self.soft_state = None;
-        self.snapshot_offered = None;
+        if self.snapshot_offered.is_some() {
+            self.snapshot_offered = None;
+        }
         self.snapshot_wanted = None;
     }
 

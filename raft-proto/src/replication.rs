@@ -3,10 +3,12 @@
 //! Source: thesis §3.5 (log replication), §3.6.2 (committing entries from previous terms), chapter
 //! 5 (compaction), §10.2 (pipelining, and writing to the leader's disk in parallel); etcd `raft.go`.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use bytes::Bytes;
 
+use crate::entries::Entries;
 use crate::entry::{Batch, BatchBuilder, EntryKind, Session};
 use crate::error::{DropReason, ProposeError, Refused};
 use crate::membership::{Change, MembershipChange, MembershipError};
@@ -274,7 +276,8 @@ impl Raft {
     ) -> Proposed {
         let first = self.log.last().next();
         let capacity = bytes + count * BatchBuilder::frame_bytes(0, false);
-        let mut builder = BatchBuilder::new(self.config.group, self.term, first, capacity);
+        let buffer = self.chunk.take(capacity);
+        let mut builder = BatchBuilder::within(self.config.group, self.term, first, buffer);
         for proposal in proposals {
             let index = builder.push(
                 proposal.kind,
@@ -286,7 +289,9 @@ impl Raft {
                 self.membership_entries.push_back(index);
             }
         }
-        if let Some(batch) = builder.finish() {
+        let (batch, rest) = builder.finish_within();
+        self.chunk.put(rest);
+        if let Some(batch) = batch {
             let index = batch.last().index;
             if bytes > 0 {
                 self.uncommitted_bytes += bytes;
@@ -331,12 +336,15 @@ impl Raft {
             return false;
         }
         let (next, prev_index) = (progress.next, progress.prev());
+        let last = self.log.last();
+        if next > last && !may_be_empty {
+            return false;
+        }
         let is_full = progress.is_window_full(max);
         let Some(prev_term) = self.log.term_at(prev_index) else {
             return self.send_snapshot(to);
         };
-        let last = self.log.last();
-        let mut entries = Vec::new();
+        let mut entries = Entries::new();
         // A full window may have been lost whole: an empty append will find out.
         if !is_full && next <= last {
             let bytes_max = self.config.message_bytes_max;
@@ -395,6 +403,7 @@ impl Raft {
             return false;
         };
         peer.progress.become_snapshot(meta.id.index);
+        let meta = Box::new(meta);
         self.send(to, Body::Snapshot { meta });
         true
     }
@@ -451,7 +460,8 @@ impl Raft {
             ProgressState::Replicate { .. } => progress.free_inflight(index),
         }
         let can_bump = progress.can_bump_commit(self.log.committed);
-        if self.maybe_commit() {
+        // Who holds no more than what is committed commits no more.
+        if index > self.log.committed && self.maybe_commit() {
             self.broadcast_append();
         } else if !is_own && can_bump {
             self.maybe_send_append(from, true);
@@ -555,7 +565,7 @@ impl Raft {
         from: ReplicaId,
         prev: EntryId,
         commit: Index,
-        entries: Vec<Batch>,
+        entries: Entries,
     ) -> Result<(), Refused> {
         if prev.index < self.log.committed {
             // Old: everything it could bring below is here already, and nothing is truncated.
@@ -601,9 +611,13 @@ impl Raft {
                 self.membership_entries.pop_back();
             }
         }
-        let batch = batch
-            .from_index(news)
-            .expect("the news lies within the batch");
+        let batch = if news == batch.first().index {
+            batch
+        } else {
+            batch
+                .from_index(news)
+                .expect("the news lies within the batch")
+        };
         if batch.may_hold_membership() {
             for entry in batch.iter().filter(|entry| entry.kind().is_membership()) {
                 self.membership_entries.push_back(entry.index());
@@ -738,6 +752,7 @@ impl Raft {
             let Some(meta) = stored.filter(|meta| meta.id.index >= index).cloned() else {
                 return true;
             };
+            let meta = Box::new(meta);
             self.send(to, Body::SnapshotOffer { meta, request });
             false
         });

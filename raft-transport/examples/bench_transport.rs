@@ -318,7 +318,7 @@ fn message(group: u64, payload: usize) -> Result<Envelope, Box<dyn Error>> {
     let body = Body::Append {
         prev: EntryId::ZERO,
         commit: Index::ZERO,
-        entries: vec![batch.finish().ok_or("an entry")?],
+        entries: batch.finish().ok_or("an entry")?.into(),
     };
     let (from, to, term) = (replica(1)?, replica(2)?, Term::new(1));
     Ok(Envelope {

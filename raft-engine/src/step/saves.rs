@@ -230,7 +230,9 @@ pub(super) fn received(
         from,
         to: group.replica,
         term,
-        body: Body::Snapshot { meta },
+        body: Body::Snapshot {
+            meta: Box::new(meta),
+        },
     };
     if group.snapshots.iter().any(|known| known.id.index == index) {
         tracing::debug!(group = group.id.get(), "received snapshot is here already");

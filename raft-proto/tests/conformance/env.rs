@@ -422,7 +422,7 @@ impl Env {
             to: replica(to),
             term: node.raft.term(),
             body: Body::Snapshot {
-                meta: node.state().meta.clone(),
+                meta: Box::new(node.state().meta.clone()),
             },
         };
         let text = Shown::of(&message).show();

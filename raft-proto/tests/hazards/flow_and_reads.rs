@@ -287,10 +287,10 @@ fn a_snapshot_older_than_the_commit_or_without_us_is_refused() {
             2,
             2,
             Body::Snapshot {
-                meta: SnapshotMeta {
+                meta: Box::new(SnapshotMeta {
                     id: entry_id(term, at),
                     membership,
-                },
+                }),
             },
         )
     };

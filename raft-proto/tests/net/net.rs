@@ -504,6 +504,6 @@ pub(crate) fn append(prev: EntryId, commit: u64, entries: Vec<Batch>) -> Body {
     Body::Append {
         prev,
         commit: Index::new(commit),
-        entries,
+        entries: entries.into(),
     }
 }

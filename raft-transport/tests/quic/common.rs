@@ -307,7 +307,7 @@ pub(crate) fn envelope(group_id: u64, payload: &[u8]) -> Envelope {
             body: Body::Append {
                 prev: EntryId::ZERO,
                 commit: Index::ZERO,
-                entries: vec![batch.finish().expect("one entry")],
+                entries: batch.finish().expect("one entry").into(),
             },
         },
     }
