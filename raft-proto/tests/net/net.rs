@@ -507,3 +507,40 @@ pub(crate) fn append(prev: EntryId, commit: u64, entries: Vec<Batch>) -> Body {
         entries: entries.into(),
     }
 }
+
+/// Settings as they are.
+pub(crate) fn plain(_: &mut Config) {}
+
+/// A replica of voters 1, 2, 3 with `log` entries of the given terms, all durable.
+pub(crate) fn follower(id: u64, term: u64, terms: &[u64], commit: u64) -> Raft {
+    let config = Config {
+        pre_vote: false,
+        check_quorum: false,
+        ..Config::new(group(), replica(id), id)
+    };
+    let mut runs = vec![TermRun {
+        first: Index::ZERO,
+        term: Term::ZERO,
+    }];
+    for (at, &term) in terms.iter().enumerate() {
+        if runs.last().is_some_and(|run| run.term != Term::new(term)) {
+            runs.push(TermRun {
+                first: Index::new(u64::try_from(at).expect("few") + 1),
+                term: Term::new(term),
+            });
+        }
+    }
+    let last = u64::try_from(terms.len()).expect("few");
+    let restored = Restored {
+        hard_state: HardState {
+            term: Term::new(term),
+            vote: None,
+            commit: index(commit),
+        },
+        last: entry_id(terms.last().copied().unwrap_or(0), last),
+        terms: runs,
+        membership: voters(&[1, 2, 3]),
+        ..Restored::default()
+    };
+    Raft::new(config, restored).expect("valid settings")
+}
