@@ -227,6 +227,7 @@ impl Env {
             voters: ids("voters"),
             learners: ids("learners"),
             witnesses: ids("witnesses"),
+            priorities: Self::priorities(directive),
             ..Membership::default()
         };
         let has_snapshot =
@@ -277,6 +278,7 @@ impl Env {
                 unstable_from: index.next(),
                 ready: None,
                 origins: VecDeque::new(),
+                installed: None,
             });
         }
         Ok(())
@@ -290,7 +292,7 @@ impl Env {
         is_async: bool,
     ) -> Result<Config, String> {
         let lease_ticks = match directive.value("read-only") {
-            None | Some("safe") => 0,
+            None | Some("safe") => directive.numbers("lease").first().copied().unwrap_or(0),
             Some("lease-based") => ELECTION_TICKS - 1,
             Some(other) => return Err(format!("invalid read-only option {other:?}")),
         };
@@ -311,7 +313,7 @@ impl Env {
             step_down_on_removal: flag("step-down-on-removal"),
             lease_ticks,
             validate_changes: !flag("disable-conf-change-validation"),
-            change_after_own_commit: false,
+            change_after_own_commit: flag("own-commit-first"),
             change_done_when_applied: true,
             applies_after_sync: !is_async,
             quiesce_timeouts: directive

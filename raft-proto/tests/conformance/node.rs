@@ -19,6 +19,8 @@ pub(crate) struct Node {
     pub(crate) is_async: bool,
     pub(crate) storage: Storage,
     pub(crate) history: Vec<State>,
+    /// The snapshot taken in last. As in etcd-raft's harness it is not part of the history.
+    pub(crate) installed: Option<SnapshotMeta>,
     pub(crate) append_work: VecDeque<AppendWork>,
     pub(crate) apply_work: VecDeque<ApplyWork>,
     pub(crate) hard_state: HardState,
@@ -382,6 +384,7 @@ impl Node {
                 return Err("can't apply snapshot and entries at the same time".to_owned());
             }
             self.storage.restore(meta.id);
+            self.installed = Some(meta.clone());
         }
         self.storage.append(entries);
         Ok(())

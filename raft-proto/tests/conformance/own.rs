@@ -1,12 +1,28 @@
 //! What etcd-raft's language has no word for: reads, requested snapshots, quiet groups, restarts.
 
-use raft_proto::{EntryId, Index, Raft, Refused, Restored, TermRun};
+use std::collections::BTreeMap;
+
+use raft_proto::{EntryId, Index, Raft, Refused, ReplicaId, Restored, TermRun};
 
 use crate::env::Env;
 use crate::node::replica;
 use crate::script::Directive;
+use crate::storage::State;
 
 impl Env {
+    /// `priorities=(1:5, 2:3)`
+    pub(crate) fn priorities(directive: &Directive) -> BTreeMap<ReplicaId, u8> {
+        directive
+            .values("priorities")
+            .iter()
+            .map(|value| {
+                let (id, priority) = value.split_once(':').expect("a priority is ID:PRIORITY");
+                let id = id.parse().expect("an id is a number");
+                (replica(id), priority.parse().expect("a priority is small"))
+            })
+            .collect()
+    }
+
     pub(crate) fn run_own(&mut self, directive: &Directive) -> Result<(), String> {
         let ids = directive.ids();
         let refused = |result: Result<(), Refused>| result.map_err(|refused| refused.to_string());
@@ -40,7 +56,23 @@ impl Env {
                 }
                 Ok(())
             }
+            "why-no-leader" => {
+                let raft = &self.node(ids[0]).raft;
+                let why = raft
+                    .why_no_leader()
+                    .map_or_else(|| "it knows the leader".to_owned(), |why| why.to_string());
+                self.put_line(&why);
+                Ok(())
+            }
+            "has-lease" => {
+                let has_lease = self.node(ids[0]).raft.has_lease();
+                self.put_line(&has_lease.to_string());
+                Ok(())
+            }
             // In etcd-raft's harness a crash loses all that was not written.
+            "restart" if self.node(ids[0]).is_async => {
+                Err("only a replica whose disk is written at once can be restarted".to_owned())
+            }
             "restart" => {
                 self.restart(ids[0], directive);
                 Ok(())
@@ -51,11 +83,16 @@ impl Env {
 
     /// The replica comes back with what its disk and its state machine hold.
     fn restart(&mut self, id: u64, directive: &Directive) {
-        let is_async = self.node(id).is_async;
         let config = self
-            .config(replica(id), directive, is_async)
+            .config(replica(id), directive, false)
             .expect("the options were taken before");
         let node = self.node(id);
+        if let Some(meta) = node.installed.take()
+            && meta.id.index > node.state().meta.id.index
+        {
+            let data = Vec::new();
+            node.history.push(State { meta, data });
+        }
         let state = node.state().clone();
         let before = node.storage.first().previous().unwrap_or_default();
         let mut terms = Vec::new();
