@@ -200,7 +200,8 @@ pub struct Restored {
     pub terms: Vec<TermRun>,
     /// What the state machine has applied.
     pub applied: Index,
-    /// The membership as of `applied`.
+    /// The membership as of `applied`. The founding one is in no log: a replica that joins later and
+    /// replays the log from its first entry must be told it here.
     pub membership: Membership,
     /// The indexes of membership entries in the log.
     pub membership_entries: Vec<Index>,
