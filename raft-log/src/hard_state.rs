@@ -9,6 +9,7 @@ use rustc_hash::FxHashMap;
 
 use crate::error::LogError;
 use crate::item::Key;
+use crate::record::is_zero;
 use crate::staging::VoteChange;
 use crate::vfs::{FileId, Vfs};
 
@@ -218,7 +219,7 @@ fn load_slots(
     let pairs = a.chunks_exact(SLOT_BYTES).zip(b.chunks_exact(SLOT_BYTES));
     for (at, (a, b)) in pairs.enumerate() {
         let read = |bytes: &[u8], half| {
-            let is_used = bytes.iter().any(|&byte| byte != 0);
+            let is_used = !is_zero(bytes);
             let slot = is_used.then(|| Slot::decode(bytes, half, at));
             (is_used, slot.flatten())
         };

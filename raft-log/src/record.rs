@@ -164,6 +164,14 @@ pub(crate) fn padding(len: usize) -> &'static [u8] {
         [..(RECORD_HEADER_BYTES + len).next_multiple_of(RECORD_ALIGN) - RECORD_HEADER_BYTES - len]
 }
 
+/// Whether there is nothing but zeroes.
+pub(crate) fn is_zero(bytes: &[u8]) -> bool {
+    static ZEROES: [u8; 256] = [0; 256];
+    bytes
+        .chunks(ZEROES.len())
+        .all(|chunk| *chunk == ZEROES[..chunk.len()])
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

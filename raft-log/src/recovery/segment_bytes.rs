@@ -11,7 +11,7 @@ use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::item::{Item, Key, items};
 use crate::record::{
-    NoHeader, Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader,
+    NoHeader, Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, is_zero,
 };
 use crate::segment::{SECTOR_BYTES, SEGMENT_HEADER_BYTES, segment_path};
 use crate::vfs::{FileId, Vfs};
@@ -256,7 +256,12 @@ impl<'a> SegmentBytes<'a> {
         let mut at = from;
         while at < self.len {
             let window = self.bytes(at, WINDOW_BYTES)?;
-            if let Some(used) = window.iter().rposition(|&byte| byte != 0) {
+            let used = window.chunks(SECTOR_BYTES).rposition(|part| !is_zero(part));
+            let end = used.map(|part| window.len().min((part + 1) * SECTOR_BYTES));
+            if let Some(used) = window[..end.unwrap_or(0)]
+                .iter()
+                .rposition(|&byte| byte != 0)
+            {
                 last = Some(at + used);
             }
             at += WINDOW_BYTES;

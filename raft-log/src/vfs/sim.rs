@@ -24,8 +24,11 @@ pub(crate) const SECTOR: usize = 512;
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// With an error, nothing done.
+    /// With an error, nothing done. What a sync was to make durable counts as clean from then on,
+    /// as some systems have it: only what is written again is made durable by a later one.
     Error(io::ErrorKind),
+    /// The same with a number of the operating system: `EMFILE` has no kind of its own.
+    Errno(i32),
     /// A write is done in part, then ends with an error; other calls fail with nothing done.
     Short,
 }
@@ -198,6 +201,20 @@ impl SimVfs {
         count
     }
 
+    /// The process dies and the system lives on: files are closed, writes under way are done, and
+    /// what was not synced is still read back.
+    pub fn kill_process(&self) {
+        let mut state = self.lock();
+        let pending = std::mem::take(&mut state.pending);
+        for op in pending.into_values() {
+            if let Op::Write { .. } = op {
+                drop(state.run(&op));
+            }
+        }
+        state.open.clear();
+        state.is_hung = false;
+    }
+
     /// Loses power: open files are gone, and so is of what was not synced a part drawn from the
     /// seed.
     pub fn crash(&self) {
@@ -358,8 +375,7 @@ impl State {
     fn call(&mut self, op: &'static str, path: &Path, detail: u64) -> Result<(), VfsError> {
         match self.count(op, path, detail) {
             None => Ok(()),
-            Some(Fault::Error(kind)) => Err(error(op, path, kind)),
-            Some(Fault::Short) => Err(error(op, path, io::ErrorKind::WriteZero)),
+            Some(fault) => Err(fault.error(op, path)),
         }
     }
 
@@ -483,10 +499,11 @@ impl State {
     fn write(&mut self, node: u64, path: &Path, offset: u64, data: &[u8]) -> Result<(), VfsError> {
         match self.count("write", path, offset) {
             None => self.write_bytes(node, path, offset, data),
-            Some(Fault::Error(kind)) => Err(error("write", path, kind)),
-            Some(Fault::Short) => {
-                self.write_bytes(node, path, offset, &data[..data.len() / 2])?;
-                Err(error("write", path, io::ErrorKind::WriteZero))
+            Some(fault) => {
+                if fault == Fault::Short {
+                    self.write_bytes(node, path, offset, &data[..data.len() / 2])?;
+                }
+                Err(fault.error("write", path))
             }
         }
     }
@@ -521,18 +538,27 @@ impl State {
     }
 
     fn sync(&mut self, node: u64, path: &Path) -> Result<(), VfsError> {
-        self.call("sync", path, 0)?;
+        let called = self.call("sync", path, 0);
         if let Some(Node::File {
             live,
             durable,
             dirty,
         }) = self.nodes.get_mut(&node)
         {
-            dirty.clear();
-            durable.clone_from(live);
+            if called.is_ok() && durable.len() > live.len() {
+                durable.resize(live.len());
+            }
+            for sector in std::mem::take(dirty) {
+                if called.is_ok() {
+                    let start = sector * SECTOR;
+                    durable.copy_from(live, start, (start + SECTOR).min(live.len()));
+                }
+            }
         }
-        self.changed();
-        Ok(())
+        if called.is_ok() {
+            self.changed();
+        }
+        called
     }
 
     fn sync_dir(&mut self, path: &Path) -> Result<(), VfsError> {
@@ -581,7 +607,12 @@ impl State {
         let size = to_usize(len);
         let used = self.capacity_bytes.map(|_| self.used_bytes());
         let capacity = self.capacity_bytes;
-        let Some(Node::File { live, dirty, .. }) = self.nodes.get_mut(&node) else {
+        let Some(Node::File {
+            live,
+            durable,
+            dirty,
+        }) = self.nodes.get_mut(&node)
+        else {
             return Err(error("prepare", path, io::ErrorKind::NotFound));
         };
         if let (Some(used), Some(capacity)) = (used, capacity)
@@ -604,7 +635,8 @@ impl State {
         let mut at = 0;
         while at < size {
             let part = zeroes.len().min(size - at);
-            if live.read(at, at + part).iter().any(|&byte| byte != 0) {
+            let is_used = |image: &Image| image.read(at, at + part).iter().any(|&byte| byte != 0);
+            if is_used(live) || is_used(durable) {
                 live.write(at, &zeroes[..part]);
                 dirty.extend(at / SECTOR..=(at + part - 1) / SECTOR);
             }
@@ -660,6 +692,21 @@ impl State {
         self.write(node, path, 0, head)?;
         self.sync(node, path)?;
         self.sync_dir(path.parent().unwrap_or_else(|| Path::new("/")))
+    }
+}
+
+impl Fault {
+    fn error(self, op: &'static str, path: &Path) -> VfsError {
+        let source = match self {
+            Self::Error(kind) => kind.into(),
+            Self::Errno(number) => io::Error::from_raw_os_error(number),
+            Self::Short => io::ErrorKind::WriteZero.into(),
+        };
+        VfsError {
+            op,
+            path: path.to_owned(),
+            source,
+        }
     }
 }
 

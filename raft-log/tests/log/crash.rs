@@ -1,13 +1,14 @@
 //! Every crash point: after each operation, with every subset of what is not durable.
 
+use std::path::Path;
 use std::sync::Arc;
 
-use raft_log::vfs::SimVfs;
+use raft_log::vfs::{SimVfs, Vfs};
 use raft_log::{LaneOptions, Submission};
 use raft_proto::HardState;
 
 use crate::record;
-use crate::workload::{Driven, Model, Rng, Workload, agrees, disk, open, options, seen_all};
+use crate::workload::{DATA, Driven, Model, Rng, Workload, agrees, disk, open, options, seen_all};
 
 /// What had been submitted and acknowledged when a copy of the disk was taken.
 struct Point {
@@ -27,7 +28,92 @@ struct History {
     options: LaneOptions,
 }
 
-fn run(seed: u64, steps: usize, groups: u64, payload_max: u64) -> History {
+/// What a workload is made of.
+#[derive(Clone, Copy)]
+struct Kind {
+    steps: usize,
+    payload_max: u64,
+    has_laggard: bool,
+}
+
+const SMALL: Kind = Kind {
+    steps: 30,
+    payload_max: 60,
+    has_laggard: false,
+};
+const LARGE: Kind = Kind {
+    steps: 60,
+    payload_max: 5_000,
+    has_laggard: false,
+};
+const TURNOVER: Kind = Kind {
+    steps: 90,
+    payload_max: 5_000,
+    has_laggard: true,
+};
+
+/// A log in use, and what is known of it.
+struct Run {
+    history: History,
+    driven: Driven,
+    /// Submissions in flight, in order, by group and number; completed ones leave from the front.
+    waiting: Vec<(u64, u64, bool)>,
+    acknowledged: usize,
+    /// Bytes of laggards moved in the lives before.
+    moved_bytes: u64,
+}
+
+impl Run {
+    fn submit(&mut self, workload: &mut Workload) {
+        let submission: Submission = workload.draw();
+        self.waiting
+            .push((submission.group.get(), submission.submission, false));
+        self.history.models.push(workload.model.clone());
+        self.driven.lane.submit(submission).expect("it is taken");
+    }
+
+    fn step(&mut self) {
+        self.driven.step();
+        take_points(&mut self.history, &self.driven.vfs, self.acknowledged);
+        for done in self.driven.lane.take_completions() {
+            done.result.expect("nothing fails here");
+            let of = (done.group.get(), done.submission);
+            let found = self
+                .waiting
+                .iter_mut()
+                .find(|(group, number, _)| (*group, *number) == of)
+                .expect("it was submitted");
+            found.2 = true;
+        }
+        while self.waiting.first().is_some_and(|first| first.2) {
+            self.waiting.remove(0);
+            self.acknowledged += 1;
+        }
+    }
+
+    /// The burst ends.
+    fn rest(&mut self) {
+        self.driven.pass(300_000_000);
+        take_points(&mut self.history, &self.driven.vfs, self.acknowledged);
+        self.driven.lane.take_completions();
+        self.acknowledged += self.waiting.len();
+        self.waiting.clear();
+    }
+
+    /// A clean close, and another life.
+    fn reopen(mut self) -> Self {
+        self.rest();
+        let (vfs, now) = (Arc::clone(&self.driven.vfs), self.driven.now);
+        self.moved_bytes += self.driven.lane.stats().moved_bytes;
+        self.driven.lane.close().expect("it closes");
+        let (mut driven, _) = Driven::open(&vfs, &self.history.options);
+        driven.now = now;
+        take_points(&mut self.history, &vfs, self.acknowledged);
+        Self { driven, ..self }
+    }
+}
+
+fn run(seed: u64, groups: u64, kind: Kind) -> History {
     let options = LaneOptions {
         spare_segments: 1 + usize::try_from(seed % 2).expect("small"),
         collect_bytes_max: 8 << 10,
@@ -35,56 +121,55 @@ fn run(seed: u64, steps: usize, groups: u64, payload_max: u64) -> History {
     };
     let vfs = disk(seed);
     vfs.record_crash_points();
-    let mut workload = Workload::new(seed, groups, payload_max);
+    let mut workload = Workload::new(seed, groups, kind.payload_max);
     workload.has_tombstones = seed.is_multiple_of(3);
+    workload.has_laggard = kind.has_laggard;
     let mut rng = Rng(seed ^ 1);
-    let mut history = History {
-        models: vec![Model::default()],
-        points: Vec::new(),
-        options: options.clone(),
+    let (driven, _) = Driven::open(&vfs, &options);
+    let mut run = Run {
+        history: History {
+            models: vec![Model::default()],
+            points: Vec::new(),
+            options,
+        },
+        driven,
+        waiting: Vec::new(),
+        acknowledged: 0,
+        moved_bytes: 0,
     };
-    let (mut driven, _) = Driven::open(&vfs, &options);
-    take_points(&mut history, &vfs, 0);
-    // Submissions in flight, in order, by (group, number); completed ones leave from the front.
-    let mut waiting: Vec<(u64, u64, bool)> = Vec::new();
-    let mut acknowledged = 0;
-    for _ in 0..steps {
+    take_points(&mut run.history, &vfs, 0);
+    for _ in 0..kind.steps {
         for _ in 0..1 + rng.below(4) {
-            let submission: Submission = workload.draw();
-            waiting.push((submission.group.get(), submission.submission, false));
-            history.models.push(workload.model.clone());
-            driven.lane.submit(submission).expect("it is taken");
+            run.submit(&mut workload);
         }
-        let polls = 1 + rng.below(8);
-        for _ in 0..polls {
-            driven.step();
-            take_points(&mut history, &vfs, acknowledged);
-            for done in driven.lane.take_completions() {
-                done.result.expect("nothing fails here");
-                let found = waiting
-                    .iter_mut()
-                    .find(|(group, number, _)| {
-                        (*group, *number) == (done.group.get(), done.submission)
-                    })
-                    .expect("it was submitted");
-                found.2 = true;
-            }
-            while waiting.first().is_some_and(|first| first.2) {
-                waiting.remove(0);
-                acknowledged += 1;
-            }
+        for _ in 0..1 + rng.below(8) {
+            run.step();
         }
         if rng.one_in(12) {
-            driven.pass(300_000_000);
-            take_points(&mut history, &vfs, acknowledged);
-            driven.lane.take_completions();
-            acknowledged += waiting.len();
-            waiting.clear();
+            run.rest();
+        }
+        if rng.one_in(30) {
+            run = run.reopen();
         }
     }
-    let stats = driven.lane.stats();
-    assert!(stats.records > 10, "{stats:?}");
-    history
+    if kind.has_laggard {
+        let moved_bytes = run.moved_bytes + run.driven.lane.stats().moved_bytes;
+        assert!(moved_bytes > 0, "laggards are collected");
+        assert!(has_recycled(&vfs), "segments are recycled");
+    }
+    run.history
+}
+
+/// Whether a segment has its second life.
+fn has_recycled(vfs: &SimVfs) -> bool {
+    let dir = Path::new(DATA).join("log/0");
+    let entries = vfs.list(&dir).expect("it lists");
+    entries.iter().any(|entry| {
+        let file = vfs.open(&dir.join(&entry.name), false).expect("it opens");
+        let flags = vfs.read(file, 14, 2).expect("it reads");
+        vfs.close(file);
+        flags[..] == [1, 0]
+    })
 }
 
 fn take_points(history: &mut History, vfs: &SimVfs, acknowledged: usize) {
@@ -175,12 +260,12 @@ fn check_resurrection(history: &History, disk: &Arc<SimVfs>, prefix: usize, seed
     );
 }
 
-fn every_crash(suite: &str, seeds: std::ops::Range<u64>, steps: usize, payload_max: u64) {
+fn every_crash(suite: &str, seeds: std::ops::Range<u64>, kind: Kind) {
     let mut states = 0_u64;
     let mut rng = Rng(seeds.start);
     for seed in seeds {
         let groups = 2 + seed % 4;
-        let history = run(seed, steps, groups, payload_max);
+        let history = run(seed, groups, kind);
         for (number, point) in history.points.iter().enumerate() {
             for (at, subset) in subsets(point.disk.unsynced(), &mut rng).iter().enumerate() {
                 let what = format!("seed {seed} point {number} subset {at}");
@@ -195,17 +280,26 @@ fn every_crash(suite: &str, seeds: std::ops::Range<u64>, steps: usize, payload_m
         }
     }
     record(suite, "crash_states", states);
-    assert!(states > 0);
+    assert!(states > 5_000, "{states}");
 }
 
 #[test]
 fn every_crash_point_of_small_records() {
-    every_crash("log crashes, small records", 0..8, 30, 60);
+    every_crash("log crashes, small records", 0..8, SMALL);
 }
 
 #[test]
 fn every_crash_point_across_segments() {
-    every_crash("log crashes, many segments", 100..103, 60, 5_000);
+    every_crash("log crashes, many segments", 100..102, LARGE);
+}
+
+#[test]
+fn fault_25_every_crash_point_of_compaction_collection_and_recycling() {
+    every_crash(
+        "log crashes, segments collected and recycled",
+        300..302,
+        TURNOVER,
+    );
 }
 
 #[test]
@@ -213,8 +307,8 @@ fn fault_2_a_crash_during_recovery_ends_in_the_same_state() {
     let mut states = 0_u64;
     let mut rng = Rng(77);
     for seed in 200..206 {
-        let payload_max = if seed % 2 == 0 { 60 } else { 5_000 };
-        let history = run(seed, 40, 3, payload_max);
+        let kind = [SMALL, LARGE, TURNOVER][usize::try_from(seed % 3).expect("small")];
+        let history = run(seed, 3, kind);
         for (number, point) in history.points.iter().enumerate().step_by(5) {
             let all = subsets(point.disk.unsynced(), &mut rng);
             let at = usize::try_from(rng.below(64)).expect("small") % all.len();

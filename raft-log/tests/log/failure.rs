@@ -1,6 +1,7 @@
 //! Every operation failing, one after the other.
 
 use std::io::ErrorKind;
+use std::sync::Arc;
 
 use raft_log::vfs::Fault;
 use raft_log::{LogError, Submission};
@@ -9,45 +10,51 @@ use raft_proto::{HardState, ReplicaId, Term};
 use crate::record;
 use crate::workload::{Driven, Model, Workload, agrees, disk, key, open, options, seen_all};
 
+const EMFILE: i32 = 24;
+const FAULTS: [Fault; 5] = [
+    Fault::Error(ErrorKind::Other),
+    Fault::Error(ErrorKind::StorageFull),
+    Fault::Errno(EMFILE),
+    Fault::Error(ErrorKind::Interrupted),
+    Fault::Short,
+];
+
 #[test]
 fn every_operation_failing_loses_nothing_acknowledged() {
     let mut cases = 0;
-    let faults = [
-        Fault::Error(ErrorKind::Other),
-        Fault::Error(ErrorKind::StorageFull),
-        Fault::Error(ErrorKind::Interrupted),
-        Fault::Short,
-    ];
-    for fault in faults {
-        let mut call = 1;
-        while run_with(1, call, fault) {
-            cases += 1;
-            call += 1;
+    for has_laggard in [false, true] {
+        for fault in FAULTS {
+            let mut call = 1;
+            while run_with(has_laggard, call, fault) {
+                cases += 1;
+                call += 1;
+            }
         }
     }
     record("log operations failing", "cases", cases);
-    assert!(cases > 300, "{cases}");
+    assert!(cases > 3_500, "{cases}");
 }
 
-/// Whether the call was reached.
-fn run_with(seed: u64, call: u64, fault: Fault) -> bool {
-    let what = format!("seed {seed} call {call} {fault:?}");
-    let disk = disk(seed);
-    disk.fault_at(disk.calls() + call, fault);
+/// A life with a clean close whose n-th call fails. Whether the call was reached.
+fn run_with(has_laggard: bool, call: u64, fault: Fault) -> bool {
+    let what = format!("laggard {has_laggard} call {call} {fault:?}");
+    let disk = disk(1);
     let reached = disk.calls() + call;
+    disk.fault_at(reached, fault);
     let mut models = vec![Model::default()];
     let mut acknowledged = 0;
-    let mut workload = Workload::new(seed, 3, 4_000);
+    let mut workload = Workload::new(1, 3, 4_000);
+    workload.has_laggard = has_laggard;
     match open(&disk, &options()) {
         Err(error) => assert!(!matches!(error, LogError::Damaged { .. }), "{what}"),
         Ok((lane, _)) => {
             let mut driven = Driven {
-                vfs: std::sync::Arc::clone(&disk),
+                vfs: Arc::clone(&disk),
                 lane,
                 now: raft_proto::Time(0),
             };
             let mut has_failed = false;
-            for _ in 0..24 {
+            for round in 0..60 {
                 let submission = workload.draw();
                 models.push(workload.model.clone());
                 match driven.lane.submit(submission) {
@@ -65,6 +72,9 @@ fn run_with(seed: u64, call: u64, fault: Fault) -> bool {
                     }
                     Err(error) => panic!("{what}: {error}"),
                 }
+                if round % 20 == 19 {
+                    driven.pass(300_000_000);
+                }
                 for done in driven.settle() {
                     match done.result {
                         Ok(()) => {
@@ -79,23 +89,93 @@ fn run_with(seed: u64, call: u64, fault: Fault) -> bool {
                 // Nothing more is taken, ever.
                 let refused = driven.lane.submit(workload.draw());
                 assert!(matches!(refused, Err(LogError::Latched(_))), "{what}");
+            } else if driven.lane.close().is_ok() {
+                acknowledged = models.len() - 1;
             }
         }
     }
     let is_reached = disk.calls() >= reached;
     disk.fault_at(u64::MAX, Fault::Short);
-    disk.crash();
-    let (lane, recovery) =
-        open(&disk, &options()).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert!(recovery.report.damaged.is_empty(), "{what}: {recovery:?}");
-    let found = seen_all(&lane, &recovery).expect("it reads");
-    assert!(
-        models[acknowledged..]
-            .iter()
-            .any(|model| agrees(&found, model)),
-        "{what}: {acknowledged} acknowledged"
-    );
+    // The process alone is gone, or the power: what is found is the same and stays.
+    for is_power in [false, true] {
+        let disk = Arc::new(disk.fork());
+        if is_power {
+            disk.crash();
+        } else {
+            disk.kill_process();
+        }
+        let (lane, recovery) =
+            open(&disk, &options()).unwrap_or_else(|error| panic!("{what}: {error}"));
+        assert!(recovery.report.damaged.is_empty(), "{what}: {recovery:?}");
+        let found = seen_all(&lane, &recovery).expect("it reads");
+        assert!(
+            models[acknowledged..]
+                .iter()
+                .any(|model| agrees(&found, model)),
+            "{what}: {acknowledged} acknowledged"
+        );
+        drop(lane);
+        disk.crash();
+        let (lane, recovery) = open(&disk, &options()).expect("it opens");
+        let again = seen_all(&lane, &recovery).expect("it reads");
+        assert!(agrees(&again, &found), "{what}: what was found is durable");
+    }
     is_reached
+}
+
+#[test]
+fn every_operation_of_a_recovery_failing_changes_nothing() {
+    let mut cases = 0;
+    for seed in 0..4 {
+        let whole = disk(seed);
+        let (mut driven, _) = Driven::open(&whole, &options());
+        let mut workload = Workload::new(seed, 3, 4_000);
+        workload.has_laggard = seed % 2 == 0;
+        for _ in 0..30 {
+            driven.write(workload.draw());
+        }
+        let before = workload.model.clone();
+        let tail = workload.draw();
+        driven.lane.submit(tail).expect("taken");
+        driven.lane.poll(driven.now);
+        drop(driven);
+        // A write was on its way.
+        whole.crash();
+        for fault in FAULTS {
+            for call in 1.. {
+                let disk = Arc::new(whole.fork());
+                let reached = disk.calls() + call;
+                disk.fault_at(reached, fault);
+                let what = format!("seed {seed} call {call} {fault:?}");
+                let failed = open(&disk, &options()).map(|_| ());
+                assert!(!matches!(failed, Err(LogError::Damaged { .. })), "{what}");
+                let is_reached = disk.calls() >= reached;
+                disk.fault_at(u64::MAX, Fault::Short);
+                if call % 2 == 0 {
+                    disk.crash();
+                } else {
+                    disk.kill_process();
+                }
+                let (lane, recovery) =
+                    open(&disk, &options()).unwrap_or_else(|error| panic!("{what}: {error}"));
+                assert!(recovery.report.damaged.is_empty(), "{what}: {recovery:?}");
+                let found = seen_all(&lane, &recovery).expect("it reads");
+                let is_known = agrees(&found, &before) || agrees(&found, &workload.model);
+                assert!(is_known, "{what}");
+                drop(lane);
+                disk.crash();
+                let (lane, recovery) = open(&disk, &options()).expect("it opens");
+                let again = seen_all(&lane, &recovery).expect("it reads");
+                assert!(agrees(&again, &found), "{what}: what was found is durable");
+                if !is_reached {
+                    break;
+                }
+                cases += 1;
+            }
+        }
+    }
+    record("log operations of a recovery failing", "cases", cases);
+    assert!(cases > 300, "{cases}");
 }
 
 #[test]
@@ -190,7 +270,7 @@ fn hazard_12_a_vote_is_acknowledged_only_when_log_and_slot_are_durable() {
         submission.hard_state = Some(hard_state);
         driven.write(submission);
         for keep in [false, true] {
-            let after = std::sync::Arc::new(disk.fork());
+            let after = Arc::new(disk.fork());
             after.crash_keeping(|_| keep);
             let (_, recovery) = open(&after, &options()).expect("it opens");
             let found = &recovery.replicas[&(group, replica)];

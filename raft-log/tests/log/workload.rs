@@ -124,6 +124,8 @@ pub struct Workload {
     pub model: Model,
     numbers: BTreeMap<Key, u64>,
     pub has_tombstones: bool,
+    /// The first group appends a little and never compacts; the others keep next to nothing.
+    pub has_laggard: bool,
 }
 
 impl Workload {
@@ -135,6 +137,7 @@ impl Workload {
             model: Model::default(),
             numbers: BTreeMap::new(),
             has_tombstones: false,
+            has_laggard: false,
         }
     }
 
@@ -143,7 +146,39 @@ impl Workload {
         self.model = model;
     }
 
+    /// Submissions that leave much garbage and a few live entries in each segment.
+    fn draw_turnover(&mut self) -> Submission {
+        let is_laggard = self.rng.one_in(6);
+        let group = if is_laggard {
+            1
+        } else {
+            2 + self.rng.below(self.groups - 1)
+        };
+        let key = key(group);
+        let replica = self.model.replicas.get(&key).cloned().unwrap_or_default();
+        let number = self.numbers.entry(key).or_default();
+        *number += 1;
+        let mut submission = Submission::new(key.0, key.1, *number);
+        let mut hard_state = replica.hard_state;
+        let payload_max = self.payload_max;
+        if is_laggard {
+            self.payload_max = payload_max.min(200);
+        }
+        self.append(&mut submission, replica.last.index.next(), &mut hard_state);
+        self.payload_max = payload_max;
+        if !is_laggard {
+            hard_state.commit = replica.last.index;
+            submission.compact_before = Some(replica.last.index.next());
+        }
+        submission.hard_state = Some(hard_state);
+        self.model.apply(&submission);
+        submission
+    }
+
     pub fn draw(&mut self) -> Submission {
+        if self.has_laggard {
+            return self.draw_turnover();
+        }
         let group = 1 + self.rng.below(self.groups);
         let key = key(group);
         let replica = self.model.replicas.get(&key).cloned();
