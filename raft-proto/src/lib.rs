@@ -71,10 +71,20 @@
 //! # Features
 //!
 //! - `std` (default): the checksum by hardware. Without it the crate is `no_std` with `alloc`.
+//! - `trace`: each transition as a value (`TraceEvent`), in the words of etcd-raft's TLA+ trace
+//!   specification. Without it none of that code is there. `cargo xtask trace` writes one.
 #![cfg_attr(not(feature = "std"), no_std)]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
+
+/// Notes a transition; without the feature `trace` it is no code at all.
+macro_rules! trace {
+    ($raft:expr, $transition:ident $(($value:expr))?) => {
+        #[cfg(feature = "trace")]
+        $raft.note(crate::trace::Transition::$transition $(($value))?);
+    };
+}
 
 mod checksum;
 mod chunk;
@@ -97,6 +107,7 @@ mod read_index;
 mod ready;
 mod replication;
 mod status;
+#[cfg(feature = "trace")]
 mod trace;
 mod types;
 
@@ -126,4 +137,6 @@ pub use ready::{
 };
 pub use replication::{Proposal, Proposed, SnapshotStatus};
 pub use status::WhyNoLeader;
+#[cfg(feature = "trace")]
+pub use trace::{TraceEvent, Transition as TraceTransition};
 pub use types::{EntryId, GroupId, HardState, HostId, Index, InvalidId, ReplicaId, Term, Time};

@@ -84,7 +84,7 @@ impl Raft {
 
     /// Sends what may leave now, and holds what must wait for this replica's disk.
     pub(crate) fn send_message(&mut self, message: Message) {
-        self.trace_sent(&message);
+        trace!(self, Send(message.clone()));
         if self.is_me(message.to) {
             self.out.own.push_back(Own {
                 submission: None,
@@ -183,7 +183,7 @@ impl Raft {
         ready.snapshot_wanted = self.out.snapshot_wanted.take();
         let is_something = ready.is_something();
         if is_something {
-            self.trace(crate::trace::Transition::Ready);
+            trace!(self, Ready);
         }
         is_something
     }

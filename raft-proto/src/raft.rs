@@ -103,6 +103,8 @@ pub struct Raft {
     pub(crate) out: Outbox,
     pub(crate) hard_out: HardState,
     pub(crate) soft_out: SoftState,
+    #[cfg(feature = "trace")]
+    pub(crate) trace: Vec<crate::trace::TraceEvent>,
 }
 
 /// Making one, and looking at it.
@@ -184,7 +186,10 @@ impl Raft {
                 role: Role::Follower,
                 leader: None,
             },
+            #[cfg(feature = "trace")]
+            trace: Vec::new(),
         };
+        trace!(raft, Init);
         let draw = raft.draw();
         raft.reads.begin_ids_at(draw);
         raft.switch(Changed {
@@ -388,7 +393,7 @@ impl Raft {
         self.reset(term);
         self.role = Role::Follower;
         self.leader = leader;
-        self.trace(crate::trace::Transition::BecomeFollower);
+        trace!(self, BecomeFollower);
     }
 
     pub(crate) fn become_pre_candidate(&mut self) {
@@ -405,7 +410,7 @@ impl Raft {
         self.reset(self.term.next());
         self.vote = Some(self.config.id);
         self.role = Role::Candidate;
-        self.trace(crate::trace::Transition::BecomeCandidate);
+        trace!(self, BecomeCandidate);
     }
 
     pub(crate) fn become_leader(&mut self) {
@@ -425,7 +430,7 @@ impl Raft {
         own.progress.is_recent_active = true;
         // Every entry that is not done with may be a membership change (hazard 3).
         self.pending_change = self.log.last();
-        self.trace(crate::trace::Transition::BecomeLeader);
+        trace!(self, BecomeLeader);
         // Only entries of the own term are committed by counting: begin with one (thesis §6.4).
         self.append_empty();
     }
@@ -611,10 +616,10 @@ impl Raft {
 
     /// Acts on a message that was checked, or that this replica sent to itself.
     pub(crate) fn step(&mut self, message: Message) -> Result<(), Refused> {
+        trace!(self, Receive(message.clone()));
         let Message {
             from, term, body, ..
         } = message;
-        self.trace_received(from, term, &body);
         if term > self.term {
             match &body {
                 Body::Vote { is_transfer, .. } if !is_transfer => self.check_lease()?,
@@ -859,6 +864,7 @@ impl Raft {
 
     /// Takes on a membership. Source: thesis §4.1, §4.2.2 (a leader that is removed), §4.3.
     pub(crate) fn switch(&mut self, changed: Changed) {
+        trace!(self, ApplyMembership(changed.membership.clone()));
         let next = self.log.last().max(Index::new(1));
         self.membership = changed.membership;
         self.peers.switch(&self.membership, &changed.added, next);
@@ -866,7 +872,6 @@ impl Raft {
             .retain(|&id, _| self.peers.peer(id).is_some());
         self.end_lease();
         self.patience.reset();
-        self.trace(crate::trace::Transition::ApplyMembership);
         if !self.is_leader() {
             return;
         }

@@ -174,6 +174,10 @@ impl Raft {
     }
 
     fn append_change(&mut self, kind: EntryKind, payload: &[u8]) -> EntryId {
+        #[cfg(feature = "trace")]
+        if let Ok(change) = MembershipChange::decode(payload) {
+            trace!(self, ChangeMembership(change));
+        }
         let proposal = Proposal {
             kind,
             session: None,
@@ -287,6 +291,8 @@ impl Raft {
             );
             if proposal.kind.is_membership() {
                 self.membership_entries.push_back(index);
+            } else {
+                trace!(self, Replicate);
             }
         }
         let (batch, rest) = builder.finish_within();
@@ -297,7 +303,6 @@ impl Raft {
                 self.uncommitted_bytes += bytes;
                 self.uncommitted.push_back((index, bytes));
             }
-            self.trace(crate::trace::Transition::Replicate);
             self.log.append(batch);
             // The leader's own disk counts like any other (thesis §10.2.1).
             let me = self.config.id;
@@ -421,7 +426,7 @@ impl Raft {
             self.uncommitted.pop_front();
             self.uncommitted_bytes -= bytes;
         }
-        self.trace(crate::trace::Transition::Commit);
+        trace!(self, Commit);
         true
     }
 
@@ -655,7 +660,6 @@ impl Raft {
     pub(crate) fn commit_to(&mut self, commit: Index) {
         if commit > self.log.committed {
             self.log.committed = commit;
-            self.trace(crate::trace::Transition::Commit);
         }
     }
 

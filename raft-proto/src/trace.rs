@@ -1,28 +1,84 @@
-//! Each transition of the core as a value, for checking against a specification.
+//! Each transition of the core as a value, so that what it did can be checked against a
+//! specification.
+//!
+//! The transitions are those of etcd-raft's trace specification (`tla/Traceetcdraft.tla`), noted
+//! where etcd-raft notes them (`state_trace.go`). `tests/trace.rs` writes them as its events.
 
-use crate::message::{Body, Message};
+use alloc::vec::Vec;
+
+use crate::membership::{Membership, MembershipChange};
+use crate::message::Message;
 use crate::raft::Raft;
-use crate::types::{ReplicaId, Term};
+use crate::ready::Role;
+use crate::types::{HardState, Index, ReplicaId};
 
 /// What happened.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Transition {
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Transition {
+    /// The replica was made from what its disk held.
+    Init,
+    /// It follows.
     BecomeFollower,
+    /// It stands for election.
     BecomeCandidate,
+    /// It leads.
     BecomeLeader,
-    ApplyMembership,
-    Replicate,
+    /// As leader it counted entries as committed.
     Commit,
+    /// As leader it is about to append a command.
+    Replicate,
+    /// As leader it is about to append a membership change.
+    ChangeMembership(MembershipChange),
+    /// It is about to take on a membership.
+    ApplyMembership(Membership),
+    /// It handed out what is to be done.
     Ready,
+    /// It says something, to another or to itself. What has to wait for the disk is said here too.
+    Send(Message),
+    /// It is about to act on something that was said.
+    Receive(Message),
+}
+
+/// A transition, and the state right then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TraceEvent {
+    /// Whose.
+    pub replica: ReplicaId,
+    /// What happened.
+    pub transition: Transition,
+    /// Term, vote and commit.
+    pub hard_state: HardState,
+    /// The role.
+    pub role: Role,
+    /// The last entry's index.
+    pub last: Index,
+    /// The voters, ascending; of a joint membership the incoming ones.
+    pub voters: Vec<ReplicaId>,
+    /// The outgoing voters of a joint membership.
+    pub voters_outgoing: Vec<ReplicaId>,
+    /// What a leader knows to be durable of its own log, and the index behind it that comes next.
+    pub own_progress: Option<(Index, Index)>,
 }
 
 impl Raft {
-    #[inline]
-    pub(crate) const fn trace(&mut self, _transition: Transition) {}
+    /// The transitions since the last call, oldest first. They are kept until they are taken: with
+    /// the feature `trace`, call this after each call that changes something.
+    pub fn take_trace(&mut self) -> Vec<TraceEvent> {
+        core::mem::take(&mut self.trace)
+    }
 
-    #[inline]
-    pub(crate) const fn trace_received(&mut self, _from: ReplicaId, _term: Term, _body: &Body) {}
-
-    #[inline]
-    pub(crate) const fn trace_sent(&mut self, _message: &Message) {}
+    pub(crate) fn note(&mut self, transition: Transition) {
+        let own = self.peers.peer(self.config.id);
+        self.trace.push(TraceEvent {
+            replica: self.config.id,
+            transition,
+            hard_state: self.hard_state(),
+            role: self.role,
+            last: self.log.last(),
+            voters: self.membership.voters.iter().copied().collect(),
+            voters_outgoing: self.membership.voters_outgoing.iter().copied().collect(),
+            own_progress: own.map(|own| (own.progress.matched, own.progress.next)),
+        });
+    }
 }

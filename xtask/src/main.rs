@@ -22,6 +22,7 @@ mod resp;
 mod slots;
 mod test;
 mod tidy;
+mod trace;
 mod workspace;
 
 use std::process::ExitCode;
@@ -55,6 +56,8 @@ enum Command {
     Bench(bench::Bench),
     /// Runs raft-proto's conformance suites and prints a line for each.
     Conformance(conformance::Conformance),
+    /// Writes what the core does in a script, for etcd-raft's TLA+ trace specification.
+    Trace(trace::Trace),
 }
 
 fn main() -> ExitCode {
@@ -76,5 +79,6 @@ fn run(command: Command) -> anyhow::Result<()> {
         Command::Certs(certs) => certs.run(),
         Command::Bench(bench) => bench.run(),
         Command::Conformance(conformance) => conformance.run(),
+        Command::Trace(trace) => trace.run(),
     }
 }

@@ -20,6 +20,16 @@ pub(crate) enum BuildProfile {
 
 /// Builds one example of a package and returns its executable.
 pub(crate) fn example(package: &str, name: &str, profile: BuildProfile) -> Result<PathBuf> {
+    example_with(package, name, profile, &[])
+}
+
+/// Builds one example of a package with features and returns its executable.
+pub(crate) fn example_with(
+    package: &str,
+    name: &str,
+    profile: BuildProfile,
+    features: &[&str],
+) -> Result<PathBuf> {
     let profile = match profile {
         BuildProfile::Release => "release",
         BuildProfile::Ci => "ci",
@@ -34,6 +44,8 @@ pub(crate) fn example(package: &str, name: &str, profile: BuildProfile) -> Resul
             "--profile",
             profile,
             "--locked",
+            "--features",
+            &features.join(","),
         ])
         .arg("--message-format=json-render-diagnostics")
         .stdin(Stdio::null())

@@ -16,6 +16,16 @@ const EXPECTED: &[&str] = &["scripts", "seeds", "crash_states", "bits", "cases"]
 /// Every kind of work that a suite may report.
 const KNOWN: &[&str] = &["scripts", "seeds", "crash_states", "bits", "cases"];
 
+/// Tests that need a feature which the others are to do without.
+const WITH_FEATURES: &[&[&str]] = &[&[
+    "--package",
+    "raft-proto",
+    "--features",
+    "trace",
+    "--test",
+    "trace",
+]];
+
 #[derive(clap::Args)]
 pub(crate) struct Test {
     /// Arguments for `cargo test`, such as a filter; sums are then printed but not demanded.
@@ -55,24 +65,29 @@ pub(crate) fn run(arguments: &[String]) -> Result<Outcome> {
     let report = directory.join("report.jsonl");
     fs::write(&report, "")?;
 
-    let mut command = workspace::cargo();
-    command.args([
-        "test",
-        "--workspace",
-        "--profile",
-        "ci",
-        "--locked",
-        "--no-fail-fast",
-    ]);
-    command.args(arguments).env("RAFT_TEST_REPORT", &report);
-    let mut outcome = Outcome::default();
-    outcome.ok = workspace::run_lines(&mut command, |line| {
-        println!("{line}");
-        if let Some((passed, failed)) = result_line(line) {
-            outcome.passed += passed;
-            outcome.failed += failed;
-        }
-    })?;
+    let mut outcome = Outcome {
+        ok: true,
+        ..Outcome::default()
+    };
+    let whole = [&["--workspace"][..]];
+    let more = if arguments.is_empty() {
+        WITH_FEATURES
+    } else {
+        &[]
+    };
+    for chosen in whole.iter().chain(more) {
+        let mut command = workspace::cargo();
+        command.arg("test").args(*chosen);
+        command.args(["--profile", "ci", "--locked", "--no-fail-fast"]);
+        command.args(arguments).env("RAFT_TEST_REPORT", &report);
+        outcome.ok &= workspace::run_lines(&mut command, |line| {
+            println!("{line}");
+            if let Some((passed, failed)) = result_line(line) {
+                outcome.passed += passed;
+                outcome.failed += failed;
+            }
+        })?;
+    }
 
     let sums = sums(&fs::read_to_string(&report)?)?;
     print_sums(&sums, &report);

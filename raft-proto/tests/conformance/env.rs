@@ -25,6 +25,9 @@ pub(crate) struct Env {
     out: String,
     level: usize,
     cache_bytes_max: usize,
+    /// What happened, in the order in which it did.
+    #[cfg(feature = "trace")]
+    events: Vec<raft_proto::TraceEvent>,
 }
 
 const LEVELS: [&str; 6] = ["debug", "info", "warn", "error", "fatal", "none"];
@@ -60,6 +63,24 @@ impl Env {
             out: String::new(),
             level: 0,
             cache_bytes_max,
+            #[cfg(feature = "trace")]
+            events: Vec::new(),
+        }
+    }
+
+    /// Everything that has happened.
+    #[cfg(feature = "trace")]
+    #[allow(dead_code, reason = "the runner of the scripts takes none")]
+    pub(crate) fn take_events(&mut self) -> Vec<raft_proto::TraceEvent> {
+        self.gather_events();
+        std::mem::take(&mut self.events)
+    }
+
+    /// Only one replica has done anything since the last call.
+    #[cfg(feature = "trace")]
+    fn gather_events(&mut self) {
+        for node in &mut self.nodes {
+            self.events.extend(node.raft.take_trace());
         }
     }
 
@@ -91,6 +112,8 @@ impl Env {
     }
 
     pub(crate) fn node(&mut self, id: u64) -> &mut Node {
+        #[cfg(feature = "trace")]
+        self.gather_events();
         let at = usize::try_from(id - 1).expect("an id is small");
         &mut self.nodes[at]
     }

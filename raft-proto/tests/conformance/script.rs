@@ -446,7 +446,7 @@ pub(crate) fn run_family(
     conclusion.exit_code()
 }
 
-fn record(line: &serde_json::Value) {
+pub(crate) fn record(line: &serde_json::Value) {
     use std::io::Write;
     if let Some(path) = env::var_os("RAFT_TEST_REPORT") {
         let mut file = fs::OpenOptions::new()
