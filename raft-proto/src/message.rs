@@ -202,6 +202,7 @@ impl Body {
             Self::Append { .. }
                 | Self::Heartbeat { .. }
                 | Self::Snapshot { .. }
+                | Self::TimeoutNow
                 | Self::Quiesce { .. }
         )
     }

@@ -1,0 +1,347 @@
+//! A reason for everything that is dropped: each one there is, where it comes from.
+
+use crate::net::{Net, entry_id, group, index, message, plain, replica, voters};
+use crate::{dropped, holding};
+use raft_proto::{
+    Body, DropReason, Envelope, Forwarded, GroupId, Membership, Message, Proposal, Raft, Refused,
+    Role, SnapshotMeta, Term,
+};
+
+fn led() -> Net {
+    let mut net = Net::new(&[1, 2, 3], |config| config.reads_max = 2);
+    net.elect(1);
+    net.settle();
+    net.tick_all(1);
+    net
+}
+
+fn vote(term: u64) -> Body {
+    Body::Vote {
+        last: entry_id(term, 9),
+        is_transfer: false,
+    }
+}
+
+fn snapshot(at: u64, membership: Membership) -> Body {
+    let meta = SnapshotMeta {
+        id: entry_id(1, at),
+        membership,
+    };
+    let meta = meta.into();
+    Body::Snapshot { meta }
+}
+
+/// Has the replica refuse the message, and checks that nothing changed by it.
+fn refuse(raft: &mut Raft, message: Message, reason: DropReason) {
+    let look = |raft: &Raft| {
+        (
+            raft.hard_state(),
+            raft.role(),
+            raft.leader(),
+            (raft.first_index(), raft.last_index()),
+            raft.membership().clone(),
+        )
+    };
+    let before = look(raft);
+    assert_eq!(raft.handle_message(message), dropped(reason));
+    assert_eq!(look(raft), before);
+}
+
+#[test]
+fn where_it_was_meant_to_go() {
+    let mut net = led();
+    let envelope = |group, epoch| Envelope {
+        group,
+        epoch,
+        message: message(1, 2, 9, vote(9)),
+    };
+    let other = GroupId::new(8).expect("a valid id");
+    let hard = net.raft(2).hard_state();
+    assert_eq!(
+        net.raft(2).handle_envelope(envelope(other, 0)),
+        dropped(DropReason::OtherGroup)
+    );
+    assert_eq!(
+        net.raft(2).handle_envelope(envelope(group(), 1)),
+        dropped(DropReason::OtherEpoch)
+    );
+    assert_eq!(net.raft(2).hard_state(), hard);
+    let misdirected = message(1, 3, 9, vote(9));
+    refuse(net.raft(2), misdirected, DropReason::NotForThisReplica);
+}
+
+#[test]
+fn who_it_came_from() {
+    let mut net = led();
+    let answers = [
+        Body::PreVoteResponse { is_rejected: false },
+        Body::VoteResponse { is_rejected: false },
+        Body::AppendResponse {
+            index: index(1),
+            rejected: None,
+        },
+        Body::HeartbeatResponse { round: 0 },
+        Body::ReadIndexResponse {
+            id: 1,
+            index: index(1),
+        },
+    ];
+    for body in answers {
+        for term in [1, 2] {
+            let answer = message(9, 1, term, body.clone());
+            refuse(net.raft(1), answer, DropReason::UnknownPeer);
+        }
+    }
+}
+
+#[test]
+fn when_it_was_said() {
+    let mut raft = holding(2, 5, &[1, 2], 1);
+    let (found, current) = (Term::new(4), Term::new(5));
+    let stale = DropReason::StaleTerm { found, current };
+    let bodies = [
+        vote(4),
+        Body::Heartbeat {
+            commit: index(1),
+            round: 0,
+        },
+        crate::net::append(entry_id(2, 2), 2, vec![]),
+        snapshot(9, voters(&[1, 2, 3])),
+        Body::TimeoutNow,
+        Body::VoteResponse { is_rejected: false },
+        Body::AppendResponse {
+            index: index(9),
+            rejected: None,
+        },
+        Body::Quiesce {
+            last: entry_id(2, 2),
+        },
+    ];
+    for body in bodies {
+        refuse(&mut raft, message(1, 2, 4, body), stale);
+        assert!(raft.poll_ready().is_none());
+    }
+    // Two are answered, so that who asks learns of the term.
+    let pre_vote = Body::PreVote {
+        last: entry_id(2, 2),
+    };
+    refuse(&mut raft, message(1, 2, 4, pre_vote), stale);
+    let ready = raft.poll_ready().expect("an answer");
+    let answer = ready.messages_after_sync[0].held();
+    assert_eq!(answer.term, current);
+    assert_eq!(answer.body, Body::PreVoteResponse { is_rejected: true });
+}
+
+#[test]
+fn votes_that_a_leader_or_a_lease_stands_against() {
+    let mut net = Net::new(&[1, 2, 3], |config| {
+        config.check_quorum = true;
+        config.lease_ticks = 5;
+    });
+    net.elect(1);
+    net.settle();
+    refuse(
+        net.raft(2),
+        message(3, 2, 2, vote(2)),
+        DropReason::LeaderAlive,
+    );
+    let pre_vote = Body::PreVote {
+        last: entry_id(1, 9),
+    };
+    refuse(
+        net.raft(2),
+        message(3, 2, 2, pre_vote),
+        DropReason::LeaderAlive,
+    );
+    net.restart(2);
+    let lease = DropReason::LeaseAfterRestart;
+    refuse(net.raft(2), message(3, 2, 2, vote(2)), lease);
+    net.tick_all(1);
+    assert_eq!(net.raft(2).forget_leader(), dropped(DropReason::LeaseHeld));
+    assert_eq!(net.raft(2).leader(), Some(replica(1)));
+}
+
+#[test]
+fn what_is_meant_for_another_role() {
+    let mut net = led();
+    let to_leader = [
+        Body::AppendResponse {
+            index: index(1),
+            rejected: None,
+        },
+        Body::HeartbeatResponse { round: 0 },
+        Body::ReadIndex { id: 1 },
+        Body::SnapshotRequest {
+            index: index(1),
+            request: 1,
+        },
+    ];
+    for body in to_leader {
+        refuse(net.raft(2), message(3, 2, 1, body), DropReason::NotLeader);
+    }
+    let not_from_leader = Body::ReadIndexResponse {
+        id: 1,
+        index: index(1),
+    };
+    let answer = message(3, 2, 1, not_from_leader);
+    refuse(net.raft(2), answer, DropReason::NotLeader);
+    for is_rejected in [true, false] {
+        let late = [
+            Body::VoteResponse { is_rejected },
+            Body::PreVoteResponse { is_rejected },
+        ];
+        for body in late {
+            let answer = message(3, 1, 1, body);
+            refuse(net.raft(1), answer, DropReason::NotForThisRole);
+        }
+    }
+    let role = dropped(DropReason::NotForThisRole);
+    assert_eq!(net.raft(1).campaign(), role);
+    assert_eq!(net.raft(1).forget_leader(), role);
+    assert_eq!(net.raft(1).transfer_leader(replica(1)), role);
+    net.raft(3).campaign().expect("it may stand");
+    assert_eq!(net.raft(3).role(), Role::Candidate);
+    refuse(
+        net.raft(3),
+        message(1, 3, 2, Body::TimeoutNow),
+        DropReason::NotForThisRole,
+    );
+    let transfer = Body::TransferLeader { to: replica(3) };
+    refuse(
+        net.raft(3),
+        message(1, 3, 2, transfer),
+        DropReason::NotForThisRole,
+    );
+}
+
+#[test]
+fn where_there_is_no_leader_to_ask() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    let none = dropped(DropReason::NoLeader);
+    let raft = net.raft(1);
+    assert_eq!(raft.read_index(1), none);
+    assert_eq!(raft.transfer_leader(replica(2)), none);
+    assert_eq!(raft.request_snapshot(index(1)), none);
+    let command = || vec![Forwarded::from(Proposal::command(b"x"))];
+    assert_eq!(raft.forward(command()), dropped(DropReason::NoLeader));
+    let entries = command();
+    let proposal = message(2, 1, 0, Body::Propose { entries });
+    refuse(raft, proposal, DropReason::NoLeader);
+}
+
+#[test]
+fn transfers_to_who_may_not_lead_or_is_being_handed_it() {
+    let mut membership = voters(&[1, 2]);
+    membership.learners.insert(replica(3));
+    let mut net = Net::with_membership(&[1, 2, 3], &membership, plain);
+    net.elect(1);
+    net.settle();
+    let transfer = |net: &mut Net, to| net.raft(1).transfer_leader(replica(to));
+    assert_eq!(transfer(&mut net, 3), dropped(DropReason::NotPromotable));
+    assert_eq!(transfer(&mut net, 9), dropped(DropReason::UnknownPeer));
+    assert_eq!(net.raft(3).campaign(), dropped(DropReason::NotPromotable));
+    transfer(&mut net, 2).expect("it may lead");
+    assert_eq!(
+        transfer(&mut net, 2),
+        dropped(DropReason::TransferInProgress)
+    );
+    assert_eq!(net.raft(1).transferee(), Some(replica(2)));
+}
+
+#[test]
+fn what_is_known_already() {
+    let mut net = led();
+    let matched = net.raft(1).last_index();
+    for rejected in [None, Some(entry_id(1, 0))] {
+        let body = Body::AppendResponse {
+            index: matched,
+            rejected,
+        };
+        refuse(net.raft(1), message(2, 1, 1, body), DropReason::Stale);
+    }
+    let offer = Body::SnapshotOffer {
+        meta: SnapshotMeta {
+            id: entry_id(1, 1),
+            membership: voters(&[1, 2, 3]),
+        }
+        .into(),
+        request: 77,
+    };
+    refuse(net.raft(2), message(1, 2, 1, offer), DropReason::Stale);
+    let quiesce = Body::Quiesce {
+        last: entry_id(1, 1),
+    };
+    refuse(net.raft(2), message(1, 2, 1, quiesce), DropReason::Stale);
+}
+
+#[test]
+fn snapshots_that_are_old_or_not_for_it() {
+    let mut raft = holding(2, 1, &[1, 1, 1], 2);
+    let old = snapshot(2, voters(&[1, 2, 3]));
+    let without = snapshot(9, voters(&[1, 3]));
+    for (body, reason) in [
+        (old, DropReason::SnapshotOutdated),
+        (without, DropReason::SnapshotWithoutUs),
+    ] {
+        // The leader that sent it is noted, and answered with the commit index: nothing else.
+        let refused = raft.handle_message(message(1, 2, 1, body));
+        assert_eq!(refused, dropped(reason));
+        assert_eq!((raft.commit(), raft.last_index()), (index(2), index(3)));
+        let ready = raft.poll_ready().expect("an answer");
+        assert!(ready.snapshot.is_none() && ready.entries.is_empty());
+        let answer = &ready.messages_after_sync[0].held().body;
+        assert!(matches!(
+            answer,
+            Body::AppendResponse { index, rejected: None } if *index == raft.commit()
+        ));
+        if let Some(submission) = ready.submission {
+            raft.persisted(submission);
+        }
+    }
+}
+
+#[test]
+fn reads_too_many_or_not_waited_for() {
+    let mut net = led();
+    for user in [1, 2] {
+        net.raft(1).read_index(user).expect("there is room");
+        net.raft(3).read_index(user).expect("there is room");
+    }
+    let full = dropped(DropReason::ReadsFull);
+    assert_eq!(net.raft(1).read_index(3), full);
+    assert_eq!(net.raft(3).read_index(3), full);
+    let read = message(2, 1, 0, Body::ReadIndex { id: 3 });
+    assert_eq!(net.raft(1).handle_message(read), full);
+    let answer = Body::ReadIndexResponse {
+        id: 1,
+        index: index(1),
+    };
+    refuse(
+        net.raft(3),
+        message(1, 3, 1, answer),
+        DropReason::UnknownRead,
+    );
+    net.settle();
+    assert_eq!(
+        net.node(1).reads.len(),
+        2,
+        "and those that had room are answered"
+    );
+}
+
+#[test]
+fn each_of_them_is_a_sentence() {
+    let reason = DropReason::StaleTerm {
+        found: Term::new(3),
+        current: Term::new(4),
+    };
+    let refused = Refused::Dropped { reason };
+    assert_eq!(
+        refused.to_string(),
+        "dropped: of term 3, which is over: it is term 4"
+    );
+    let refused = Refused::Dropped {
+        reason: DropReason::LeaderAlive,
+    };
+    assert_eq!(refused.to_string(), "dropped: the leader is alive");
+}

@@ -1,0 +1,204 @@
+//! Reports about followers, and snapshots that followers ask for.
+
+use crate::net::{Net, index, message, plain, replica, voters};
+use crate::{dropped, status};
+use raft_proto::{Body, DropReason, PeerState, SnapshotStatus};
+
+fn states(net: &mut Net) -> Vec<PeerState> {
+    net.raft(1).peer_statuses().map(|peer| peer.state).collect()
+}
+
+#[test]
+fn an_unreachable_report_moves_the_peer_it_names_and_no_other() {
+    let mut net = Net::new(&[1, 2, 3, 4], plain);
+    net.elect(1);
+    net.settle();
+    let before = states(&mut net);
+    net.raft(1).report_unreachable(replica(3));
+    let after = states(&mut net);
+    assert_eq!(after[2], PeerState::Probe);
+    assert_eq!(
+        [after[0], after[1], after[3]],
+        [before[0], before[1], before[3]]
+    );
+    // Of one that is no member, and by one that does not lead: nothing.
+    net.raft(1).report_unreachable(replica(9));
+    assert_eq!(states(&mut net), after);
+    net.raft(2).report_unreachable(replica(1));
+    assert_eq!(net.raft(2).peer_statuses().count(), 0);
+    // What was lost on the way is sent again, to that peer only.
+    net.propose(1, "a").expect("it leads");
+    net.settle();
+    net.tick_all(1);
+    assert!((1..=4).all(|id| net.raft(id).last_index() == index(2)));
+}
+
+/// One leads, and the learners 3 and 4 wait for a snapshot that is lost on the way.
+fn waiting_for_snapshots() -> Net {
+    let mut membership = voters(&[1, 2]);
+    membership.learners = [replica(3), replica(4)].into();
+    let mut net = Net::with_membership(&[1, 2, 3, 4], &membership, plain);
+    net.elect(1);
+    net.cut_off(3);
+    net.cut_off(4);
+    for text in ["a", "b"] {
+        net.propose(1, text).expect("it leads");
+    }
+    net.settle();
+    net.snapshot(1);
+    net.heal();
+    net.raft(1).report_unreachable(replica(3));
+    net.raft(1).report_unreachable(replica(4));
+    net.tick(1, 1);
+    while net
+        .mail
+        .iter()
+        .any(|message| !matches!(message.body, Body::Snapshot { .. }))
+    {
+        let others = net.take(|message| !matches!(message.body, Body::Snapshot { .. }));
+        for message in others {
+            net.deliver(message);
+        }
+        for id in 1..=4 {
+            net.pump(id);
+        }
+    }
+    let lost = net.take(|_| true);
+    assert_eq!(lost.len(), 2, "a snapshot for each");
+    net
+}
+
+#[test]
+fn a_snapshot_report_moves_the_peer_it_names_and_no_other() {
+    let mut net = waiting_for_snapshots();
+    let pending = PeerState::Snapshot { pending: index(3) };
+    assert_eq!(states(&mut net)[2..], [pending, pending]);
+    net.raft(1)
+        .report_snapshot(replica(4), SnapshotStatus::Failed);
+    assert_eq!(states(&mut net)[2..], [pending, PeerState::Probe]);
+    // It failed: the next entry is still the one that was missing, and is sent after a heartbeat.
+    let four = status(&mut net, 1, 4);
+    assert!(four.is_paused && four.next <= index(3));
+    net.raft(1)
+        .report_snapshot(replica(3), SnapshotStatus::Finished);
+    let three = status(&mut net, 1, 3);
+    assert_eq!((three.state, three.next), (PeerState::Probe, index(4)));
+    assert!(three.is_paused, "the follower's own word comes first");
+    // Of one that waits for none, is no member, or by one that does not lead: nothing.
+    let before = states(&mut net);
+    for of in [1, 2, 9] {
+        net.raft(1)
+            .report_snapshot(replica(of), SnapshotStatus::Failed);
+    }
+    net.raft(2)
+        .report_snapshot(replica(3), SnapshotStatus::Failed);
+    assert_eq!(states(&mut net), before);
+    // Both get what they need, whatever was said.
+    net.settle();
+    net.tick_all(5);
+    for id in [3, 4] {
+        assert_eq!(net.raft(id).commit(), index(3), "replica {id}");
+    }
+}
+
+#[test]
+fn a_requested_snapshot_is_answered_once() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.propose(1, "a").expect("it leads");
+    net.settle();
+    net.tick_all(1);
+    net.raft(3).request_snapshot(index(2)).expect("it follows");
+    net.settle();
+    assert_eq!(net.node(1).wanted, [index(2)], "the leader has none yet");
+    assert!(net.node(3).offered.is_empty());
+    let meta = net.snapshot(1);
+    net.pump(1);
+    let offers = net.take(|message| matches!(message.body, Body::SnapshotOffer { .. }));
+    assert_eq!(offers.len(), 1);
+    assert_eq!(offers[0].to, replica(3), "to who asked");
+    let log = (net.raft(3).first_index(), net.raft(3).last_index());
+    for offer in [offers[0].clone(), offers[0].clone()] {
+        net.deliver(offer);
+        net.pump(3);
+    }
+    assert_eq!(net.node(3).offered, [meta], "the repeated one is dropped");
+    assert_eq!(net.node(3).refused.len(), 1);
+    assert_eq!(
+        (net.raft(3).first_index(), net.raft(3).last_index()),
+        log,
+        "the log stays"
+    );
+    // Further snapshots are no answer to anything.
+    net.propose(1, "b").expect("it leads");
+    net.settle();
+    net.tick_all(1);
+    net.snapshot(1);
+    net.settle();
+    assert_eq!(net.node(3).offered.len(), 1);
+}
+
+#[test]
+fn a_snapshot_that_is_there_is_offered_at_once_if_it_is_new_enough() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.propose(1, "a").expect("it leads");
+    net.settle();
+    net.tick_all(1);
+    let meta = net.snapshot(1);
+    for (at, is_offered) in [(1, true), (2, true), (3, false)] {
+        net.raft(3).request_snapshot(index(at)).expect("it follows");
+        net.settle();
+        let offered = std::mem::take(&mut net.node(3).offered);
+        assert_eq!(offered == [meta.clone()], is_offered, "at {at}");
+    }
+    assert_eq!(net.node(1).wanted, [index(3)]);
+}
+
+#[test]
+fn of_two_requests_only_the_later_is_answered_and_none_by_another_leader() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.settle();
+    net.raft(3).request_snapshot(index(1)).expect("it follows");
+    net.raft(3).request_snapshot(index(1)).expect("it follows");
+    net.settle();
+    net.snapshot(1);
+    net.settle();
+    assert_eq!(net.node(3).offered.len(), 1);
+    net.raft(3).request_snapshot(index(9)).expect("it follows");
+    net.settle();
+    net.elect(2);
+    let meta = net.snapshot(2);
+    net.settle();
+    assert_eq!(net.node(3).offered.len(), 1, "ask the new leader");
+    assert_eq!(net.raft(1).request_snapshot(index(1)), Ok(()));
+    net.settle();
+    assert_eq!(net.node(1).offered, [meta]);
+}
+
+#[test]
+fn who_may_ask_and_who_is_asked() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    assert_eq!(
+        net.raft(1).request_snapshot(index(1)),
+        dropped(DropReason::NoLeader)
+    );
+    net.elect(1);
+    assert_eq!(
+        net.raft(1).request_snapshot(index(1)),
+        dropped(DropReason::NotForThisRole)
+    );
+    let ask = Body::SnapshotRequest {
+        index: index(1),
+        request: 4,
+    };
+    assert_eq!(
+        net.raft(2).handle_message(message(3, 2, 1, ask.clone())),
+        dropped(DropReason::NotLeader)
+    );
+    assert_eq!(
+        net.raft(1).handle_message(message(9, 1, 1, ask)),
+        dropped(DropReason::UnknownPeer)
+    );
+}
