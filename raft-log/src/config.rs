@@ -25,9 +25,13 @@ pub struct LaneOptions {
     /// How long after the last append a burst counts as ended, in nanoseconds: a watermark record
     /// is written then. 1 ms to 60 s, default 100 ms.
     pub burst_end_nanos: u64,
-    /// Whether opening verifies the payload of every record, not only of the active segment.
-    /// Default off: a scrub does it in the background.
+    /// Whether opening verifies the payload of every record, not only of the active segment: the
+    /// strict mode. Default off: a scrub does it in the background.
     pub verify_all: bool,
+    /// Bytes a second that a scrub reads, in the lane's own polls; appends go first. 64 KiB to
+    /// 16 GiB, default 16 MiB. 0: nothing is verified after an open, and a scrub that is asked for
+    /// goes at the default rate.
+    pub scrub_bytes_per_s: u64,
     /// Bytes of recent entries kept in memory. Up to 1 GiB, default 4 MiB.
     pub tail_cache_bytes_max: usize,
     /// Bytes of footers kept in memory. Up to 1 GiB, default 4 MiB.
@@ -47,6 +51,7 @@ impl Default for LaneOptions {
             reserve_bytes: None,
             burst_end_nanos: 100_000_000,
             verify_all: false,
+            scrub_bytes_per_s: crate::lane::DEFAULT_BYTES_PER_S,
             tail_cache_bytes_max: 4 << 20,
             footer_cache_bytes_max: 4 << 20,
             collect_bytes_max: 256 << 10,
@@ -90,6 +95,15 @@ impl LaneOptions {
                 self.burst_end_nanos,
                 1_000_000,
                 60_000_000_000,
+            ),
+            (
+                "scrub_bytes_per_s",
+                match self.scrub_bytes_per_s {
+                    0 => crate::lane::DEFAULT_BYTES_PER_S,
+                    rate => rate,
+                },
+                64 << 10,
+                16 << 30,
             ),
             (
                 "tail_cache_bytes_max",

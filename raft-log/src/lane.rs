@@ -27,7 +27,11 @@ use crate::vfs::{FileId, OpDone, OpId, Vfs, VfsError};
 
 mod collect;
 mod commit;
+mod scrub;
 mod seal;
+
+pub(crate) use scrub::DEFAULT_BYTES_PER_S;
+pub use scrub::ScrubStatus;
 
 /// What a poll leaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -158,6 +162,7 @@ pub struct Lane {
     is_closing: bool,
     /// Segments whose laggards cannot be read.
     unmovable: BTreeSet<u64>,
+    scrub: scrub::Scrub,
 }
 
 impl std::fmt::Debug for Lane {
@@ -193,6 +198,7 @@ impl Lane {
         let analysis = recovery::analyse(vfs.as_ref(), data_dir, &options)?;
         let recovered = recovery::mend(&vfs, data_dir, &options, analysis)?;
         let shared = Arc::new(Shared::new(Arc::clone(&vfs), &options, recovered.tables));
+        let scrub = scrub::Scrub::new(options.scrub_bytes_per_s);
         let mut lane = Self {
             pool: recovered.pool,
             votes: recovered.votes,
@@ -219,8 +225,10 @@ impl Lane {
             has_appended: false,
             is_closing: false,
             unmovable: BTreeSet::new(),
+            scrub,
         };
         lane.finish_open(recovered.opening)?;
+        lane.scrub_after_open();
         let recovery = lane.recovery(recovered.report);
         Ok((lane, recovery))
     }
@@ -322,6 +330,7 @@ impl Lane {
         for done in self.vfs.completions(now) {
             is_busy |= self.on_done(done);
         }
+        self.scrub_poll();
         if is_busy {
             Progress::More
         } else {
@@ -380,7 +389,7 @@ impl Lane {
         let watermark = (!is_stalled && self.owes_watermark())
             .then(|| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
         let stalled = is_stalled.then(|| self.now.plus_nanos(1_000_000));
-        [watermark, stalled, self.pool.retry_at()]
+        [watermark, stalled, self.pool.retry_at(), self.scrub.due()]
             .into_iter()
             .flatten()
             .min()

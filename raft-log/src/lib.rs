@@ -10,6 +10,7 @@ mod pool;
 mod read;
 mod record;
 mod recovery;
+mod scrub;
 mod segment;
 mod staging;
 mod state;
@@ -18,7 +19,7 @@ pub mod vfs;
 
 pub use config::LaneOptions;
 pub use error::LogError;
-pub use lane::{Lane, LaneStats, Progress};
+pub use lane::{Lane, LaneStats, Progress, ScrubStatus};
 pub use read::{LaneSpace, LogReader};
 pub use recovery::{DamageReport, Recovery, RecoveryReport};
 pub use state::{
