@@ -79,6 +79,7 @@ impl LaneWorker {
                 Err(error) => fail(&mut self.has_failed, &self.steps, &error.to_string()),
             }
         }
+        self.tell_damage();
         for (done, step) in self.done.iter_mut().zip(&self.steps) {
             if !done.is_empty() {
                 step.notice(StepInput::Persisted(std::mem::take(done)));
@@ -89,6 +90,25 @@ impl LaneWorker {
 }
 
 impl LaneWorker {
+    /// A scrub found that a replica lost what it had: it stops, everybody else goes on.
+    fn tell_damage(&mut self) {
+        for report in self.lane.take_damage() {
+            for (group, replica, first, last) in report.replicas {
+                let reason = format!(
+                    "damaged in segment {} at byte {}, entries {first} to {last}: {}; remove this \
+                     replica and add one with a new id",
+                    report.segment, report.offset, report.reason
+                );
+                let step = &self.steps[route(group, self.steps.len())];
+                step.notice(StepInput::ReplicaDamaged {
+                    group,
+                    replica,
+                    reason,
+                });
+            }
+        }
+    }
+
     /// Submits, or holds back what there is no room for: an entry that has an index stays.
     fn submit(&mut self, submission: Submission) {
         if self.has_failed {

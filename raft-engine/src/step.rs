@@ -104,6 +104,11 @@ pub(crate) enum StepInput {
         group: GroupId,
         reason: String,
     },
+    ReplicaDamaged {
+        group: GroupId,
+        replica: ReplicaId,
+        reason: String,
+    },
     Fetched {
         group: GroupId,
         first: Index,
@@ -294,6 +299,17 @@ impl StepWorker {
             }
             StepInput::HostFailed { reason } => self.fail_host(&reason),
             StepInput::GroupFailed { group, reason } => self.fail_group(group, reason),
+            StepInput::ReplicaDamaged {
+                group,
+                replica,
+                reason,
+            } => {
+                // An earlier replica's entries are nobody's loss.
+                let found = self.groups.get(&group);
+                if found.is_some_and(|found| found.replica == replica) {
+                    self.fail_group(group, reason);
+                }
+            }
             StepInput::Fetched {
                 group,
                 first,

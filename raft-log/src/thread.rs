@@ -10,9 +10,9 @@ use raft_proto::Time;
 
 use crate::config::LaneOptions;
 use crate::error::LogError;
-use crate::lane::{Lane, LaneStats, Progress};
+use crate::lane::{Lane, LaneStats, Progress, ScrubStatus};
 use crate::read::LogReader;
-use crate::recovery::Recovery;
+use crate::recovery::{DamageReport, Recovery};
 use crate::state::Submission;
 use crate::vfs::Vfs;
 
@@ -20,6 +20,9 @@ use crate::vfs::Vfs;
 const PENDING_BYTES_MAX: usize = 64 << 20;
 /// An idle thread looks around this often, whatever happens.
 const PARK_MAX: Duration = Duration::from_millis(500);
+
+/// Damage reports kept until somebody takes them.
+const DAMAGE_MAX: usize = 1_024;
 
 type Callback = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
@@ -48,7 +51,12 @@ struct InboxState {
     bytes: usize,
     is_asleep: bool,
     is_closing: bool,
+    /// A scrub was asked for and has not begun.
+    wants_scrub: bool,
     stats: LaneStats,
+    scrub: ScrubStatus,
+    /// Damage found that nobody has taken yet.
+    damage: Vec<DamageReport>,
 }
 
 impl std::fmt::Debug for Inbox {
@@ -141,6 +149,28 @@ impl LaneThread {
         self.inbox.lock().stats
     }
 
+    /// Begins to verify everything durable, as [`Lane::scrub`].
+    pub fn scrub(&self) {
+        self.inbox.lock().wants_scrub = true;
+        self.inbox.wake.notify_one();
+    }
+
+    /// How far verifying has come, as of the last step of it.
+    #[must_use]
+    pub fn scrub_status(&self) -> ScrubStatus {
+        let state = self.inbox.lock();
+        ScrubStatus {
+            is_running: state.scrub.is_running || state.wants_scrub,
+            ..state.scrub
+        }
+    }
+
+    /// Takes the damage found since the last call, as [`Lane::take_damage`].
+    #[must_use]
+    pub fn take_damage(&self) -> Vec<DamageReport> {
+        std::mem::take(&mut self.inbox.lock().damage)
+    }
+
     /// Completes what was submitted and closes the lane.
     ///
     /// # Errors
@@ -182,6 +212,10 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
         let is_closing = {
             let mut state = inbox.lock();
             std::mem::swap(&mut state.waiting, &mut taken);
+            if std::mem::take(&mut state.wants_scrub) {
+                lane.scrub();
+                state.scrub = lane.scrub_status();
+            }
             state.is_closing
         };
         for (mut submission, on_done) in taken.drain(..) {
@@ -198,6 +232,7 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
         }
         let progress = lane.poll(clock());
         complete(&mut lane, inbox, &mut callbacks);
+        tell_scrub(&mut lane, inbox);
         if is_closing && callbacks.is_empty() && inbox.lock().waiting.is_empty() {
             return lane.close();
         }
@@ -206,7 +241,8 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
                 .map_or(PARK_MAX, |until| Duration::from_nanos(until.since(clock())))
                 .min(PARK_MAX);
             let mut state = inbox.lock();
-            if state.waiting.is_empty() && !state.is_closing && !timeout.is_zero() {
+            let may_sleep = state.waiting.is_empty() && !state.is_closing && !state.wants_scrub;
+            if may_sleep && !timeout.is_zero() {
                 state.is_asleep = true;
                 let (mut state, _) = inbox
                     .wake
@@ -215,6 +251,18 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
                 state.is_asleep = false;
             }
         }
+    }
+}
+
+/// Passes on how verifying goes, while it does.
+fn tell_scrub(lane: &mut Lane, inbox: &Inbox) {
+    if lane.is_scrub_news() {
+        let (status, mut damage) = (lane.scrub_status(), lane.take_damage());
+        let mut state = inbox.lock();
+        state.scrub = status;
+        let room = DAMAGE_MAX.saturating_sub(state.damage.len());
+        damage.truncate(room);
+        state.damage.append(&mut damage);
     }
 }
 

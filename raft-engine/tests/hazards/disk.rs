@@ -6,7 +6,7 @@ use std::path::Path;
 use raft_engine::{Event, RequestError};
 use raft_proto::Role;
 
-use crate::world::{MILLISECOND, World, command, find, group, replica};
+use crate::world::{MILLISECOND, World, command, find, group, replica, segments};
 
 #[test]
 fn hazard_47_fault_14_one_failed_sync_latches_the_host_and_nothing_more_is_acknowledged() {
@@ -266,5 +266,60 @@ fn fault_20_all_copies_of_a_vote_bad_stop_the_replica_for_ever() {
     world
         .propose(leader, group(1), 6)
         .expect("the others serve");
+    world.check();
+}
+
+#[test]
+fn fault_3_a_scrub_stops_the_one_replica_that_lost_something_and_the_host_goes_on() {
+    let mut world = World::new(3, 3, 2);
+    // A segment a second: slower than the groups take in what they had.
+    world.lane.scrub_bytes_per_s = 64 << 10;
+    world.start_all();
+    world.await_leaders();
+    let leader = world.leader(group(1));
+    let (mut number, victim) = (0, (leader + 1) % 3);
+    while segments(&world.hosts[victim].vfs).len() < 6 {
+        number += 1;
+        assert!(number < 20_000, "segments fill up");
+        world
+            .propose(leader, group(1), number)
+            .expect("the group serves");
+    }
+    world.await_level(group(1));
+    world.kill(victim);
+    world.start(victim);
+    world.await_level(group(1));
+    let has_failed = |world: &World| {
+        let mut events = world.events(victim).into_iter();
+        events.any(|event| matches!(event, Event::GroupFailed { group: id, .. } if id == group(1)))
+    };
+    assert!(!has_failed(&world));
+    let vfs = &world.hosts[victim].vfs;
+    let (path, at) = find(vfs, &command(number / 2)).remove(0);
+    vfs.flip_bit(&path, at + 3, 6);
+    world.run_until("the scrub finds it", |world| has_failed(world));
+    // Its other replica serves, and so does the group elsewhere.
+    let reason = world.ask(victim, |engine, responder| {
+        engine.propose(group(1), command(30_000), None, responder);
+    });
+    assert!(
+        matches!(&reason, Err(RequestError::GroupFailed { reason, .. }) if reason.contains("remove")),
+        "{reason:?}"
+    );
+    for id in [1, 2] {
+        let leader = world.leader(group(id));
+        world
+            .propose(leader, group(id), 20_000 + id)
+            .expect("it serves");
+    }
+    world.await_level(group(2));
+    // The next life knows.
+    world.kill(victim);
+    let outcomes = world.start(victim);
+    assert!(
+        matches!(outcomes[0].1, Err(RequestError::Damaged { .. })),
+        "{outcomes:?}"
+    );
+    assert!(outcomes[1].1.is_ok(), "{outcomes:?}");
     world.check();
 }

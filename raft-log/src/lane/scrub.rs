@@ -49,6 +49,8 @@ pub(crate) struct Scrub {
     passes: u64,
     verified_bytes: u64,
     damaged: u64,
+    /// Something was verified, or found, since this was last asked.
+    has_news: bool,
     reports: Vec<DamageReport>,
     /// Replicas whose damage is recorded, or about to be.
     marked: BTreeSet<Key>,
@@ -138,6 +140,7 @@ impl Lane {
             return;
         }
         self.scrub.next_at = self.now;
+        self.scrub.has_news = true;
         self.scrub.pass = Some(Pass {
             segments,
             walk: None,
@@ -158,6 +161,11 @@ impl Lane {
             waiting_bytes: waiting.map(|info| info.len).sum(),
             damaged: scrub.damaged,
         }
+    }
+
+    /// Whether a step was done since the last call.
+    pub(crate) fn is_scrub_news(&mut self) -> bool {
+        std::mem::take(&mut self.scrub.has_news)
     }
 
     /// Takes the damage found since the last call, the 1,024 oldest places of it: stop the replicas
@@ -185,6 +193,7 @@ impl Lane {
             return;
         };
         let read = self.scrub_step(&mut pass);
+        self.scrub.has_news = true;
         let is_over = pass.walk.is_none() && pass.segments.is_empty();
         if is_over {
             self.scrub.passes += 1;
