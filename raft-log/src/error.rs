@@ -68,6 +68,17 @@ pub enum LogError {
         /// The format version it names.
         version: u32,
     },
+    /// There is no log here: name the data directory, the one above `log`.
+    #[error("there is no log of lane {lane} below {path:?}")]
+    NoLog {
+        /// The data directory.
+        path: PathBuf,
+        /// The lane.
+        lane: u16,
+    },
+    /// What an export goes to could not be written.
+    #[error("export: {0}")]
+    Export(std::io::Error),
     /// A batch is larger than a record may be. Nothing was taken.
     #[error("a batch of {size} bytes is over the bound of {bound}")]
     TooLarge {

@@ -225,6 +225,19 @@ impl Tables {
         spans.get(at).filter(|span| span.first <= index)
     }
 
+    /// What is allocated for finding entries.
+    pub(crate) fn index_bytes(&self) -> usize {
+        let of_replicas = self.replicas.values().map(|replica| {
+            let state = &replica.state;
+            replica.spans.capacity() * size_of::<Span>()
+                + state.terms.capacity() * size_of::<raft_proto::TermRun>()
+                + state.membership_entries.capacity() * size_of::<Index>()
+        });
+        of_replicas.sum::<usize>()
+            + self.replicas.capacity() * size_of::<(Key, Replica)>()
+            + self.segments.len() * size_of::<(u64, SegmentInfo)>()
+    }
+
     /// Entries of `first..=last` that no span holds: the first such range.
     pub(crate) fn gap(&self, key: Key) -> Option<(Index, Index)> {
         let replica = self.replicas.get(&key)?;

@@ -181,6 +181,27 @@ impl LogReader {
         }
     }
 
+    /// The entries from `from` to `to`, inclusive, batch by batch: each step reads as
+    /// [`LogReader::entries`] does, a mebibyte at most. Ends behind `to` or the last entry held,
+    /// or after an error.
+    #[must_use]
+    pub fn batches(&self, group: GroupId, replica: ReplicaId, from: Index, to: Index) -> Batches {
+        Batches {
+            reader: self.clone(),
+            key: (group, replica),
+            next: from,
+            to,
+            ready: Vec::new().into_iter(),
+        }
+    }
+
+    /// The bytes of memory that finding entries takes, about, caches aside: what is held for each
+    /// batch of the active segment, and for each replica's part of a sealed one.
+    #[must_use]
+    pub fn index_bytes(&self) -> usize {
+        self.shared.read().index_bytes()
+    }
+
     /// The entries that lie together with `index`, from it on; `None` if it is not held.
     fn batch_at(&self, key: Key, index: Index) -> Result<Option<Batch>, LogError> {
         let mut tried = None;
@@ -289,6 +310,53 @@ impl LogReader {
             }
         };
         find_run(&list, index).ok_or_else(|| damaged("a footer's list lacks an entry"))
+    }
+}
+
+/// Reads a replica's entries in order: see [`LogReader::batches`].
+#[derive(Debug)]
+pub struct Batches {
+    reader: LogReader,
+    key: Key,
+    next: Index,
+    to: Index,
+    ready: std::vec::IntoIter<Batch>,
+}
+
+/// How much [`Batches`] reads in one go.
+const BATCHES_BYTES: usize = 1 << 20;
+
+impl Iterator for Batches {
+    type Item = Result<Batch, LogError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if let Some(batch) = self.ready.next() {
+            return Some(Ok(batch));
+        }
+        let (group, replica) = self.key;
+        let (first, last) = self.reader.range(group, replica)?;
+        let to = self.to.min(last);
+        if self.next > to {
+            return None;
+        }
+        if self.next < first {
+            let from = std::mem::replace(&mut self.next, to.next());
+            return Some(Err(LogError::NotFound { group, from }));
+        }
+        let (reader, next) = (&self.reader, self.next);
+        match reader.entries(group, replica, next, to, BATCHES_BYTES) {
+            Ok(batches) => {
+                if let Some(last) = batches.last() {
+                    self.next = last.last().index.next();
+                }
+                self.ready = batches.into_iter();
+                self.ready.next().map(Ok)
+            }
+            Err(error) => {
+                self.next = to.next();
+                Some(Err(error))
+            }
+        }
     }
 }
 

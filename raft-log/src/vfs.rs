@@ -23,6 +23,7 @@ mod map;
 mod sim;
 mod std_vfs;
 
+pub use map::install_sigbus_handler;
 #[cfg(feature = "sim")]
 pub use sim::{Fault, SimVfs};
 pub use std_vfs::{ReadMode, StdVfs};

@@ -1,5 +1,6 @@
 //! What the log is used for besides appending: verifying, looking into it, reading while it goes on.
 #![allow(missing_docs, unreachable_pub, reason = "a test, not an interface")]
+#![expect(clippy::print_stdout, reason = "what was done is said")]
 
 #[path = "uses/filled.rs"]
 mod filled;

@@ -88,6 +88,9 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     args::start_log();
+    if let Err(error) = raft_log::install_sigbus_handler() {
+        tracing::warn!(%error, "a log file taken away will end in a plain SIGBUS");
+    }
     let outcome = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

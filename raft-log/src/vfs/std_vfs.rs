@@ -40,6 +40,7 @@ pub enum ReadMode {
 #[derive(Debug, Default)]
 pub struct StdVfs {
     read_mode: ReadMode,
+    is_read_only: bool,
     state: Mutex<State>,
     /// What the background thread has done.
     background_done: Arc<Mutex<Vec<OpDone>>>,
@@ -78,6 +79,24 @@ impl StdVfs {
         }
     }
 
+    /// Makes one that changes nothing: files are opened for reading alone, and everything else is
+    /// an error of the kind [`io::ErrorKind::ReadOnlyFilesystem`] or one of the system's own. For
+    /// looking into a directory that somebody else owns.
+    #[must_use]
+    pub fn read_only() -> Self {
+        Self {
+            is_read_only: true,
+            ..Self::default()
+        }
+    }
+
+    fn check_writable(&self, op: &'static str, path: &Path) -> Result<(), VfsError> {
+        if self.is_read_only {
+            return Err(at(op, path)(io::ErrorKind::ReadOnlyFilesystem.into()));
+        }
+        Ok(())
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -91,6 +110,7 @@ impl StdVfs {
     }
 
     fn run(&self, op: Op) -> Result<(), VfsError> {
+        self.check_writable("write", Path::new(""))?;
         match op {
             Op::Write {
                 file,
@@ -270,6 +290,7 @@ fn write_all(file: &File, mut offset: u64, buffers: &[Bytes]) -> io::Result<()> 
 
 impl Vfs for StdVfs {
     fn create_dir_all(&self, path: &Path) -> Result<(), VfsError> {
+        self.check_writable("create directory", path)?;
         fs::create_dir_all(path).map_err(at("create directory", path))
     }
 
@@ -298,8 +319,8 @@ impl Vfs for StdVfs {
     fn open(&self, path: &Path, create: bool) -> Result<FileId, VfsError> {
         let file = OpenOptions::new()
             .read(true)
-            .write(true)
-            .create(create)
+            .write(!self.is_read_only)
+            .create(create && !self.is_read_only)
             .truncate(false)
             .open(path)
             .map_err(at("open", path))?;
@@ -364,7 +385,7 @@ impl Vfs for StdVfs {
         let open = self.file(file)?;
         let map = open.map.get_or_init(|| {
             let len = usize::try_from(open.file.metadata().ok()?.len()).ok()?;
-            (len > 0).then(|| Map::new(&open.file, len).ok().map(Arc::new))?
+            (len > 0).then(|| Map::new(&open.file, &open.path, len).ok().map(Arc::new))?
         });
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let slice = map.as_ref().and_then(|map| {
@@ -397,18 +418,22 @@ impl Vfs for StdVfs {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
+        self.check_writable("rename", to)?;
         rename_to_free_name(from, to)
     }
 
     fn replace(&self, from: &Path, to: &Path) -> Result<(), VfsError> {
+        self.check_writable("replace", to)?;
         fs::rename(from, to).map_err(at("replace", to))
     }
 
     fn remove_file(&self, path: &Path) -> Result<(), VfsError> {
+        self.check_writable("remove", path)?;
         fs::remove_file(path).map_err(at("remove", path))
     }
 
     fn remove_dir_all(&self, path: &Path) -> Result<(), VfsError> {
+        self.check_writable("remove", path)?;
         fs::remove_dir_all(path).map_err(at("remove", path))
     }
 
@@ -416,10 +441,11 @@ impl Vfs for StdVfs {
         let mut state = self.lock();
         state.next_op += 1;
         let id = OpId(state.next_op);
-        if matches!(
+        let is_slow = matches!(
             op,
             Op::Prepare { .. } | Op::Recycle { .. } | Op::Remove { .. }
-        ) {
+        );
+        if is_slow && !self.is_read_only {
             drop(state);
             self.send_to_background(id, op);
         } else {

@@ -49,6 +49,7 @@ const LAWS: &[Law] = &[
         others: &[
             "bytes",
             "crc32c",
+            "libc",
             "memmap2",
             "rustc-hash",
             "rustix",
@@ -56,11 +57,14 @@ const LAWS: &[Law] = &[
             "tracing",
         ],
         in_tests: &[
+            "clap",
             "criterion",
             "expect-test",
             "hdrhistogram",
+            "libtest-mimic",
             "proptest",
             "serde_json",
+            "stats_alloc",
             "tempfile",
         ],
         network: false,

@@ -1,0 +1,195 @@
+//! The tools, on the command line.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use raft_log::vfs::StdVfs;
+use raft_log::{LaneOptions, Wal};
+use raft_proto::{Batch, GroupId, Index};
+use serde_json::Value;
+
+use crate::{run, text};
+
+const STREAMS: u64 = 2;
+const RECORDS: u64 = 60;
+
+fn filled() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = LaneOptions {
+        segment_size_bytes: 64 << 10,
+        record_bytes_max: 32 << 10,
+        identity: 99,
+        ..LaneOptions::default()
+    };
+    let vfs = Arc::new(StdVfs::new());
+    let (wal, _) = Wal::open(vfs, dir.path(), options).expect("it opens");
+    for number in 1..=RECORDS {
+        for stream in 1..=STREAMS {
+            wal.append(stream, &[payload(stream, number)])
+                .expect("durable");
+        }
+    }
+    wal.close().expect("it closes");
+    dir
+}
+
+fn payload(stream: u64, number: u64) -> String {
+    format!("{stream}.{number} ").repeat(200)
+}
+
+fn content(dir: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![dir.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(folder).expect("it lists") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                folders.push(path);
+            } else {
+                let bytes = fs::read(&path).expect("it reads");
+                found.insert(path, bytes);
+            }
+        }
+    }
+    found
+}
+
+fn json(arguments: &[&str], code: i32) -> Vec<Value> {
+    let output = run("tool", arguments);
+    let said = text(&output.stdout);
+    let error = text(&output.stderr);
+    assert_eq!(
+        output.status.code(),
+        Some(code),
+        "{arguments:?}: {said}{error}"
+    );
+    said.lines()
+        .map(|line| serde_json::from_str(line).expect("an object"))
+        .collect()
+}
+
+pub fn each_tool_tells_what_it_finds_and_changes_nothing() {
+    let dir = filled();
+    let path = dir.path().to_str().expect("a name");
+    let before = content(dir.path());
+
+    let stat = json(&["stat", path, "--json"], 0).remove(0);
+    assert_eq!(stat["identity"], "0000000000000063");
+    assert_eq!(stat["is_closed"], true);
+    let segments = stat["segments"].as_array().expect("a list");
+    let of = |purpose: &str| segments.iter().filter(|s| s["purpose"] == purpose).count();
+    assert_eq!(of("active"), 1);
+    assert!(of("sealed") >= 2, "{stat}");
+    for (at, stream) in (1..=STREAMS).enumerate() {
+        let replica = &stat["replicas"][at];
+        assert_eq!(replica["group"], stream);
+        assert_eq!(
+            (&replica["first"], &replica["last"]),
+            (&1.into(), &RECORDS.into())
+        );
+        assert_eq!(replica["health"], "sound");
+    }
+    let words = text(&run("tool", &["stat", path]).stdout);
+    assert!(
+        words.contains("group 2 replica 1: entries 1 to 60"),
+        "{words}"
+    );
+
+    let asked = [
+        "dump", path, "--group", "2", "--from", "7", "--to", "9", "--json",
+    ];
+    let dump = json(&asked, 0);
+    let indexes: Vec<u64> = dump.iter().filter_map(|e| e["index"].as_u64()).collect();
+    assert_eq!(indexes, [7, 8, 9]);
+    let want: String = payload(2, 8).bytes().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(dump[1]["payload_hex"], want);
+    let all = text(&run("tool", &["dump", path, "--group", "1"]).stdout);
+    assert_eq!(u64::try_from(all.lines().count()), Ok(RECORDS));
+    for (group, to) in [("3", "1"), ("1", "61")] {
+        let output = run("tool", &["dump", path, "--group", group, "--to", to]);
+        assert_eq!(
+            output.status.code(),
+            Some(1),
+            "what is not there is an error"
+        );
+    }
+
+    for verb in ["check", "scrub"] {
+        let checked = json(&[verb, path, "--json"], 0).remove(0);
+        assert_eq!(checked["is_sound"], true, "{checked}");
+        assert_eq!(checked["damaged"], Value::Array(Vec::new()));
+        let words = text(&run("tool", &[verb, path]).stdout);
+        assert!(words.ends_with("sound\n"), "{words}");
+    }
+
+    let out = tempfile::tempdir().expect("a directory");
+    let file = out.path().join("frames");
+    let file_name = file.to_str().expect("a name");
+    let asked = ["export", path, "--group", "1", "--out", file_name, "--json"];
+    let exported = json(&asked, 0).remove(0);
+    assert_eq!(exported["entries"], RECORDS);
+    let bytes = Bytes::from(fs::read(&file).expect("it is there"));
+    let group = GroupId::new(1).expect("not 0");
+    let batch = Batch::decode(group, bytes).expect("they are frames");
+    assert_eq!(batch.first().index, Index::new(1));
+    for (entry, number) in batch.iter().zip(1..) {
+        assert_eq!(entry.payload(), payload(1, number).as_bytes());
+    }
+    assert_eq!(u64::try_from(batch.len()), Ok(RECORDS));
+    let again = run("tool", &asked);
+    assert_eq!(again.status.code(), Some(1), "no file is overwritten");
+
+    assert!(content(dir.path()) == before, "they only read");
+
+    // A payload of a sealed segment: only the scrub reads it.
+    let segment = dir.path().join("log/0/0000000000000001.seg");
+    let mut bytes = fs::read(&segment).expect("it reads");
+    let needle = payload(2, 3);
+    let at = bytes
+        .windows(needle.len())
+        .position(|w| w == needle.as_bytes());
+    bytes[at.expect("it is there") + 5] ^= 1;
+    fs::write(&segment, &bytes).expect("written");
+    let before = content(dir.path());
+    json(&["check", path, "--json"], 0);
+    let found = json(&["scrub", path, "--json"], 2).remove(0);
+    assert_eq!(found["is_sound"], false);
+    let damaged = &found["damaged"][0];
+    assert_eq!(damaged["segment"], 1);
+    let hit = serde_json::json!([{ "group": 2, "replica": 1, "first": 3, "last": 3 }]);
+    assert_eq!(damaged["replicas"], hit);
+    let output = run("tool", &["scrub", path]);
+    assert_eq!(output.status.code(), Some(2));
+    let words = text(&output.stdout);
+    assert!(
+        words.contains("group 2 replica 1: entries 3 to 3"),
+        "{words}"
+    );
+    let output = run("tool", &["dump", path, "--group", "2"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("damage in segment 1"));
+    assert!(content(dir.path()) == before, "they only read");
+}
+
+pub fn a_directory_in_use_is_left_alone() {
+    let dir = filled();
+    let path = dir.path().to_str().expect("a name");
+    let lock = File::create(dir.path().join("LOCK")).expect("made");
+    rustix::fs::flock(&lock, rustix::fs::FlockOperation::LockExclusive).expect("locked");
+    let output = run("tool", &["stat", path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("stop it first"));
+    drop(lock);
+    assert!(run("tool", &["stat", path]).status.success());
+    let empty = tempfile::tempdir().expect("a directory");
+    let path = empty.path().to_str().expect("a name");
+    for verb in ["stat", "check", "scrub"] {
+        let output = run("tool", &[verb, path, "--lane", "0"]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(text(&output.stderr).contains("there is no log"), "{verb}");
+    }
+    assert_eq!(fs::read_dir(empty.path()).expect("it lists").count(), 0);
+}
