@@ -628,7 +628,7 @@ fn read_u32(bytes: &[u8], offset: usize) -> u32 {
     u32::from_le_bytes(field)
 }
 
-fn read_u64(bytes: &[u8], offset: usize) -> u64 {
+pub(crate) fn read_u64(bytes: &[u8], offset: usize) -> u64 {
     let field = bytes[offset..offset + 8].try_into().expect("eight bytes");
     u64::from_le_bytes(field)
 }

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use crate::entries::Entries;
-use crate::entry::{Batch, EntryKind, FrameError, Session};
+use crate::entry::{Batch, EntryKind, FrameError, Session, read_u64};
 use crate::membership::{Membership, MembershipDecodeError};
 use crate::types::{EntryId, GroupId, Index, ReplicaId, Term};
 
@@ -304,14 +304,14 @@ impl Envelope {
     /// Appends its bytes to `out`.
     pub fn encode_into(&self, out: &mut BytesMut) {
         let message = &self.message;
-        out.put_u8(VERSION);
-        out.put_u8(message.body.kind());
-        out.put_bytes(0, 6);
-        out.put_u64_le(self.group.get());
-        out.put_u64_le(self.epoch);
-        out.put_u64_le(message.from.get());
-        out.put_u64_le(message.to.get());
-        out.put_u64_le(message.term.get());
+        let mut header = [0; ENVELOPE_HEADER_BYTES];
+        header[..2].copy_from_slice(&[VERSION, message.body.kind()]);
+        header[8..16].copy_from_slice(&self.group.get().to_le_bytes());
+        header[16..24].copy_from_slice(&self.epoch.to_le_bytes());
+        header[24..32].copy_from_slice(&message.from.get().to_le_bytes());
+        header[32..40].copy_from_slice(&message.to.get().to_le_bytes());
+        header[40..].copy_from_slice(&message.term.get().to_le_bytes());
+        out.put_slice(&header);
         match &message.body {
             Body::PreVote { last } => put_id(out, *last),
             Body::Vote { last, is_transfer } => {
@@ -382,13 +382,13 @@ impl Envelope {
         if bytes.len() < ENVELOPE_HEADER_BYTES {
             return Err(DecodeError::Truncated);
         }
-        let (version, kind) = (bytes.get_u8(), bytes.get_u8());
-        bytes.advance(6);
-        let group = GroupId::new(bytes.get_u64_le()).ok_or(DecodeError::Field("group"))?;
-        let epoch = bytes.get_u64_le();
-        let from = ReplicaId::new(bytes.get_u64_le()).ok_or(DecodeError::Field("from"))?;
-        let to = ReplicaId::new(bytes.get_u64_le()).ok_or(DecodeError::Field("to"))?;
-        let term = Term::new(number(&mut bytes, "term")?);
+        let (version, kind) = (bytes[0], bytes[1]);
+        let group = GroupId::new(read_u64(&bytes, 8)).ok_or(DecodeError::Field("group"))?;
+        let epoch = read_u64(&bytes, 16);
+        let from = ReplicaId::new(read_u64(&bytes, 24)).ok_or(DecodeError::Field("from"))?;
+        let to = ReplicaId::new(read_u64(&bytes, 32)).ok_or(DecodeError::Field("to"))?;
+        let term = Term::new(in_range(read_u64(&bytes, 40), "term")?);
+        bytes.advance(ENVELOPE_HEADER_BYTES);
         if version != VERSION {
             return Err(DecodeError::Unknown { version, kind });
         }
@@ -412,7 +412,7 @@ impl Envelope {
                 let entries = if bytes.is_empty() {
                     Entries::new()
                 } else {
-                    Entries::from(Batch::decode(group, bytes.split_off(0))?)
+                    Entries::from(Batch::decode(group, core::mem::take(&mut bytes))?)
                 };
                 Body::Append {
                     prev,
@@ -568,7 +568,10 @@ fn number(bytes: &mut Bytes, field: &'static str) -> Result<u64, DecodeError> {
     if bytes.len() < 8 {
         return Err(DecodeError::Truncated);
     }
-    let value = bytes.get_u64_le();
+    in_range(bytes.get_u64_le(), field)
+}
+
+const fn in_range(value: u64, field: &'static str) -> Result<u64, DecodeError> {
     if value >= u64::MAX - 1 {
         Err(DecodeError::Field(field))
     } else {

@@ -191,11 +191,18 @@ impl Raft {
     /// Whether anything may be to be done; quick, and wrong only by saying so.
     #[inline]
     fn may_be_ready(&self) -> bool {
+        // An id is no zero, and two numbers compare faster than two options.
+        let is_same = |a: Option<ReplicaId>, b: Option<ReplicaId>| {
+            a.map_or(0, ReplicaId::get) == b.map_or(0, ReplicaId::get)
+        };
+        let (hard, soft) = (&self.hard_out, &self.soft_out);
         self.out.has_something()
             || self.log.has_unstable()
-            || self.hard_state() != self.hard_out
             || self.log.committed > self.log.applying
-            || self.soft_state() != self.soft_out
+            || (hard.term, hard.commit) != (self.term, self.log.committed)
+            || !is_same(hard.vote, self.vote)
+            || soft.role != self.role
+            || !is_same(soft.leader, self.leader)
             || self.reads.is_waiting()
             || self.installing.is_some()
             || self.membership.auto_leave
