@@ -12,7 +12,7 @@ use crate::error::LogError;
 use crate::index::{At, SegmentInfo, Span};
 use crate::item::{Item, Key, items};
 use crate::lane::Active;
-use crate::record::{RECORD_ALIGN, RecordKind};
+use crate::record::{RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
 use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES, Trailer};
 use crate::state::Health;
 
@@ -25,6 +25,8 @@ struct Cursor {
     newest: u64,
     is_closed: bool,
     has_damage: bool,
+    /// The synced lsn of a watermark record whose second one, of the same write, is not there yet.
+    lone_watermark: Option<u64>,
 }
 
 impl Cursor {
@@ -38,6 +40,9 @@ impl Cursor {
             self.unproven.pop_front();
         }
         self.unproven.push_back((header.lsn, record.offset));
+        let is_watermark = header.kind == RecordKind::Watermark;
+        let is_second = is_watermark && self.lone_watermark == Some(header.synced_lsn);
+        self.lone_watermark = (is_watermark && !is_second).then_some(header.synced_lsn);
         self.last_lsn = header.lsn;
         self.expected = Some(header.lsn + 1);
         self.is_closed = false;
@@ -73,6 +78,7 @@ impl Walk<'_> {
             newest: start.map_or(0, |start| start - 1),
             is_closed: false,
             has_damage: false,
+            lone_watermark: None,
         };
         let mut end = End {
             active: None,
@@ -441,6 +447,9 @@ impl Walk<'_> {
         if end > at {
             cut.bytes = to_u64(end - at);
             self.report.torn_bytes += cut.bytes;
+        } else if cursor.lone_watermark.is_some() {
+            // Its second record, of which nothing reached the disk.
+            self.report.torn_bytes += to_u64(RECORD_HEADER_BYTES);
         }
         self.may_be_cut |= last_used.is_some() && !cursor.is_closed;
         cut.is_dirty = last_used.is_some() && !(cursor.is_closed && cut.bytes == 0);

@@ -19,6 +19,8 @@ struct Closed {
     model: Model,
     segments: Vec<PathBuf>,
     votes: PathBuf,
+    /// What sectors held before: path, sector, content.
+    older: BTreeSet<(PathBuf, usize, Vec<u8>)>,
 }
 
 fn segments(disk: &SimVfs) -> Vec<PathBuf> {
@@ -33,6 +35,7 @@ fn segments(disk: &SimVfs) -> Vec<PathBuf> {
 /// Small records of every kind, then, with `sealed`, enough to seal segments.
 fn closed(seed: u64, sealed: bool) -> Closed {
     let disk = disk(seed);
+    disk.record_crash_points();
     let (mut driven, _) = Driven::open(&disk, &options());
     let mut workload = Workload::new(seed, 3, 40);
     for _ in 0..12 {
@@ -62,17 +65,36 @@ fn closed(seed: u64, sealed: bool) -> Closed {
     driven.lane.close().expect("it closes");
     disk.set_now(raft_proto::Time(0));
     let segments = segments(&disk);
+    let votes = Path::new(DATA).join("votes");
+    let mut older = BTreeSet::new();
+    let history = disk.take_crash_points();
+    for path in segments.iter().chain([&votes]) {
+        let whole = content(&disk, path);
+        for before in &history {
+            let Some(before) = maybe_content(before, path) else {
+                continue;
+            };
+            let pairs = before.chunks_exact(512).zip(whole.chunks_exact(512));
+            for (sector, (before, now)) in pairs.enumerate() {
+                if before != now {
+                    older.insert((path.clone(), sector, before.to_vec()));
+                }
+            }
+        }
+    }
     Closed {
         model: workload.model,
         segments,
-        votes: Path::new(DATA).join("votes"),
-        disk,
+        votes,
+        older,
+        disk: Arc::new(disk.fork()),
     }
 }
 
 /// What an open of a damaged copy gave.
 struct Found {
     is_reported: bool,
+    has_ignored: bool,
     /// Replicas that are not sound, or cannot be read whole.
     hurt: Vec<Key>,
 }
@@ -84,6 +106,7 @@ fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
         Err(LogError::NeedsVersion { .. }) => {
             return Found {
                 is_reported: true,
+                has_ignored: false,
                 hurt: Vec::new(),
             };
         }
@@ -95,6 +118,7 @@ fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
             || !report.damaged.is_empty()
             || !report.missing.is_empty()
             || !report.foreign.is_empty(),
+        has_ignored: !report.ignored.is_empty(),
         hurt: Vec::new(),
     };
     let reader = lane.reader();
@@ -130,10 +154,6 @@ fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
     found
 }
 
-fn disk_of_another_log() -> Arc<SimVfs> {
-    disk(1)
-}
-
 fn is_found_strictly(disk: &Arc<SimVfs>) -> bool {
     let options = raft_log::LaneOptions {
         verify_all: true,
@@ -144,11 +164,15 @@ fn is_found_strictly(disk: &Arc<SimVfs>) -> bool {
 }
 
 fn content(disk: &SimVfs, path: &Path) -> Vec<u8> {
-    let file = disk.open(path, false).expect("it is there");
+    maybe_content(disk, path).expect("it is there")
+}
+
+fn maybe_content(disk: &SimVfs, path: &Path) -> Option<Vec<u8>> {
+    let file = disk.open(path, false).ok()?;
     let len = usize::try_from(disk.len(file).expect("a length")).expect("small");
     let bytes = disk.read(file, 0, len).expect("it reads");
     disk.close(file);
-    bytes.to_vec()
+    Some(bytes.to_vec())
 }
 
 /// The records of a segment by their magic: offset, kind, table length, data length.
@@ -293,76 +317,81 @@ fn fault_4_damage_below_the_watermark_is_reported_and_never_cut() {
 }
 
 #[test]
-fn fault_6_sectors_lost_swapped_or_fallen_back_are_found() {
+fn fault_6_sectors_zeroed_swapped_duplicated_or_fallen_back_are_found() {
     let mut cases = 0;
-    for closed in [closed(4, false), closed(5, true)] {
-        let mut older = Rng(9);
+    for (number, closed) in [closed(4, false), closed(5, true)].iter().enumerate() {
         for path in closed.segments.iter().chain([&closed.votes]) {
             let whole = content(&closed.disk, path);
+            let is_votes = path == &closed.votes;
+            let is_spare = !is_votes && records(&whole).is_empty();
             let sectors = whole.len() / 512;
-            let is_used = |sector: usize| {
-                whole[sector * 512..(sector + 1) * 512]
-                    .iter()
-                    .any(|&byte| byte != 0)
-            };
+            let of = |sector: usize| whole[sector * 512..(sector + 1) * 512].to_vec();
+            let is_used = |sector: usize| of(sector).iter().any(|&byte| byte != 0);
+            let mut changes: Vec<(&str, usize, Vec<(usize, Vec<u8>)>)> = Vec::new();
             for sector in (0..sectors).filter(|&sector| is_used(sector)) {
-                let start = sector * 512;
-                for kind in 0..4 {
-                    let disk = Arc::new(closed.disk.fork());
-                    disk.damage(path, |content| match kind {
-                        0 => content[start..start + 512].fill(0),
-                        1 if sector + 1 < sectors => {
-                            let (head, tail) = content.split_at_mut(start + 512);
-                            head[start..].swap_with_slice(&mut tail[..512]);
+                changes.push(("zeroed", sector, vec![(sector, vec![0; 512])]));
+                // The next one, and one further away.
+                for other in [sector + 1, (sector * 7 + 3) % sectors] {
+                    if other < sectors && other != sector {
+                        let swap = vec![(sector, of(other)), (other, of(sector))];
+                        changes.push(("swapped", sector, swap));
+                        if is_used(other) {
+                            changes.push(("duplicated", sector, vec![(other, of(sector))]));
                         }
-                        2 if sector > 0 => content.copy_within(start - 512..start, start),
-                        _ => {
-                            // What lay there before: a part of it, as an earlier write left it.
-                            let from = usize::try_from(older.below(511)).expect("small") + 1;
-                            content[start + from..start + 512].fill(0);
-                        }
-                    });
-                    if content(&disk, path) == whole {
-                        continue;
                     }
-                    let what = format!("{path:?} sector {sector} kind {kind}");
-                    look(&disk, &closed, &what, true);
-                    cases += 1;
+                }
+            }
+            for (_, sector, before) in closed.older.iter().filter(|older| older.0 == *path) {
+                changes.push(("fallen back", *sector, vec![(*sector, before.clone())]));
+            }
+            for (kind, sector, change) in changes {
+                let disk = Arc::new(closed.disk.fork());
+                disk.damage(path, |content| {
+                    for (at, bytes) in &change {
+                        content[at * 512..(at + 1) * 512].copy_from_slice(bytes);
+                    }
+                });
+                if content(&disk, path) == whole {
+                    continue;
+                }
+                let what = format!("log {number} {path:?} sector {sector} {kind}");
+                let found = look(&disk, closed, &what, cases % 4 == 0);
+                cases += 1;
+                if is_votes || is_spare {
+                    // The log says the same, or there is nothing to say: it is written anew.
+                    assert!(found.hurt.is_empty(), "{what}: hurts {:?}", found.hurt);
+                } else {
+                    let is_found = found.is_reported || !found.hurt.is_empty();
+                    assert!(is_found || is_found_strictly(&disk), "{what}: not found");
                 }
             }
         }
     }
     record("log sectors damaged", "cases", cases);
+    assert!(cases > 3_000, "{cases}");
 }
 
 #[test]
-fn fault_9_missing_and_exchanged_segments_are_named_and_the_others_serve() {
+fn fault_7_exchanged_renamed_and_foreign_segments_are_named_and_left_alone() {
     let closed = closed(6, true);
-    let used: Vec<&PathBuf> = closed
-        .segments
-        .iter()
-        .filter(|path| !records(&content(&closed.disk, path)).is_empty())
-        .collect();
+    let used = used(&closed);
     assert!(used.len() >= 3, "{used:?}");
+    let free = Path::new(DATA).join("log/0/00000000000000ff.seg");
     for (at, path) in used.iter().enumerate() {
-        let disk = Arc::new(closed.disk.fork());
-        disk.misplace(path, None);
-        let found = look(&disk, &closed, &format!("{path:?} missing"), true);
-        assert!(found.is_reported, "{path:?} missing");
-        for other in &used[at + 1..] {
+        for other in used[at + 1..].iter().chain([&free]) {
             let disk = Arc::new(closed.disk.fork());
             disk.misplace(path, Some(other));
-            let what = format!("{path:?} and {other:?} exchanged");
+            let what = format!("{path:?} under the name {other:?}");
             let found = look(&disk, &closed, &what, true);
             assert!(found.is_reported, "{what}");
             assert!(
-                content(&disk, path) == content(&closed.disk, other),
+                content(&disk, other) == content(&closed.disk, path),
                 "{what}"
             );
         }
     }
     // A segment of another log under the right name.
-    let other = disk_of_another_log();
+    let other = disk(1);
     let options = raft_log::LaneOptions {
         identity: 8,
         ..options()
@@ -374,10 +403,43 @@ fn fault_9_missing_and_exchanged_segments_are_named_and_the_others_serve() {
     for path in &used {
         let disk = Arc::new(closed.disk.fork());
         disk.damage(path, |content| content.clone_from(&foreign));
-        let found = look(&disk, &closed, &format!("{path:?} foreign"), true);
-        assert!(found.is_reported, "{path:?} foreign");
+        let what = format!("{path:?} foreign");
+        let found = look(&disk, &closed, &what, true);
+        assert!(found.is_reported, "{what}");
         assert_eq!(content(&disk, path), foreign, "it is left alone");
     }
+}
+
+#[test]
+fn fault_9_missing_segments_are_named_and_the_others_serve() {
+    for closed in [closed(6, false), closed(6, true)] {
+        let used = used(&closed);
+        for (at, path) in used.iter().enumerate() {
+            let disk = Arc::new(closed.disk.fork());
+            disk.misplace(path, None);
+            let what = format!("{path:?} missing");
+            let found = look(&disk, &closed, &what, true);
+            assert!(found.is_reported, "{what}");
+            if at + 1 < used.len() {
+                let (_, recovery) =
+                    open(&Arc::new(closed_without(&closed, path)), &options()).expect("it opens");
+                let number = u64::try_from(at).expect("small") + 1;
+                assert_eq!(recovery.report.missing, [number], "{what}");
+            }
+        }
+    }
+}
+
+fn closed_without(closed: &Closed, path: &Path) -> SimVfs {
+    let disk = closed.disk.fork();
+    disk.misplace(path, None);
+    disk
+}
+
+/// The segments that hold records.
+fn used(closed: &Closed) -> Vec<PathBuf> {
+    let is_used = |path: &&PathBuf| !records(&content(&closed.disk, path)).is_empty();
+    closed.segments.iter().filter(is_used).cloned().collect()
 }
 
 #[test]
@@ -386,23 +448,45 @@ fn fault_10_files_of_any_length_open_or_are_reported() {
     for closed in [closed(7, false), closed(8, true)] {
         for path in closed.segments.iter().chain([&closed.votes]) {
             let whole = content(&closed.disk, path);
-            let is_spare = path != &closed.votes && records(&whole).is_empty();
-            let step = if whole.len() > 70_000 { 4_099 } else { 509 };
-            for len in (0..whole.len()).step_by(step).chain([whole.len() + 4096]) {
+            let records = records(&whole);
+            let is_votes = path == &closed.votes;
+            let is_spare = !is_votes && records.is_empty();
+            // Every length of a small log; around everything that begins or ends of a large one.
+            let dense = if closed.segments.len() == 2 {
+                6_000
+            } else {
+                1_100
+            };
+            let mut lengths: BTreeSet<usize> = (0..dense).collect();
+            for (at, _, table, data) in &records {
+                for edge in [*at, at + 64, at + 64 + table, at + 64 + table + data] {
+                    lengths.extend(edge - 1..=edge + 1);
+                }
+            }
+            lengths.extend((0..whole.len()).step_by(1_021));
+            lengths.extend(whole.len() - 66..whole.len());
+            lengths.insert(whole.len() + 4096);
+            for len in lengths {
+                if is_spare && len > 1_100 && len < whole.len() && len % 4_099 != 0 {
+                    continue;
+                }
                 let disk = Arc::new(closed.disk.fork());
                 disk.damage(path, |content| content.resize(len, 0));
-                let found = look(&disk, &closed, &format!("{path:?} of {len} bytes"), true);
-                if is_spare {
-                    assert!(
-                        !found.is_reported && found.hurt.is_empty(),
-                        "{path:?} {len}"
-                    );
+                let what = format!("{path:?} of {len} bytes");
+                let found = look(&disk, &closed, &what, cases % 8 == 0);
+                if is_spare || is_votes {
+                    assert!(found.hurt.is_empty(), "{what}: {:?}", found.hurt);
+                } else {
+                    let is_longer = len > whole.len();
+                    assert_eq!(found.is_reported, !is_longer, "{what}");
+                    assert_eq!(found.has_ignored, is_longer, "{what}");
                 }
                 cases += 1;
             }
         }
     }
     record("log files cut", "cases", cases);
+    assert!(cases > 6_000, "{cases}");
 }
 
 #[test]
