@@ -13,6 +13,8 @@ mod golden;
 mod model;
 #[path = "log/space.rs"]
 mod space;
+#[path = "log/tail.rs"]
+mod tail;
 #[path = "log/votes.rs"]
 mod votes;
 #[path = "log/workload.rs"]

@@ -431,7 +431,8 @@ impl Walk<'_> {
             bytes: 0,
             is_dirty: false,
         };
-        if behind.is_proof {
+        if behind.is_proof || cursor.has_damage {
+            // Nothing is cut.
             return Ok(cut);
         }
         if cursor.is_closed && record.is_none() && behind.end_here == 0 {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use raft_log::vfs::{SimVfs, Vfs};
 use raft_log::{Health, LogError, Submission};
-use raft_proto::{HardState, Index, Term};
+use raft_proto::{HardState, Term};
 
 use crate::record;
 use crate::workload::{
@@ -23,7 +23,7 @@ struct Closed {
     older: BTreeSet<(PathBuf, usize, Vec<u8>)>,
 }
 
-fn segments(disk: &SimVfs) -> Vec<PathBuf> {
+pub fn segments(disk: &SimVfs) -> Vec<PathBuf> {
     let dir = Path::new(DATA).join("log/0");
     let entries = disk.list(&dir).expect("it lists");
     let names = entries.iter().map(|entry| dir.join(&entry.name));
@@ -163,7 +163,7 @@ fn is_found_strictly(disk: &Arc<SimVfs>) -> bool {
     !recovery.report.damaged.is_empty()
 }
 
-fn content(disk: &SimVfs, path: &Path) -> Vec<u8> {
+pub fn content(disk: &SimVfs, path: &Path) -> Vec<u8> {
     maybe_content(disk, path).expect("it is there")
 }
 
@@ -176,7 +176,7 @@ fn maybe_content(disk: &SimVfs, path: &Path) -> Option<Vec<u8>> {
 }
 
 /// The records of a segment by their magic: offset, kind, table length, data length.
-fn records(content: &[u8]) -> Vec<(usize, u8, usize, usize)> {
+pub fn records(content: &[u8]) -> Vec<(usize, u8, usize, usize)> {
     let mut found = Vec::new();
     let mut at = 1024;
     while at + 64 <= content.len() && content[at..].starts_with(b"FRL1") {
@@ -316,6 +316,9 @@ fn fault_4_damage_below_the_watermark_is_reported_and_never_cut() {
     }
 }
 
+/// What happens to a sector: how it is called, the sector, and what is there afterwards.
+type Change<'a> = (&'a str, usize, Vec<(usize, Vec<u8>)>);
+
 #[test]
 fn fault_6_sectors_zeroed_swapped_duplicated_or_fallen_back_are_found() {
     let mut cases = 0;
@@ -327,7 +330,7 @@ fn fault_6_sectors_zeroed_swapped_duplicated_or_fallen_back_are_found() {
             let sectors = whole.len() / 512;
             let of = |sector: usize| whole[sector * 512..(sector + 1) * 512].to_vec();
             let is_used = |sector: usize| of(sector).iter().any(|&byte| byte != 0);
-            let mut changes: Vec<(&str, usize, Vec<(usize, Vec<u8>)>)> = Vec::new();
+            let mut changes: Vec<Change<'_>> = Vec::new();
             for sector in (0..sectors).filter(|&sector| is_used(sector)) {
                 changes.push(("zeroed", sector, vec![(sector, vec![0; 512])]));
                 // The next one, and one further away.
@@ -564,42 +567,4 @@ fn fault_5_and_8_what_lies_behind_a_hole_never_comes_back() {
         assert!(agrees(&found, &workload.model));
     }
     drop(before);
-}
-
-#[test]
-fn the_watermark_is_there_from_the_first_sync_on_and_covers_it() {
-    for spares in [1, 3] {
-        let options = raft_log::LaneOptions {
-            spare_segments: spares,
-            ..options()
-        };
-        let disk = disk(13);
-        let (mut driven, _) = Driven::open(&disk, &options);
-        let (group, replica) = key(1);
-        let mut submission = Submission::new(group, replica, 1);
-        submission.entries = vec![batch(
-            &mut Rng(1),
-            group,
-            Term::new(1),
-            Index::new(1),
-            1,
-            20,
-        )];
-        driven.write(submission);
-        // The burst ends: a watermark vouches for the one record there is.
-        driven.pass(300_000_000);
-        drop(driven);
-        let path = segments(&disk)[0].clone();
-        let whole = content(&disk, &path);
-        let data = records(&whole).into_iter().find(|record| record.1 == 1);
-        let (at, ..) = data.expect("the record is there");
-        // The whole sector is lost, with whatever else lies in it.
-        disk.damage(&path, |content| {
-            let start = at / 512 * 512;
-            content[start..start + 512].fill(0);
-        });
-        let (_, recovery) = open(&disk, &options).expect("it opens");
-        assert!(!recovery.report.damaged.is_empty(), "{:?}", recovery.report);
-        assert_eq!(recovery.report.torn_bytes, 0);
-    }
 }

@@ -1,0 +1,287 @@
+//! The end of a log: a write that was interrupted, headers that claim too much, a watermark that
+//! is there.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft_log::vfs::{SimVfs, Vfs};
+use raft_log::{LaneOptions, LogError, RecoveryReport, Submission};
+use raft_proto::{HardState, Index, Term, crc32c_append};
+
+use crate::damage::{content, records, segments};
+use crate::record;
+use crate::workload::{
+    DATA, Driven, Model, Rng, Workload, agrees, batch, disk, key, open, options, seen_all,
+};
+
+/// A log whose last record is durable and proven by nothing.
+struct Unproven {
+    disk: Arc<SimVfs>,
+    path: PathBuf,
+    /// The record.
+    start: usize,
+    end: usize,
+    before: Model,
+    after: Model,
+}
+
+fn unproven(seed: u64) -> Unproven {
+    let disk = disk(seed);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut workload = Workload::new(seed, 3, 60);
+    for _ in 0..6 {
+        driven.write(workload.draw());
+    }
+    let before = loop {
+        let before = workload.model.clone();
+        let submission = workload.draw();
+        let has_entries = !submission.entries.is_empty();
+        driven.write(submission);
+        if has_entries {
+            break before;
+        }
+    };
+    drop(driven);
+    disk.crash();
+    let path = segments(&disk)[0].clone();
+    let (start, kind, table, data) = *records(&content(&disk, &path)).last().expect("records");
+    assert_eq!(kind, 1);
+    Unproven {
+        disk,
+        path,
+        start,
+        end: (start + 64 + table + data).next_multiple_of(64),
+        before,
+        after: workload.model,
+    }
+}
+
+fn found(disk: &Arc<SimVfs>, what: &str) -> (Model, RecoveryReport) {
+    let (lane, recovery) = open(disk, &options()).unwrap_or_else(|error| panic!("{what}: {error}"));
+    let found = seen_all(&lane, &recovery).expect("it reads");
+    (found, recovery.report)
+}
+
+/// What was kept aside, all of it.
+fn kept_aside(disk: &SimVfs) -> Vec<Vec<u8>> {
+    let dir = Path::new(DATA).join("log/0");
+    let entries = disk.list(&dir).expect("it lists");
+    let cuts = entries.iter().filter(|entry| entry.name.ends_with(".cut"));
+    cuts.map(|entry| content(disk, &dir.join(&entry.name)))
+        .collect()
+}
+
+#[test]
+fn fault_1_a_tail_cut_at_every_byte_loses_that_record_alone() {
+    let mut cases = 0;
+    for seed in 0..4 {
+        let log = unproven(seed);
+        let whole = content(&log.disk, &log.path);
+        for cut in log.start..=log.end {
+            let disk = Arc::new(log.disk.fork());
+            disk.damage(&log.path, |content| content[cut..log.end].fill(0));
+            let left = content(&disk, &log.path);
+            let is_whole = left == whole;
+            let what = format!("seed {seed} cut at {cut}");
+            let (first, report) = found(&disk, &what);
+            let want = if is_whole { &log.after } else { &log.before };
+            assert!(agrees(&first, want), "{what}");
+            assert!(report.damaged.is_empty(), "{what}: {report:?}");
+            let is_torn = !is_whole && whole[log.start..cut].iter().any(|&byte| byte != 0);
+            assert_eq!(report.torn_bytes > 0, is_torn, "{what}: {report:?}");
+            if is_torn {
+                let kept = kept_aside(&disk);
+                assert_eq!(kept.len(), 1, "{what}");
+                let kept = &kept[0];
+                assert_eq!(*kept, left[log.start..log.start + kept.len()], "{what}");
+                let rest = &left[log.start + kept.len()..log.end];
+                assert!(rest.iter().all(|&byte| byte == 0), "{what}");
+            }
+            // The cut is durable, and recorded: the next open finds nothing amiss.
+            disk.crash();
+            let (second, report) = found(&disk, &what);
+            assert!(agrees(&second, want), "{what}");
+            assert_eq!(report, RecoveryReport::default(), "{what}");
+            cases += 1;
+        }
+    }
+    record("log tails cut", "cases", cases);
+    assert!(cases > 400, "{cases}");
+}
+
+/// Makes a record's header whole again after a change, as a later version would write it.
+fn seal_header(content: &mut [u8], at: usize) {
+    let crc = crc32c_append(0, &content[at..at + 60]);
+    let crc = crc32c_append(crc, &content[32..40]);
+    let offset = u64::try_from(at).expect("small").to_le_bytes();
+    let crc = crc32c_append(crc, &offset);
+    content[at + 60..at + 64].copy_from_slice(&crc.to_le_bytes());
+}
+
+#[test]
+fn fault_12_lengths_that_claim_too_much_are_no_record_and_read_nothing() {
+    for seed in 0..2 {
+        let log = unproven(seed);
+        for field in [24, 28] {
+            for len in [
+                0,
+                1,
+                1 << 16,
+                0x1000_0000,
+                0x1000_0001,
+                u32::MAX - 63,
+                u32::MAX,
+            ] {
+                for is_sealed in [false, true] {
+                    let disk = Arc::new(log.disk.fork());
+                    disk.damage(&log.path, |content| {
+                        let at = log.start + field;
+                        content[at..at + 4].copy_from_slice(&len.to_le_bytes());
+                        if is_sealed {
+                            seal_header(content, log.start);
+                        }
+                    });
+                    let what = format!("field {field} of {len}, sealed {is_sealed}");
+                    let (first, report) = found(&disk, &what);
+                    assert!(agrees(&first, &log.before), "{what}");
+                    assert!(report.torn_bytes > 0, "{what}");
+                    assert!(report.torn_bytes < 64 << 10, "{what}: {report:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fault_13_a_record_of_a_later_version_or_kind_is_refused_and_nothing_is_touched() {
+    let log = unproven(1);
+    for (byte, value) in [(4, 2_u8), (5, 9), (40, 1)] {
+        let disk = Arc::new(log.disk.fork());
+        disk.damage(&log.path, |content| {
+            content[log.start + byte] = value;
+            seal_header(content, log.start);
+        });
+        let before = content(&disk, &log.path);
+        let refused = open(&disk, &options()).map(|_| ());
+        let Err(error @ LogError::NeedsVersion { version: 2, .. }) = refused else {
+            panic!("byte {byte}: {refused:?}");
+        };
+        assert!(error.to_string().contains("needs version 2"), "{error}");
+        assert_eq!(content(&disk, &log.path), before);
+    }
+}
+
+#[test]
+fn the_watermark_is_there_from_the_first_sync_on_and_covers_it() {
+    let mut configurations = 0;
+    for spare_segments in [1, 3] {
+        for segment_size_bytes in [64 << 10, 1 << 20] {
+            for record_bytes_max in [16 << 10, 4 << 20] {
+                for verify_all in [false, true] {
+                    for payload_max in [0, 20, 9_000] {
+                        let options = LaneOptions {
+                            spare_segments,
+                            segment_size_bytes,
+                            record_bytes_max,
+                            verify_all,
+                            ..options()
+                        };
+                        covers_the_first_sync(&options, payload_max);
+                        configurations += 1;
+                    }
+                }
+            }
+        }
+    }
+    assert_eq!(configurations, 48);
+}
+
+fn covers_the_first_sync(options: &LaneOptions, payload_max: u64) {
+    let disk = disk(13);
+    let (mut driven, _) = Driven::open(&disk, options);
+    let (group, replica) = key(1);
+    let mut submission = Submission::new(group, replica, 1);
+    let (term, from) = (Term::new(1), Index::new(1));
+    submission.entries = vec![batch(&mut Rng(1), group, term, from, 1, payload_max)];
+    driven.write(submission);
+    // The burst ends: a watermark vouches for the one record there is.
+    driven.pass(300_000_000);
+    drop(driven);
+    let path = segments(&disk)[0].clone();
+    let whole = content(&disk, &path);
+    let records = records(&whole);
+    let data = records.iter().find(|record| record.1 == 1);
+    let (at, _, table, data) = *data.expect("the record is there");
+    let number = |at: usize| u64::from_le_bytes(whole[at..at + 8].try_into().expect("eight"));
+    let lsn = number(at + 8);
+    let last = records.last().expect("the watermark").0;
+    assert!(
+        number(last + 16) >= lsn && lsn > 0,
+        "the watermark is {}",
+        number(last + 16)
+    );
+    // Each sector that holds a part of the record is lost with whatever else lies in it.
+    for sector in at / 512..=(at + 63 + table + data) / 512 {
+        let disk = Arc::new(disk.fork());
+        disk.damage(&path, |content| {
+            content[sector * 512..(sector + 1) * 512].fill(0)
+        });
+        let (_, recovery) = open(&disk, options).expect("it opens");
+        let report = &recovery.report;
+        assert!(!report.damaged.is_empty(), "sector {sector}: {report:?}");
+        assert_eq!(report.torn_bytes, 0);
+    }
+}
+
+#[test]
+fn hazard_30_a_submission_over_many_records_is_durable_in_order() {
+    // Term before entries, entries before the commit index that names them, wherever it ends.
+    let mut states = 0;
+    let mut lasts = std::collections::BTreeSet::new();
+    for seed in 0..3 {
+        let disk = disk(seed);
+        let (mut driven, _) = Driven::open(&disk, &options());
+        let (group, replica) = key(1);
+        let mut submission = Submission::new(group, replica, 1);
+        let term = Term::new(7);
+        for at in 0..5 {
+            let from = Index::new(1 + at * 4);
+            let one = batch(&mut Rng(seed + at), group, term, from, 4, 6_000);
+            submission.entries.push(one);
+        }
+        assert!(submission.entries_bytes() > options().record_bytes_max);
+        let hard_state = HardState {
+            term,
+            vote: None,
+            commit: Index::new(20),
+        };
+        submission.hard_state = Some(hard_state);
+        disk.record_crash_points();
+        driven.write(submission);
+        let mut rng = Rng(seed);
+        for point in disk.take_crash_points() {
+            for _ in 0..8 {
+                let disk = Arc::new(point.fork());
+                disk.crash_keeping(|_| rng.one_in(2));
+                let (_, recovery) = open(&disk, &options()).expect("it opens");
+                let report = &recovery.report;
+                assert!(report.damaged.is_empty(), "{report:?}");
+                states += 1;
+                let Some(state) = recovery.replicas.get(&(group, replica)) else {
+                    continue;
+                };
+                let (last, found) = (state.last, state.hard_state);
+                assert!(found.commit <= last.index, "{state:?}");
+                assert!(last.index == Index::ZERO || found.term == term, "{state:?}");
+                assert_eq!(last.index.get() % 4, 0, "batches are whole");
+                lasts.insert(last.index.get());
+            }
+        }
+    }
+    record(
+        "log crashes, a submission of many records",
+        "crash_states",
+        states,
+    );
+    assert!(lasts.len() > 2, "it ended in between: {lasts:?}");
+}
