@@ -48,6 +48,15 @@ impl Outbox {
             .map(|own| own.message)
     }
 
+    /// Takes out an own message that waited for `id`, whichever came before it.
+    pub(crate) fn take_own(&mut self, id: SubmissionId, message: &Message) -> bool {
+        let at = self
+            .own
+            .iter()
+            .position(|own| own.submission == Some(id) && own.message == *message);
+        at.and_then(|at| self.own.remove(at)).is_some()
+    }
+
     #[inline]
     const fn has_something(&self) -> bool {
         !self.messages.is_empty()

@@ -772,11 +772,14 @@ impl Raft {
         true
     }
 
-    /// Takes one message of this replica to itself that waited for submissions up to `id`; the
+    /// Takes this message of the replica to itself, which waited for submission `id`; part of the
     /// first half of [`Raft::persisted`], for drivers that show each step.
     #[doc(hidden)]
-    pub fn step_own_message(&mut self, id: SubmissionId) -> bool {
-        let is_taken = self.take_own_message(id);
+    pub fn step_own_message(&mut self, id: SubmissionId, message: &Message) -> bool {
+        let is_taken = self.out.take_own(id, message);
+        if is_taken {
+            self.step(message.clone()).ok();
+        }
         self.assert_invariants();
         is_taken
     }

@@ -149,9 +149,12 @@ impl Node {
                     _ => None,
                 }
             }
-            Letter::Own { submission, .. } => {
+            Letter::Own {
+                submission,
+                message,
+            } => {
                 let is_member = self.raft.membership().replicas().contains(&self.id);
-                self.raft.step_own_message(submission);
+                self.raft.step_own_message(submission, &message);
                 (!is_member).then(unknown_peer)
             }
             Letter::Appended(appended) => {
