@@ -70,6 +70,8 @@ pub struct Raft {
     pub(crate) transferee: Option<ReplicaId>,
     /// At or past the last membership entry that may not be done with; a leader's.
     pub(crate) pending_change: Index,
+    /// The first entry of this leadership.
+    pub(crate) led_from: Index,
     pub(crate) uncommitted_bytes: usize,
     /// Where each append of this leadership ends, and how many command bytes it holds.
     pub(crate) uncommitted: VecDeque<(Index, usize)>,
@@ -163,6 +165,7 @@ impl Raft {
             peers: Peers::default(),
             transferee: None,
             pending_change: Index::ZERO,
+            led_from: Index::ZERO,
             uncommitted_bytes: 0,
             uncommitted: VecDeque::new(),
             leader_time_ms: 0,
@@ -430,6 +433,7 @@ impl Raft {
         own.progress.is_recent_active = true;
         // Every entry that is not done with may be a membership change (hazard 3).
         self.pending_change = self.log.last();
+        self.led_from = self.log.last().next();
         trace!(self, BecomeLeader);
         // Only entries of the own term are committed by counting: begin with one (thesis §6.4).
         self.append_empty();

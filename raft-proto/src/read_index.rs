@@ -200,8 +200,10 @@ impl Raft {
 
 /// Confirming.
 impl Raft {
+    /// Whether an entry of this leadership is committed. The term of the commit index does not tell:
+    /// a group that begins from a snapshot may have it before anybody led.
     pub(crate) fn has_committed_in_term(&self) -> bool {
-        self.log.term_at(self.log.committed) == Some(self.term)
+        self.is_leader() && self.log.committed >= self.led_from
     }
 
     /// Answers or puts into one round all reads of this pass.
