@@ -41,13 +41,13 @@ use serde_json::{Value, json};
 
 const SCHEMA: &str = include_str!("data/trace.schema.json");
 
+/// Our own scripts, and etcd-raft's where they are at hand.
 fn scripts() -> Vec<PathBuf> {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut paths: Vec<PathBuf> = fs::read_dir(here.join("tests/data/interaction"))
-        .expect("our own scripts lie there")
-        .map(|entry| entry.expect("the folder can be read").path())
-        .collect();
-    paths.sort();
+    let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/interaction");
+    let mut paths = script::scripts_in(&own);
+    if let (theirs, true) = script::dir_of("interaction") {
+        paths.extend(script::scripts_in(&theirs));
+    }
     paths
 }
 

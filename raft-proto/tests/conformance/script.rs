@@ -334,7 +334,7 @@ pub(crate) fn unnoticed_change(answer: &str, expected: &str) -> Option<String> {
     None
 }
 
-fn scripts_in(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn scripts_in(dir: &Path) -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = fs::read_dir(dir)
         .into_iter()
         .flatten()
@@ -346,7 +346,7 @@ fn scripts_in(dir: &Path) -> Vec<PathBuf> {
 }
 
 /// Where a family's scripts lie, and whether they are etcd-raft's.
-fn dir_of(family: &str) -> (PathBuf, bool) {
+pub(crate) fn dir_of(family: &str) -> (PathBuf, bool) {
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     let own = here.join("tests/data").join(family);
     if let Some(dir) = env::var_os("RAFT_CONFORMANCE_DIR") {
