@@ -9,6 +9,8 @@
 #![expect(clippy::print_stdout, reason = "a test says what it did")]
 #![expect(clippy::print_stderr, reason = "a host process says what went wrong")]
 
+#[path = "common/authority.rs"]
+mod authority;
 mod kill {
     pub(crate) mod host;
     pub(crate) mod parent;

@@ -11,8 +11,9 @@ use raft_host::{
     NodeHost, OpenError, ProposeError, ReplicaId, SaveCursor, SaveStep, SnapshotRead, Start,
     StateMachine, StateMachineError, TransportError,
 };
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
 use tempfile::TempDir;
+
+use crate::authority::Authority;
 
 /// Nothing here takes long: a wait that lasts this long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
@@ -112,25 +113,16 @@ impl StateMachine for Ledger {
 /// A deployment in one directory: an authority, and a data directory for each host.
 pub(crate) struct Fleet {
     dir: TempDir,
-    issuer: Issuer<'static, KeyPair>,
+    authority: Authority,
     addresses: BTreeMap<HostId, SocketAddr>,
 }
 
 impl Fleet {
     pub(crate) fn new() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut params = CertificateParams::default();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, "test CA");
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.self_signed(&key).expect("a certificate");
-        std::fs::write(dir.path().join("ca.pem"), certificate.pem()).expect("written");
         Self {
+            authority: Authority::in_dir(dir.path()),
             dir,
-            issuer: Issuer::new(params, key),
             addresses: BTreeMap::new(),
         }
     }
@@ -141,12 +133,7 @@ impl Fleet {
 
     /// Writes a certificate for `name`, under the file names of host `id`.
     pub(crate) fn certify(&self, id: u64, name: &str) {
-        let params = CertificateParams::new(vec![name.to_owned()]).expect("a DNS name");
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &self.issuer).expect("a certificate");
-        let path = |kind| self.dir.path().join(format!("host-{id}.{kind}"));
-        std::fs::write(path("pem"), certificate.pem()).expect("written");
-        std::fs::write(path("key"), key.serialize_pem()).expect("written");
+        self.authority.certify(id, name);
     }
 
     /// The configuration of a host, with a certificate of its own.

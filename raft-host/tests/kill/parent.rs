@@ -9,7 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+use crate::authority::Authority;
 
 const HOSTS: u64 = 3;
 /// How often they are killed, unless `FLOTILLA_KILLS` says otherwise.
@@ -22,7 +22,10 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 pub(crate) fn run() {
     let dir = tempfile::tempdir().expect("a directory");
-    certificates(dir.path());
+    let authority = Authority::in_dir(dir.path());
+    for host in 1..=HOSTS {
+        authority.certify(host, &format!("h{host}.kill.raft"));
+    }
     let addresses = free_addresses();
     let kills = std::env::var("FLOTILLA_KILLS").map_or(KILLS, |kills| {
         kills.parse().expect("FLOTILLA_KILLS is a number")
@@ -204,29 +207,6 @@ fn free_addresses() -> BTreeMap<u64, SocketAddr> {
         .iter()
         .map(|socket| socket.local_addr().expect("bound"));
     (1..).zip(addresses).collect()
-}
-
-fn certificates(dir: &Path) {
-    let mut params = CertificateParams::default();
-    params
-        .distinguished_name
-        .push(DnType::CommonName, "test CA");
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign];
-    let key = KeyPair::generate().expect("a key");
-    let write = |name: String, text: String| std::fs::write(dir.join(name), text).expect("written");
-    write(
-        "ca.pem".into(),
-        params.self_signed(&key).expect("a certificate").pem(),
-    );
-    let issuer = Issuer::new(params, key);
-    for host in 1..=HOSTS {
-        let params = CertificateParams::new(vec![format!("h{host}.kill.raft")]).expect("a name");
-        let key = KeyPair::generate().expect("a key");
-        let certificate = params.signed_by(&key, &issuer).expect("a certificate");
-        write(format!("host-{host}.pem"), certificate.pem());
-        write(format!("host-{host}.key"), key.serialize_pem());
-    }
 }
 
 /// Adds a line to the file named by `RAFT_TEST_REPORT`.
