@@ -1,7 +1,6 @@
 //! Measures three engines in one process: real files and syncs, links in memory.
 //!
-//! `cargo run --release -p raft-engine --example bench_engine -- [--json] [--groups G]
-//! [--payload B] [--outstanding N] [--seconds S] [--dir DIR]`
+//! `cargo run --release -p raft-engine --example bench_engine -- --help`
 //!
 //! A closed loop without client threads: whoever completes a command proposes the next. What is
 //! left out against a cluster of three processes is the network stack, the encoding of messages
@@ -17,6 +16,7 @@ use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::{Bytes, BytesMut};
+use clap::Parser;
 use hdrhistogram::Histogram;
 use raft_engine::{
     Applied, Command, Completion, Engine, EngineConfig, Event, Events, Outbound, Parts,
@@ -31,7 +31,7 @@ const HOSTS: u64 = 3;
 const WARM_UP: Duration = Duration::from_secs(2);
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let options = Options::parse()?;
+    let options = Options::parse();
     let temporary = tempfile::tempdir()?;
     let dir = options
         .dir
@@ -132,43 +132,27 @@ fn report(
     Ok(())
 }
 
+#[derive(Parser)]
+#[command(about = "Measures three engines in one process: real files and syncs, links in memory")]
 struct Options {
+    /// Number of groups.
+    #[arg(long, default_value_t = 48, value_parser = clap::value_parser!(u64).range(1..=4096))]
     groups: u64,
+    /// Bytes of a command.
+    #[arg(long, default_value_t = 16)]
     payload: usize,
+    /// Commands under way at once, over all groups.
+    #[arg(long, default_value_t = 20_000)]
     outstanding: u64,
+    /// How long to measure, after two seconds that are not counted.
+    #[arg(long, default_value_t = 5)]
     seconds: u64,
+    /// Where the hosts keep their data; a temporary directory unless given.
+    #[arg(long)]
     dir: Option<PathBuf>,
+    /// Prints one line of JSON.
+    #[arg(long = "json")]
     is_json: bool,
-}
-
-impl Options {
-    fn parse() -> Result<Self, Box<dyn Error>> {
-        let mut options = Self {
-            groups: 48,
-            payload: 16,
-            outstanding: 20_000,
-            seconds: 5,
-            dir: None,
-            is_json: false,
-        };
-        let mut arguments = std::env::args().skip(1);
-        while let Some(flag) = arguments.next() {
-            if flag == "--json" {
-                options.is_json = true;
-                continue;
-            }
-            let value = arguments.next().ok_or("a flag without its value")?;
-            match flag.as_str() {
-                "--groups" => options.groups = value.parse()?,
-                "--payload" => options.payload = value.parse()?,
-                "--outstanding" => options.outstanding = value.parse()?,
-                "--seconds" => options.seconds = value.parse()?,
-                "--dir" => options.dir = Some(value.into()),
-                other => return Err(format!("unknown flag {other}").into()),
-            }
-        }
-        Ok(options)
-    }
 }
 
 fn slot(host: u64) -> usize {
