@@ -218,6 +218,12 @@ impl Tables {
         );
     }
 
+    /// Bytes of a replica's entries, wherever they lie.
+    pub(crate) fn live_bytes(&self, key: Key) -> u64 {
+        let spans = self.replicas.get(&key).map(|replica| &replica.spans);
+        spans.into_iter().flatten().map(|span| span.bytes).sum()
+    }
+
     /// The span that holds `index`.
     pub(crate) fn find(&self, key: Key, index: Index) -> Option<&Span> {
         let spans = &self.replicas.get(&key)?.spans;

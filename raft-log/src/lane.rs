@@ -155,10 +155,8 @@ pub struct Lane {
     stats: LaneStats,
     now: Time,
     last_record_at: Time,
-    /// Bytes that may be moved forward now: earned by writing, and a little by being idle.
+    /// Bytes that may be moved forward now: earned by what was written and by what died.
     collect_credit: u64,
-    /// Something other than moved entries was written since the last watermark.
-    has_appended: bool,
     is_closing: bool,
     /// Segments whose laggards cannot be read.
     unmovable: BTreeSet<u64>,
@@ -222,7 +220,6 @@ impl Lane {
             now: Time(0),
             last_record_at: Time(0),
             collect_credit: 0,
-            has_appended: false,
             is_closing: false,
             unmovable: BTreeSet::new(),
             scrub,

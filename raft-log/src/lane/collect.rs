@@ -1,55 +1,85 @@
 //! Laggards: the few live entries of an old segment are moved forward by the log itself, so that
 //! the segment dies.
 
-use raft_proto::Index;
+use bytes::{Bytes, BytesMut};
+use raft_proto::{Batch, Index};
 
+use crate::index::{LIST_RUN_BYTES, SegmentInfo};
 use crate::item::Key;
 use crate::lane::Lane;
+use crate::lane::seal::RUNS_ITEM_BYTES;
 use crate::read::LogReader;
 
 /// Segments younger than this many others are left alone: most of what lives there dies soon.
 const YOUNG: usize = 1;
+/// Small batches of a replica are joined up to here: each run costs an item and a place in a
+/// footer, and each read checks a whole run.
+const RUN_BYTES: usize = 64 << 10;
+/// What a span takes beside its entries once it is moved: its item in a record, its part of a
+/// footer.
+const SPAN_OVERHEAD_BYTES: u64 = 64 + RUNS_ITEM_BYTES as u64 + LIST_RUN_BYTES as u64;
+
+impl SegmentInfo {
+    /// What its live entries would take elsewhere. What is above that can be won by moving them.
+    fn moved_bytes(&self) -> u64 {
+        let spans = u64::try_from(self.live_spans).expect("a count fits");
+        (self.live_bytes + spans * SPAN_OVERHEAD_BYTES).min(self.len)
+    }
+}
 
 impl Lane {
     /// Moves a little, if the sealed segments hold more than a segment's worth of garbage. Called
     /// only when nothing is staged or on its way: what is read is then what counts, and nothing
     /// staged before can be overwritten by it.
+    ///
+    /// Moving is paid for by what was appended, and in advance: a small append does not buy a big
+    /// move.
     pub(super) fn collect(&mut self) {
+        let budget = self.collect_budget();
         let may_not = self.is_closing || self.shared.is_full() || self.active.is_sealed;
-        if self.collect_credit == 0 || may_not {
+        if self.collect_credit < to_u64(budget) || may_not {
             return;
         }
         let Some(victim) = self.victim() else {
             return;
         };
-        let spans = self.spans_in(victim);
         let reader = LogReader::new(std::sync::Arc::clone(&self.shared));
         let mut moved = 0;
-        let budget = self.options.collect_bytes_max;
-        'spans: for (key, first, last) in spans {
+        'spans: for (key, first, last) in self.spans_in(victim) {
             let mut next = first;
             while next <= last {
-                let left = budget.saturating_sub(moved);
+                let left = budget.saturating_sub(moved).min(RUN_BYTES);
                 if left == 0 {
                     break 'spans;
                 }
                 // Damage is found here before anybody else reads it: the entries stay where they
                 // are, and whoever reads them is told.
-                let Ok(batches) = reader.entries(key.0, key.1, next, last, left) else {
+                let batches = reader.entries(key.0, key.1, next, last, left);
+                let Some(batch) = batches.ok().and_then(|batches| joined(key, batches)) else {
                     self.unmovable.insert(victim);
                     break 'spans;
                 };
-                for batch in batches {
-                    next = batch.last().index.next();
-                    moved += batch.size_bytes();
-                    self.staging.entries(key, &batch, true);
-                }
+                next = batch.last().index.next();
+                moved += batch.size_bytes();
+                self.staging.entries(key, &batch, true);
             }
         }
         self.staging.has_moved |= moved > 0;
-        let moved = u64::try_from(moved).expect("a length fits");
-        self.collect_credit = self.collect_credit.saturating_sub(moved.max(1));
-        self.stats.moved_bytes += moved;
+        self.collect_credit = self.collect_credit.saturating_sub(to_u64(moved.max(1)));
+        self.stats.moved_bytes += to_u64(moved);
+    }
+
+    /// What was written, and later what of it died, pays for as many bytes moved. So moving costs
+    /// at most twice what is written, and a segment that others have left can be emptied.
+    pub(super) fn earn(&mut self, bytes: u64) {
+        let most = 4 * self.options.segment_size_bytes;
+        self.collect_credit = (self.collect_credit + bytes).min(most);
+    }
+
+    /// How much is moved in one go.
+    fn collect_budget(&self) -> usize {
+        let quarter = usize::try_from(self.options.segment_size_bytes / 4).unwrap_or(usize::MAX);
+        self.options.collect_bytes_max.min(quarter)
     }
 
     /// The sealed segment with the smallest part of it alive, if there is too much garbage.
@@ -61,13 +91,13 @@ impl Lane {
             .filter(|(number, info)| info.is_sealed && !self.releasing.contains(number))
             .collect();
         let total: u64 = sealed.iter().map(|(_, info)| info.len).sum();
-        let live: u64 = sealed.iter().map(|(_, info)| info.live_bytes).sum();
+        let live: u64 = sealed.iter().map(|(_, info)| info.moved_bytes()).sum();
         if total <= live + self.options.segment_size_bytes {
             return None;
         }
         let old = sealed.len().saturating_sub(YOUNG);
-        let share = |info: &crate::index::SegmentInfo| {
-            u128::from(info.live_bytes) * 1_000_000 / u128::from(info.len.max(1))
+        let share = |info: &SegmentInfo| {
+            u128::from(info.moved_bytes()) * 1_000_000 / u128::from(info.len.max(1))
         };
         sealed[..old]
             .iter()
@@ -90,4 +120,20 @@ impl Lane {
         }
         found
     }
+}
+
+/// Consecutive batches as one; `None` if they do not hold what their frames say.
+fn joined(key: Key, mut batches: Vec<Batch>) -> Option<Batch> {
+    if batches.len() == 1 {
+        return batches.pop();
+    }
+    let mut bytes = BytesMut::with_capacity(batches.iter().map(Batch::size_bytes).sum());
+    for batch in &batches {
+        bytes.extend_from_slice(batch.bytes());
+    }
+    Batch::decode(key.0, Bytes::from(bytes)).ok()
+}
+
+fn to_u64(len: usize) -> u64 {
+    u64::try_from(len).expect("a length fits")
 }

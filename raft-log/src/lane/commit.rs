@@ -380,22 +380,15 @@ impl Lane {
                 staging,
                 data_at,
             } => {
-                let earned = if kind == RecordKind::Watermark {
+                if kind == RecordKind::Watermark {
                     self.watermark_lsn = flight.last_lsn;
-                    // What was moved earns nothing: moving would feed itself for ever.
-                    let has_appended = std::mem::take(&mut self.has_appended);
-                    if has_appended {
-                        self.options.collect_bytes_max
-                    } else {
-                        0
-                    }
                 } else {
                     self.last_record_at = self.now;
-                    self.has_appended |= !staging.has_moved;
-                    if staging.has_moved { 0 } else { staging.len() }
-                };
-                let credit_max = to_u64(self.options.collect_bytes_max) * 16;
-                self.collect_credit = (self.collect_credit + to_u64(earned)).min(credit_max);
+                }
+                // What was moved earns nothing: moving would feed itself for ever.
+                if !staging.has_moved {
+                    self.earn(to_u64(staging.len()));
+                }
                 self.landed(*staging, data_at);
             }
             FlightKind::Seal(sealed) => self.sealed(&sealed),
@@ -407,11 +400,17 @@ impl Lane {
 
     fn landed(&mut self, mut staging: Staging, data_at: u64) {
         let mut may_free = false;
+        let mut freed = 0;
         let mut recent = Vec::new();
         {
             let mut tables = self.shared.write();
             for (key, change) in staging.changes.drain(..) {
                 may_free |= !matches!(change, Change::HardState(_) | Change::Snapshots(_));
+                let is_end = matches!(
+                    change,
+                    Change::Reset(_) | Change::Compact(_) | Change::Tombstone
+                );
+                let before = if is_end { tables.live_bytes(key) } else { 0 };
                 match change {
                     Change::Entries { item, at, batch } => {
                         let offset = data_at + to_u64(at);
@@ -447,8 +446,12 @@ impl Lane {
                         tables.replicas.entry(key).or_default().state.health = health;
                     }
                 }
+                if is_end {
+                    freed += before - tables.live_bytes(key);
+                }
             }
         }
+        self.earn(freed);
         self.shared.tail.insert_all(recent.into_iter());
         self.release(&std::mem::take(&mut staging.released));
         if may_free {
