@@ -111,7 +111,7 @@ pub(crate) struct ApplyWorker {
 impl Drop for ApplyWorker {
     /// What still lies in the inbox answers its callers now.
     fn drop(&mut self) {
-        self.inbox.drain(&mut Vec::new());
+        self.inbox.close();
     }
 }
 

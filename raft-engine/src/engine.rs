@@ -1,5 +1,6 @@
 //! The engine's handle: opens the log, starts and stops groups, routes calls to their workers.
 
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,7 +29,7 @@ use crate::route;
 use crate::state_machine::StateMachine;
 use crate::status::GroupStatus;
 use crate::step::{StepInput, StepShared, StepWorker};
-use crate::workers::Workers;
+use crate::workers::{Alarm, Workers};
 
 /// What a request takes of an inbox besides its own bytes.
 const REQUEST_OVERHEAD_BYTES: usize = 128;
@@ -122,6 +123,7 @@ struct EngineShared {
     /// Groups started so far.
     starts: AtomicU64,
     recovered: Mutex<BTreeMap<(GroupId, ReplicaId), ReplicaState>>,
+    /// The groups of this host. Held for a look-up, never while a disk is read.
     running: Mutex<BTreeMap<GroupId, Running>>,
     report: RecoveryReport,
 }
@@ -130,7 +132,15 @@ struct EngineShared {
 struct Running {
     replica: ReplicaId,
     epoch: u64,
-    is_stopping: bool,
+    phase: Phase,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Its directories are being read.
+    Starting,
+    Serving,
+    Stopping,
 }
 
 impl Engine {
@@ -202,6 +212,10 @@ impl Engine {
                 })
                 .collect(),
             jobs,
+            Alarm {
+                steps: steps.clone(),
+                events: Arc::clone(&step_shared.events),
+            },
         );
         let shared = EngineShared {
             reads: Budget::new(config.reads_bytes_max),
@@ -255,6 +269,10 @@ impl Engine {
     /// acknowledges, and the other groups of this host go on; [`RequestError::Storage`];
     /// [`RequestError::Invalid`] for members that make no sense.
     pub fn start_group(&self, start: StartGroup, responder: Responder<()>) {
+        if let Err(error) = self.claim(&start) {
+            return responder.respond(Err(error));
+        }
+        let id = start.group;
         match self.prepare(start) {
             Ok(mut group) => {
                 // A founder answers once its first record is durable, the others at once.
@@ -269,10 +287,27 @@ impl Engine {
                 {
                     *when_durable = responder.take();
                 }
-                self.step(group.id)
-                    .notice(StepInput::Start { group, responder });
+                self.step(id).notice(StepInput::Start { group, responder });
             }
-            Err(error) => responder.respond(Err(error)),
+            Err(error) => {
+                lock(&self.shared.running).remove(&id);
+                responder.respond(Err(error));
+            }
+        }
+    }
+
+    /// Takes the group's place, so that it is started once.
+    fn claim(&self, start: &StartGroup) -> Result<(), RequestError> {
+        match lock(&self.shared.running).entry(start.group) {
+            Entry::Occupied(_) => Err(RequestError::AlreadyRunning(start.group)),
+            Entry::Vacant(place) => {
+                place.insert(Running {
+                    replica: start.replica,
+                    epoch: start.epoch,
+                    phase: Phase::Starting,
+                });
+                Ok(())
+            }
         }
     }
 
@@ -284,10 +319,6 @@ impl Engine {
             start,
             machine,
         } = start;
-        let mut running = lock(&self.shared.running);
-        if running.contains_key(&id) {
-            return Err(RequestError::AlreadyRunning(id));
-        }
         let known = self.shared.step_shared.reader.replicas_of(id);
         let has_state = known
             .iter()
@@ -355,12 +386,9 @@ impl Engine {
             });
         }
         lock(&self.shared.recovered).remove(&(id, replica));
-        let run = Running {
-            replica,
-            epoch,
-            is_stopping: false,
-        };
-        running.insert(id, run);
+        if let Some(running) = lock(&self.shared.running).get_mut(&id) {
+            running.phase = Phase::Serving;
+        }
         let apply = &self.shared.step_shared.applies;
         let apply = &apply[route(id, apply.len())];
         let restore = group.newest_stored().map(|meta| meta.id.index);
@@ -385,7 +413,8 @@ impl Engine {
     }
 
     /// Stops a group on this host; its state stays on disk. A save under way is aborted. Answered
-    /// when its state machine is gone; until then the group counts as running.
+    /// when its state machine is gone; until then the group counts as running. A group whose start
+    /// is under way does not run yet.
     ///
     /// # Errors
     ///
@@ -393,7 +422,7 @@ impl Engine {
     /// engine ends first.
     pub fn stop_group(&self, group: GroupId, responder: Responder<()>) {
         match lock(&self.shared.running).get_mut(&group) {
-            Some(running) if !running.is_stopping => running.is_stopping = true,
+            Some(running) if running.phase == Phase::Serving => running.phase = Phase::Stopping,
             _ => return responder.respond(Err(RequestError::UnknownGroup(group))),
         }
         let stopped = Stopped {
@@ -580,7 +609,7 @@ impl Engine {
     pub fn groups(&self) -> Vec<(GroupId, ReplicaId)> {
         lock(&self.shared.running)
             .iter()
-            .filter(|(_, run)| !run.is_stopping)
+            .filter(|(_, run)| run.phase == Phase::Serving)
             .map(|(&group, run)| (group, run.replica))
             .collect()
     }
@@ -649,7 +678,7 @@ impl Engine {
     ) -> Result<SnapshotEnv, RequestError> {
         let running = lock(&self.shared.running).get(&group).copied();
         let running = running
-            .filter(|running| !running.is_stopping)
+            .filter(|running| running.phase == Phase::Serving)
             .ok_or(RequestError::UnknownGroup(group))?;
         if running.replica != to || running.epoch != epoch {
             let reason = format!("meant for replica {to} of epoch {epoch}");

@@ -88,6 +88,8 @@ pub(crate) struct Full<T>(pub(crate) T);
 #[derive(Debug)]
 pub(crate) struct Inbox<T> {
     items: Mutex<Vec<T>>,
+    /// Its owner is gone.
+    is_closed: AtomicBool,
     /// Bytes of bounded items that lie in `items`.
     bytes: AtomicUsize,
     bytes_max: usize,
@@ -98,6 +100,7 @@ impl<T> Inbox<T> {
     pub(crate) fn new(bytes_max: usize, wake: Arc<Wake>) -> Self {
         Self {
             items: Mutex::new(Vec::new()),
+            is_closed: AtomicBool::new(false),
             bytes: AtomicUsize::new(0),
             bytes_max,
             wake,
@@ -122,10 +125,27 @@ impl<T> Inbox<T> {
         true
     }
 
-    /// Takes a notice, always.
+    /// Takes a notice, always. Without an owner it is dropped: whoever waits for its answer hears
+    /// of its end.
     pub(crate) fn notice(&self, item: T) {
-        self.lock().push(item);
+        let mut items = self.lock();
+        if self.is_closed.load(Ordering::Relaxed) {
+            drop(items);
+            return drop(item);
+        }
+        items.push(item);
+        drop(items);
         self.wake.set();
+    }
+
+    /// Drops what lies here and what comes, because nobody will drain it any more.
+    pub(crate) fn close(&self) {
+        let items = {
+            let mut items = self.lock();
+            self.is_closed.store(true, Ordering::Relaxed);
+            std::mem::take(&mut *items)
+        };
+        drop(items);
     }
 
     /// Swaps all that lies here for the empty `drained`.
@@ -169,5 +189,16 @@ mod tests {
         inbox.drain(&mut drained);
         assert_eq!(drained, ['a', 'n']);
         assert!(inbox.push('c', 10).is_ok());
+    }
+
+    #[test]
+    fn an_inbox_without_an_owner_holds_nothing() {
+        let inbox = Inbox::new(10, Arc::default());
+        let item = Arc::new(());
+        inbox.notice(Arc::clone(&item));
+        inbox.close();
+        inbox.notice(Arc::clone(&item));
+        assert!(inbox.push(Arc::clone(&item), 1).is_ok());
+        assert_eq!(Arc::strong_count(&item), 1);
     }
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use raft_log::LogReader;
-use raft_proto::{Batch, GroupId, Index, ReplicaId, SnapshotMeta};
+use raft_proto::{GroupId, Index, ReplicaId, SnapshotMeta};
 use raft_snapshot::{SnapshotEnv, SnapshotError, SnapshotFileMeta, SnapshotReader, SnapshotWriter};
 
 use crate::apply::{ApplyInput, panic_text};
@@ -213,8 +213,7 @@ impl JobWorker {
                 bytes_max,
             }) => {
                 let bytes_max = bytes_max.min(FETCH_BYTES_MAX);
-                let result = self.reader.entries(group, replica, first, last, bytes_max);
-                let batches = check_fetched(group, result);
+                let batches = self.reader.entries(group, replica, first, last, bytes_max);
                 self.step(group).notice(StepInput::Fetched {
                     group,
                     first,
@@ -369,18 +368,6 @@ fn finish_save(job: &mut SaveJob) -> Result<SaveEnd, SaveEnd> {
         .expect("it was begun with the first block");
     writer.finish(meta).map_err(ended)?;
     Ok(SaveEnd::Saved(Box::new(job.meta.clone())))
-}
-
-/// Checked again here, because what a log returns goes straight to peers.
-fn check_fetched(
-    group: GroupId,
-    result: Result<Vec<Batch>, raft_log::LogError>,
-) -> Result<Vec<Batch>, String> {
-    let batches = result.map_err(|error| format!("group {group}: {error}"))?;
-    if batches.is_empty() {
-        return Err(format!("group {group}: the log returned nothing"));
-    }
-    Ok(batches)
 }
 
 struct Blocks {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use raft_log::{LaneSpace, LogReader, Submission};
+use raft_log::{LaneSpace, LogError, LogReader, Submission};
 use raft_proto::{
     Batch, Body, EntryId, Envelope, Fetched, GroupId, HostId, Index, MembershipChange, Message,
     Refused, ReplicaId, SnapshotMeta, SnapshotStatus, Term, Time,
@@ -32,6 +32,9 @@ mod saves;
 
 use out::Out;
 use requests::refuse_waiting;
+
+/// What to do about a replica whose log is damaged.
+const REBUILD: &str = "remove this replica from its group and add a new one under a new id";
 
 /// A group and a submission that is durable.
 #[derive(Clone, Copy, Debug)]
@@ -112,7 +115,7 @@ pub(crate) enum StepInput {
     Fetched {
         group: GroupId,
         first: Index,
-        batches: Result<Vec<Batch>, String>,
+        batches: Result<Vec<Batch>, LogError>,
     },
     Saved {
         group: GroupId,
@@ -161,7 +164,7 @@ pub(crate) struct StepWorker {
 impl Drop for StepWorker {
     /// What still lies in the inbox answers its callers now: handles keep the inbox alive.
     fn drop(&mut self) {
-        self.inbox.drain(&mut Vec::new());
+        self.inbox.close();
     }
 }
 
@@ -314,14 +317,7 @@ impl StepWorker {
                 group,
                 first,
                 batches,
-            } => {
-                self.isolated(group, |_, _, group| {
-                    group.raft.entries_fetched(match batches {
-                        Ok(batches) => Fetched::Entries { first, batches },
-                        Err(_) => Fetched::Failed { first },
-                    });
-                });
-            }
+            } => self.fetched(group, first, batches),
             StepInput::Saved {
                 group,
                 number,
@@ -584,6 +580,22 @@ impl StepWorker {
                 responder,
             },
         ));
+    }
+
+    /// Entries read from the log, or why not. A replica that cannot read what it holds stops here:
+    /// it could neither apply nor feed others, and would not say so.
+    fn fetched(&mut self, id: GroupId, first: Index, batches: Result<Vec<Batch>, LogError>) {
+        let fetched = match batches {
+            Ok(batches) => Fetched::Entries { first, batches },
+            Err(error @ LogError::Damaged { .. }) => {
+                return self.fail_group(id, format!("{error}; {REBUILD}"));
+            }
+            Err(error) => {
+                tracing::warn!(group = id.get(), %first, %error, "entries cannot be read");
+                Fetched::Failed { first }
+            }
+        };
+        self.isolated(id, |_, _, group| group.raft.entries_fetched(fetched));
     }
 
     fn fail_group(&mut self, id: GroupId, reason: String) {

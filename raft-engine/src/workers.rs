@@ -1,5 +1,6 @@
 //! The workers as values: driven by threads in production, poll by poll under simulation.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -8,11 +9,12 @@ use std::time::{Duration, Instant};
 use raft_log::LaneStats;
 use raft_proto::Time;
 
-use crate::apply::ApplyWorker;
-use crate::inbox::Wake;
+use crate::apply::{ApplyWorker, panic_text};
+use crate::inbox::{Inbox, Wake};
 use crate::jobs::{JobQueue, JobWorker};
 use crate::lane::LaneWorker;
-use crate::step::StepWorker;
+use crate::outbound::{Event, Events};
+use crate::step::{StepInput, StepWorker};
 
 /// A thread without a deadline looks around this often, whatever happens.
 const PARK_MAX: Duration = Duration::from_millis(500);
@@ -58,6 +60,34 @@ pub struct Workers {
     applies: Vec<(ApplyWorker, Arc<Wake>)>,
     jobs: Vec<JobWorker>,
     job_queue: Arc<JobQueue>,
+    alarm: Alarm,
+}
+
+/// Who hears that a worker is gone.
+#[derive(Clone)]
+pub(crate) struct Alarm {
+    pub(crate) steps: Vec<Arc<Inbox<StepInput>>>,
+    pub(crate) events: Arc<dyn Events>,
+}
+
+impl Alarm {
+    /// Runs a worker to its end and returns whether it came to it. A panic outside of what is done
+    /// for one group is our own bug, or the caller's logger's; without this worker nothing of the
+    /// host can be relied on, so the host fails, aloud.
+    fn watch(&self, name: &str, work: impl FnOnce()) -> bool {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else {
+            return true;
+        };
+        let reason = format!("{name} panicked: {}", panic_text(&*panic));
+        for step in &self.steps {
+            step.notice(StepInput::HostFailed {
+                reason: reason.clone(),
+            });
+        }
+        // The step workers say so as well, if one is left.
+        self.events.event(Event::HostFailed { reason });
+        false
+    }
 }
 
 /// What an engine has done since it opened.
@@ -68,12 +98,13 @@ pub struct EngineStats {
 }
 
 impl Workers {
-    pub(crate) const fn new(
+    pub(crate) fn new(
         steps: Vec<(StepWorker, Arc<Wake>)>,
         lane: (LaneWorker, Arc<Wake>),
         applies: Vec<(ApplyWorker, Arc<Wake>)>,
         jobs: Vec<JobWorker>,
         job_queue: Arc<JobQueue>,
+        alarm: Alarm,
     ) -> Self {
         Self {
             steps,
@@ -81,6 +112,7 @@ impl Workers {
             applies,
             jobs,
             job_queue,
+            alarm,
         }
     }
 
@@ -128,21 +160,25 @@ impl Workers {
         for (at, (mut worker, wake)) in self.steps.into_iter().enumerate() {
             let stop = Arc::clone(&stop);
             wakes.push(Arc::clone(&wake));
-            threads.push(start(format!("raft-step-{at}"), move || {
+            threads.push(watched(format!("raft-step-{at}"), &self.alarm, move || {
                 drive(&wake, &stop, clock, |now| worker.poll(now));
             }));
         }
         for (at, (mut worker, wake)) in self.applies.into_iter().enumerate() {
             let stop = Arc::clone(&stop);
             wakes.push(Arc::clone(&wake));
-            threads.push(start(format!("raft-apply-{at}"), move || {
-                drive(&wake, &stop, clock, |now| worker.poll(now));
-            }));
+            threads.push(watched(
+                format!("raft-apply-{at}"),
+                &self.alarm,
+                move || {
+                    drive(&wake, &stop, clock, |now| worker.poll(now));
+                },
+            ));
         }
         for (at, mut worker) in self.jobs.into_iter().enumerate() {
             let stop = Arc::clone(&stop);
             let queue = Arc::clone(&self.job_queue);
-            threads.push(start(format!("raft-job-{at}"), move || {
+            threads.push(watched(format!("raft-job-{at}"), &self.alarm, move || {
                 while !stop.load(Ordering::Acquire) {
                     if worker.poll() != Progress::More {
                         queue.wait(PARK_MAX);
@@ -155,13 +191,16 @@ impl Workers {
         let lane_thread = {
             let (stop, wake) = (Arc::clone(&lane_stop), Arc::clone(&lane_wake));
             let stats = Arc::clone(&stats);
+            let alarm = self.alarm;
             start("raft-lane".to_owned(), move || {
-                drive(&wake, &stop, clock, |now| {
-                    let progress = lane.poll(now);
-                    *stats.lock().unwrap_or_else(PoisonError::into_inner) = lane.lane().stats();
-                    progress
+                let has_ended = alarm.watch("raft-lane", || {
+                    drive(&wake, &stop, clock, |now| {
+                        let progress = lane.poll(now);
+                        *stats.lock().unwrap_or_else(PoisonError::into_inner) = lane.lane().stats();
+                        progress
+                    });
                 });
-                if let Err(error) = lane.into_lane().close() {
+                if has_ended && let Err(error) = lane.into_lane().close() {
                     tracing::warn!(%error, "the log did not close cleanly");
                 }
             })
@@ -210,7 +249,7 @@ impl Drop for RunningWorkers {
         }
         self.job_queue.wake_all();
         for thread in self.threads.drain(..) {
-            // A worker that panicked has said so; there is nothing to add here.
+            // A worker that panicked has failed the host; there is nothing to add here.
             drop(thread.join());
         }
         self.lane_stop.store(true, Ordering::Release);
@@ -219,6 +258,14 @@ impl Drop for RunningWorkers {
             drop(thread.join());
         }
     }
+}
+
+/// A thread whose panic fails the host. What the worker held is dropped with it.
+fn watched(name: String, alarm: &Alarm, work: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
+    let alarm = alarm.clone();
+    start(name.clone(), move || {
+        alarm.watch(&name, work);
+    })
 }
 
 fn start(name: String, body: impl FnOnce() + Send + 'static) -> JoinHandle<()> {
@@ -235,8 +282,12 @@ fn drive(
     mut poll: impl FnMut(Time) -> Progress,
 ) {
     wake.attach();
-    while !stop.load(Ordering::Acquire) {
+    loop {
+        // First, so that a stop that comes with this wake-up is seen.
         wake.take();
+        if stop.load(Ordering::Acquire) {
+            return;
+        }
         let now = clock();
         if let Progress::Idle { until } = poll(now) {
             let timeout = until

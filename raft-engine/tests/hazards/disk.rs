@@ -69,6 +69,66 @@ fn hazard_47_fault_14_one_failed_sync_latches_the_host_and_nothing_more_is_ackno
     );
 }
 
+/// Opening reads footers, not payloads: damage to an entry of a sealed segment is found by whoever
+/// reads it first, here the replica that applies its log again.
+#[test]
+fn fault_3_damage_in_a_sealed_segment_stops_the_replica_that_reads_it() {
+    let mut world = World::running(3, 3, 2);
+    let leaders = [1, 2].map(|id| world.leader(group(id)));
+    let victim = (0..3)
+        .find(|at| !leaders.contains(at))
+        .expect("three hosts, two leaders");
+    let mut number = 0;
+    while segments(&world.hosts[victim].vfs).len() < 5 {
+        number += 1;
+        assert!(number < 10_000, "segments fill");
+        world
+            .propose(leaders[0], group(1), number)
+            .expect("it serves");
+    }
+    world
+        .propose(leaders[1], group(2), 10_001)
+        .expect("it serves");
+    world.await_level(group(1));
+    world.kill(victim);
+    let places = find(&world.hosts[victim].vfs, &command(100));
+    assert!(!places.is_empty(), "the log holds the command");
+    for (path, at) in places {
+        world.hosts[victim].vfs.flip_bit(&path, at + 50, 2);
+    }
+    for (id, outcome) in world.start(victim) {
+        outcome.unwrap_or_else(|error| panic!("group {id}: {error}"));
+    }
+    world.run_until("the damage is told", |world| {
+        let told = |event: &Event| {
+            matches!(event, Event::GroupFailed { group: failed, reason }
+                if *failed == group(1) && reason.contains("damage") && reason.contains("remove"))
+        };
+        world.events(victim).iter().any(told)
+    });
+    let sent = world.sent_by(victim, group(1));
+    world.run_for(2_000 * MILLISECOND);
+    assert_eq!(
+        world.sent_by(victim, group(1)),
+        sent,
+        "it neither votes nor acknowledges"
+    );
+    let refused = world.propose(victim, group(1), 1);
+    assert!(
+        matches!(refused, Err(RequestError::GroupFailed { .. })),
+        "{refused:?}"
+    );
+    // Nobody else notices.
+    world.await_level(group(2));
+    for id in [1, 2] {
+        let leader = world.leader(group(id));
+        assert_ne!((leader, id), (victim, 1));
+        world
+            .propose(leader, group(id), 20_000)
+            .expect("the others serve");
+    }
+}
+
 #[test]
 fn fault_4_damage_in_the_active_segment_stops_that_replica_and_nobody_else() {
     let mut world = World::running(4, 3, 2);
