@@ -70,6 +70,8 @@ impl Kv {
             .arg(dir)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
+            // It may be a file, and that cannot be written any more either.
+            .stderr(Stdio::null())
             .spawn()
             .expect("a process");
         let mut kv = Self {
