@@ -460,13 +460,13 @@ fn refuse_all(state: &mut ApplyGroup, error: &RequestError) {
         refuse_reads(reads);
     }
     for waiter in state.answering.drain(..) {
-        waiter.responder.respond(Err(error.clone()));
+        waiter.responder.respond(Err(error.of_what_was_taken()));
     }
     for task in state.queue.drain(..) {
         match task {
             Task::Entries { waiters, .. } => {
                 for waiter in waiters {
-                    waiter.responder.respond(Err(error.clone()));
+                    waiter.responder.respond(Err(error.of_what_was_taken()));
                 }
             }
             Task::Read { reads, .. } => refuse_reads(reads),

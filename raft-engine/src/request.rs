@@ -150,14 +150,15 @@ pub enum RequestError {
         /// Who should have led.
         to: ReplicaId,
     },
-    /// A snapshot has come in place of the entry, so that whether it was committed is not known
-    /// here. Find out, or make the command such that it can be repeated.
-    #[error("the outcome is unknown: a snapshot of group {group} covers the entry")]
+    /// The command was taken, and whether it is or will be committed is not known here. Find out,
+    /// or make the command such that it can be repeated.
+    #[error("the outcome is unknown: {reason}")]
     OutcomeUnknown {
-        /// The group.
-        group: GroupId,
+        /// What came between.
+        reason: String,
     },
-    /// The log lane failed: nothing is acknowledged by this host any more. Restart it.
+    /// The host failed: nothing is acknowledged by it any more. The request was not taken. Restart
+    /// the host.
     #[error("the host has failed: {reason}")]
     HostFailed {
         /// The first failure.
@@ -175,6 +176,15 @@ pub enum RequestError {
     /// The group or the engine stopped first. The outcome is unknown.
     #[error("stopped before the outcome was known")]
     Terminated,
+}
+
+impl RequestError {
+    /// What the proposer of a command hears whose entry is in the log already.
+    pub(crate) fn of_what_was_taken(&self) -> Self {
+        Self::OutcomeUnknown {
+            reason: self.to_string(),
+        }
+    }
 }
 
 /// A proposal's result: it is durable on a majority and applied here.

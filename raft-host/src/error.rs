@@ -183,6 +183,20 @@ pub enum ProposeError {
         /// How long it was waited for.
         waited: Duration,
     },
+    /// The group has failed on this host. Nothing was done: ask another host.
+    #[error("group {group} has failed on this host: {reason}")]
+    GroupFailed {
+        /// The group.
+        group: GroupId,
+        /// Why.
+        reason: String,
+    },
+    /// This host has failed or was closed. Nothing was done: ask another one.
+    #[error("the host does not serve: {reason}")]
+    HostDown {
+        /// Why.
+        reason: String,
+    },
     /// The group or host stopped or failed while it was under way. Whether it took or takes effect
     /// is not known: find out on another host.
     #[error("the outcome is unknown: {reason}")]
@@ -198,7 +212,9 @@ impl ProposeError {
     pub const fn next_step(&self) -> NextStep {
         match self {
             Self::NotLeader { leader, .. } => NextStep::RetryElsewhere { leader: *leader },
-            Self::UnknownGroup(_) => NextStep::RetryElsewhere { leader: None },
+            Self::UnknownGroup(_) | Self::GroupFailed { .. } | Self::HostDown { .. } => {
+                NextStep::RetryElsewhere { leader: None }
+            }
             Self::Busy { .. }
             | Self::StorageFull
             | Self::Superseded
@@ -223,6 +239,9 @@ impl ProposeError {
                 Self::Refused { reason }
             }
             RequestError::UnknownGroup(group) => Self::UnknownGroup(group),
+            RequestError::GroupFailed { group, reason } => Self::GroupFailed { group, reason },
+            RequestError::HostFailed { reason } => Self::HostDown { reason },
+            RequestError::OutcomeUnknown { reason } => Self::OutcomeUnknown { reason },
             other => Self::OutcomeUnknown {
                 reason: other.to_string(),
             },

@@ -280,7 +280,8 @@ impl GroupHandle {
     ) -> Outcome<T> {
         let (responder, outcome) = pending::request();
         if self.host.is_closed() {
-            responder.respond(Err(RequestError::Terminated));
+            let reason = "it was closed".to_owned();
+            responder.respond(Err(RequestError::HostFailed { reason }));
         } else {
             hand_over(&self.host.engine, responder);
         }

@@ -10,7 +10,7 @@ use raft_engine::{
     Engine, EngineConfig, Parts, RecoveredReplica, RunningWorkers, Start, StateMachine, Workers,
 };
 use raft_log::vfs::{StdVfs, Vfs};
-use raft_log::{LaneStats, RecoveryReport};
+use raft_log::{LaneOptions, LaneStats, RecoveryReport};
 use raft_proto::{GroupId, HostId, ReplicaId};
 use raft_transport::{
     Transport, TransportConfig, TransportError, TransportIdentity, TransportStats,
@@ -143,6 +143,7 @@ impl NodeHost {
     pub async fn open_with(config: HostConfig, parts: HostParts) -> Result<Self, OpenError> {
         let HostParts { identity, vfs } = parts;
         config.check()?;
+        config.log.check().map_err(raft_engine::OpenError::from)?;
         config
             .engine
             .check()
@@ -475,7 +476,10 @@ fn open_storage(
     let parts = Parts {
         vfs,
         data_dir: config.data_dir.clone(),
-        lane: config.log.clone(),
+        lane: LaneOptions {
+            identity: log_identity(&data_dir.identity),
+            ..config.log.clone()
+        },
         outbound: Arc::clone(&outward) as _,
         events: outward,
     };
@@ -490,6 +494,12 @@ fn open_storage(
     };
     let (engine, workers) = Engine::open(engine_config, parts)?;
     Ok((Arc::new(data_dir), engine, workers))
+}
+
+/// Names the log, so that one of another data directory is told apart.
+fn log_identity(identity: &Identity) -> u64 {
+    let (low, _) = identity.uuid.split_at(8);
+    u64::from_le_bytes(low.try_into().expect("eight bytes"))
 }
 
 /// Another one for each host and each open, so that election timeouts differ.

@@ -79,6 +79,15 @@ pub enum LogError {
     /// What an export goes to could not be written.
     #[error("export: {0}")]
     Export(std::io::Error),
+    /// All segments here belong to another log: another data directory's was put in this place.
+    /// Nothing was written: put the right one back, or move these files away to begin anew.
+    #[error("{path:?} holds the log of another data directory: {files:?}")]
+    Foreign {
+        /// Where they lie.
+        path: PathBuf,
+        /// The segments.
+        files: Vec<String>,
+    },
     /// A batch is larger than a record may be. Nothing was taken.
     #[error("a batch of {size} bytes is over the bound of {bound}")]
     TooLarge {

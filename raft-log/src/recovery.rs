@@ -180,6 +180,12 @@ pub(crate) fn analyse(
         lost_tables: Vec::new(),
     };
     let files = walk.files(&dir)?;
+    if files.is_empty() && !walk.report.foreign.is_empty() {
+        return Err(LogError::Foreign {
+            path: dir,
+            files: walk.report.foreign,
+        });
+    }
     let base = walk.base(&dir, &files)?;
     walk.sealed_before(&dir, &files, base)?;
     let end = walk.records_from(&dir, &files, base)?;

@@ -32,13 +32,15 @@ pub struct TransportConfig {
 pub struct Limits {
     /// Bytes of one message. Default 16 MiB, at most 256 MiB.
     pub frame_bytes_max: usize,
-    /// Bytes of messages waiting for one peer. Default 64 MiB, at least 64 KiB.
+    /// Bytes of messages waiting for one peer. Default 64 MiB, 64 KiB to 16 GiB.
     pub queue_bytes_max: u64,
     /// Bulk lanes of a connection. Default 2, 1 to 15.
     pub bulk_lanes: usize,
-    /// Handshakes under way at once before senders must prove their address. Default 64.
+    /// Handshakes under way at once before senders must prove their address. Default 64, 1 to
+    /// 65,536.
     pub handshakes_max: usize,
-    /// From the first packet to the end of Hello. Default 5 s.
+    /// From the first packet to the end of Hello. Default 5 s; this and the other waits: 1 ms to
+    /// 24 h.
     pub handshake_timeout: Duration,
     /// A connection silent for so long is lost. Default 4 s.
     pub idle_timeout: Duration,
@@ -65,7 +67,7 @@ pub struct Limits {
     /// Largest UDP payload that is probed for. Default 6,500: above about 6,550 ten segments no
     /// longer fit one send, and throughput collapses. 1,200 to 6,500.
     pub mtu_max: u16,
-    /// Socket buffers asked of the kernel, which may grant less. Default 4 MiB.
+    /// Socket buffers asked of the kernel, which may grant less. Default 4 MiB, 64 KiB to 1 GiB.
     pub socket_buffer_bytes: usize,
 }
 
@@ -145,10 +147,36 @@ impl TransportConfig {
             "1 KiB to 256 MiB",
         )?;
         ensure(
-            limits.queue_bytes_max >= 64 << 10,
+            (64 << 10..=16 << 30).contains(&limits.queue_bytes_max),
             "queue_bytes_max",
             &limits.queue_bytes_max,
-            "at least 64 KiB",
+            "64 KiB to 16 GiB",
+        )?;
+        ensure(
+            (1..=1 << 16).contains(&limits.handshakes_max),
+            "handshakes_max",
+            &limits.handshakes_max,
+            "1 to 65,536",
+        )?;
+        let waits = [
+            ("handshake_timeout", limits.handshake_timeout),
+            ("queue_age_max", limits.queue_age_max),
+            ("snapshot_silence", limits.snapshot_silence),
+            ("snapshot_commit_timeout", limits.snapshot_commit_timeout),
+        ];
+        for (field, wait) in waits {
+            ensure(
+                (Duration::from_millis(1)..=Duration::from_secs(86_400)).contains(&wait),
+                field,
+                &format!("{wait:?}"),
+                "1 ms to 24 h",
+            )?;
+        }
+        ensure(
+            (64 << 10..=1 << 30).contains(&limits.socket_buffer_bytes),
+            "socket_buffer_bytes",
+            &limits.socket_buffer_bytes,
+            "64 KiB to 1 GiB",
         )?;
         ensure(
             (1..=BULK_LANES_MAX).contains(&limits.bulk_lanes),
@@ -253,6 +281,28 @@ mod tests {
         assert_eq!(
             refused(|c| c.limits.frame_bytes_max = usize::MAX),
             "frame_bytes_max"
+        );
+        assert_eq!(
+            refused(|c| c.limits.queue_bytes_max = u64::MAX),
+            "queue_bytes_max"
+        );
+        for handshakes in [0, usize::MAX] {
+            let mut config = config();
+            config.limits.handshakes_max = handshakes;
+            let error = config.check().expect_err("refused");
+            assert_eq!(error.field, "handshakes_max");
+        }
+        assert_eq!(
+            refused(|c| c.limits.queue_age_max = Duration::ZERO),
+            "queue_age_max"
+        );
+        assert_eq!(
+            refused(|c| c.limits.snapshot_silence = Duration::MAX),
+            "snapshot_silence"
+        );
+        assert_eq!(
+            refused(|c| c.limits.socket_buffer_bytes = 0),
+            "socket_buffer_bytes"
         );
         assert_eq!(
             refused(|c| c.limits.keep_alive = c.limits.idle_timeout),

@@ -160,7 +160,9 @@ pub(super) fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, do
                 .waiters
                 .partition_point(|waiter| waiter.id.index <= index);
             for waiter in group.waiters.drain(..covered) {
-                let error = RequestError::OutcomeUnknown { group: id };
+                let error = RequestError::OutcomeUnknown {
+                    reason: format!("a snapshot of group {id} covers the entry"),
+                };
                 waiter.responder.respond(Err(error));
             }
             out.tasks.push((id, group.restore_task(index)));

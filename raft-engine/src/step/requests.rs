@@ -226,7 +226,7 @@ pub(super) fn refuse_waiting(group: &mut Group, error: &RequestError) {
         proposal.responder.respond(Err(error.clone()));
     }
     for waiter in group.waiters.drain(..) {
-        waiter.responder.respond(Err(error.clone()));
+        waiter.responder.respond(Err(error.of_what_was_taken()));
     }
     let rounds = std::mem::take(&mut group.rounds);
     for read in group

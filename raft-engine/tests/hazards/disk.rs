@@ -31,7 +31,7 @@ fn hazard_47_fault_14_one_failed_sync_latches_the_host_and_nothing_more_is_ackno
         }
         latched += 1;
         assert!(
-            matches!(outcome, Err(RequestError::HostFailed { .. })),
+            matches!(outcome, Err(RequestError::OutcomeUnknown { .. })),
             "{outcome:?}"
         );
         let sent = [1, 2].map(|id| world.sent_by(leader, group(id)));

@@ -71,7 +71,7 @@ fn fault_41_a_machine_that_panics_or_gives_up_stops_its_group_there_and_nothing_
         }
         assert_eq!(world.leader(group(1)), 0);
         let failed = world.propose(0, group(1), number);
-        let Err(RequestError::GroupFailed { reason, .. }) = &failed else {
+        let Err(RequestError::OutcomeUnknown { reason }) = &failed else {
             panic!("{failed:?}");
         };
         assert!(reason.contains(says), "{reason}");

@@ -139,7 +139,9 @@ fn write(node: &Arc<Node>, slot: u16, command: Bytes) -> Begun {
 fn write_refused(node: &Node, group: &GroupHandle, slot: u16, error: &ProposeError) -> Bytes {
     match error {
         ProposeError::NotLeader { leader, .. } => elsewhere(node, group, slot, *leader),
-        ProposeError::UnknownGroup(_) => reply::error(&format!("CLUSTERDOWN {error}")),
+        ProposeError::UnknownGroup(_)
+        | ProposeError::GroupFailed { .. }
+        | ProposeError::HostDown { .. } => reply::error(&format!("CLUSTERDOWN {error}")),
         ProposeError::Busy { .. } | ProposeError::StorageFull | ProposeError::Superseded => {
             reply::error(&format!("TRYAGAIN {error}"))
         }

@@ -165,13 +165,8 @@ async fn fault_14_a_host_whose_log_cannot_be_synced_says_so_and_the_others_go_on
     let reason = reason.expect("it has failed");
     assert!(reason.contains("the disk is gone"), "{reason}");
     let error = handles[&1].propose("never").await.expect_err("it failed");
-    assert!(
-        matches!(
-            error.next_step(),
-            NextStep::FindOut | NextStep::RetryElsewhere { .. }
-        ),
-        "{error}"
-    );
+    assert!(matches!(error, ProposeError::HostDown { .. }), "{error}");
+    assert_eq!(error.next_step(), NextStep::RetryElsewhere { leader: None });
     let start = hosts[&1].start_group(a_start(9, 1, raft_host::Start::Join));
     assert!(matches!(start.await, Err(StartError::HostDown { .. })));
     // Its connections are closed, and it closes in good order all the same.

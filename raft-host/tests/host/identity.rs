@@ -286,6 +286,34 @@ async fn fault_48_a_host_of_another_deployment_is_refused_by_its_peers() {
     close([(1, stranger), (2, two)].into()).await;
 }
 
+/// Disks or folders that were exchanged: each directory knows its own log.
+#[tokio::test(flavor = "multi_thread")]
+async fn fault_7_the_log_of_another_directory_is_refused() {
+    let mut fleet = Fleet::new();
+    let mut hosts = fleet.open_all(&[1, 2]).await;
+    let handles = found(&hosts, 1).await;
+    propose(&handles, b"one").await;
+    settle(&handles).await;
+    close(std::mem::take(&mut hosts)).await;
+    let own = fleet.data_dir(1).join("log");
+    let aside = fleet.data_dir(1).join("aside");
+    std::fs::rename(&own, &aside).expect("moved away");
+    copy_dir(&fleet.data_dir(2).join("log"), &own);
+    let before = contents(&own.join("0"));
+    let error = fleet.try_open(1).await.expect_err("refused");
+    assert!(
+        error.to_string().contains("another data directory"),
+        "{error}"
+    );
+    assert_eq!(contents(&own.join("0")), before, "nothing was written");
+    // The right one back, and all is well.
+    std::fs::remove_dir_all(&own).expect("removed");
+    std::fs::rename(&aside, &own).expect("moved back");
+    let host = fleet.open(1).await;
+    assert!(host.recovered_replica(group(1)).is_some());
+    host.close().await.expect("it closes");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_out_of_bounds_are_refused_before_anything_is_made() {
     let fleet = Fleet::new();
@@ -300,6 +328,8 @@ async fn settings_out_of_bounds_are_refused_before_anything_is_made() {
     assert!(text.contains("request_timeout"), "{text}");
     let text = refused(|config| config.engine.step_workers = 0).await;
     assert!(text.contains("step_workers"), "{text}");
+    let text = refused(|config| config.log.segment_size_bytes = 1).await;
+    assert!(text.contains("segment_size_bytes"), "{text}");
     let text = refused(|config| config.network.bulk_lanes = 99).await;
     assert!(text.contains("bulk_lanes"), "{text}");
     let text = refused(|config| config.advertised = vec![0; 300].into()).await;

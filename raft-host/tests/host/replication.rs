@@ -128,7 +128,7 @@ async fn a_follower_names_the_leaders_host_and_a_lone_host_times_out() {
     // A handle outlives its host and says so.
     assert!(matches!(
         handles[&lead].propose(Bytes::new()).await,
-        Err(ProposeError::OutcomeUnknown { .. })
+        Err(ProposeError::HostDown { .. })
     ));
 }
 
