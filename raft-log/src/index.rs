@@ -209,6 +209,11 @@ impl Tables {
         for span in lists {
             replace(&mut replica.spans, &mut self.segments, *span);
         }
+        // A span for each batch has become one for all of them.
+        let wanted = 2 * replica.spans.len().max(4);
+        if replica.spans.capacity() > 2 * wanted {
+            replica.spans.shrink_to(wanted);
+        }
         debug_assert!(
             replica
                 .spans

@@ -4,6 +4,8 @@
 
 #[path = "uses/filled.rs"]
 mod filled;
+#[path = "uses/reads.rs"]
+mod reads;
 #[path = "uses/scrub.rs"]
 mod scrub;
 #[path = "log/workload.rs"]

@@ -543,6 +543,58 @@ mod tests {
     }
 
     #[test]
+    fn a_read_only_file_system_reads_and_changes_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("file");
+        fs::write(&path, b"content").expect("written");
+        let vfs = StdVfs::read_only();
+        let file = vfs.open(&path, false).expect("open");
+        assert_eq!(vfs.read(file, 0, 99).expect("read"), &b"content"[..]);
+        assert_eq!(vfs.read_shared(file, 3, 4).expect("read"), &b"tent"[..]);
+        let other = dir.path().join("other");
+        let refused = [
+            vfs.open(&other, true).map(drop),
+            vfs.create_dir_all(&other),
+            vfs.write(file, 0, b"x"),
+            vfs.prepare(file, 99),
+            vfs.rename(&path, &other),
+            vfs.replace(&path, &other),
+            vfs.remove_file(&path),
+            vfs.remove_dir_all(dir.path()),
+        ];
+        for outcome in refused {
+            outcome.expect_err("nothing is changed");
+        }
+        let head = Bytes::from_static(b"x");
+        let ops = [
+            Op::Write {
+                file,
+                offset: 0,
+                buffers: vec![head.clone()],
+            },
+            Op::Prepare {
+                path: other.clone(),
+                len: 9,
+                head: head.clone(),
+            },
+            Op::Recycle {
+                from: path.clone(),
+                to: other,
+                head,
+            },
+            Op::Remove { path: path.clone() },
+        ];
+        let submitted: Vec<OpId> = ops.into_iter().map(|op| vfs.submit(op)).collect();
+        let done = vfs.completions(Time(0));
+        assert_eq!(done.len(), submitted.len());
+        for done in done {
+            done.result.expect_err("nothing is changed");
+        }
+        assert_eq!(fs::read(&path).expect("it is there"), b"content");
+        assert_eq!(fs::read_dir(dir.path()).expect("it lists").count(), 1);
+    }
+
+    #[test]
     fn many_buffers_are_written_in_order() {
         let dir = tempfile::tempdir().expect("a directory");
         let (vfs, file) = prepared(dir.path());

@@ -1,0 +1,260 @@
+//! Reading while the log goes on, on the real file system; and what an index takes.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
+
+use raft_log::vfs::{ReadMode, StdVfs};
+use raft_log::{LaneOptions, LaneThread, LogError, LogReader, Submission, Wal};
+use raft_proto::{Batch, BatchBuilder, EntryKind, Index, Term};
+
+use crate::filled::{filled, quiet, read_all};
+use crate::record;
+use crate::workload::{Driven, Key, disk, key, open, options};
+
+/// What entry `index` of a group holds.
+fn payload(key: Key, index: u64) -> Vec<u8> {
+    let seed = key.0.get().wrapping_mul(31) + index;
+    let len = 500 + usize::try_from(seed % 1500).expect("small");
+    vec![u8::try_from(seed % 251).expect("below 251"); len]
+}
+
+fn run_of(key: Key, first: u64, count: u64) -> Batch {
+    let mut builder = BatchBuilder::new(key.0, Term::new(1), Index::new(first), 0);
+    for index in first..first + count {
+        builder.push(EntryKind::Command, 0, None, &payload(key, index));
+    }
+    builder.finish().expect("at least one")
+}
+
+fn check(key: Key, batches: &[Batch]) {
+    for entry in batches.iter().flatten() {
+        assert!(entry.payload() == payload(key, entry.index().get()));
+    }
+}
+
+/// Writes, compacts, and so recycles and unlinks, while others read and hold what they read.
+fn read_while_it_goes_on(mode: ReadMode) -> (u64, raft_log::LaneStats) {
+    const ROUNDS: u64 = 200;
+    const PER_ROUND: u64 = 8;
+    const KEPT: u64 = 60;
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = LaneOptions {
+        segment_size_bytes: 128 << 10,
+        record_bytes_max: 64 << 10,
+        tail_cache_bytes_max: 0,
+        footer_cache_bytes_max: 1 << 10,
+        ..LaneOptions::default()
+    };
+    let vfs = Arc::new(StdVfs::with_read_mode(mode));
+    let (log, _) = LaneThread::open(vfs, dir.path(), options).expect("it opens");
+    let is_over = AtomicBool::new(false);
+    let reads = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        for group in 1..=2 {
+            let (reader, is_over, reads) = (log.reader(), &is_over, &reads);
+            scope.spawn(move || {
+                let mut held: Vec<Vec<Batch>> = Vec::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    let key = key(group);
+                    let Some((first, last)) = reader.range(key.0, key.1) else {
+                        std::thread::yield_now();
+                        continue;
+                    };
+                    match reader.entries(key.0, key.1, first, last, 64 << 10) {
+                        Ok(batches) => {
+                            check(key, &batches);
+                            reads.fetch_add(1, Ordering::Relaxed);
+                            held.push(batches);
+                        }
+                        // Compacted since it was asked for.
+                        Err(LogError::NotFound { .. }) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    if held.len() == 32 {
+                        // Whatever has become of their segments, they are what they were.
+                        held.iter().for_each(|batches| check(key, batches));
+                        held.clear();
+                    }
+                }
+                held.iter().for_each(|batches| check(key(group), batches));
+            });
+        }
+        for round in 0..ROUNDS {
+            let (done, durable) = channel();
+            for group in 1..=2 {
+                let key = key(group);
+                let first = 1 + round * PER_ROUND;
+                let mut submission = Submission::new(key.0, key.1, 0);
+                submission.entries.push(run_of(key, first, PER_ROUND));
+                let before = first.saturating_sub(KEPT).max(1);
+                submission.compact_before = Some(Index::new(before));
+                let done = done.clone();
+                let told = log.submit(submission, move |result| drop(done.send(result)));
+                told.expect("there is room");
+            }
+            for _ in 1..=2 {
+                let result = durable.recv().expect("it is told");
+                result.expect("it is durable");
+            }
+        }
+        is_over.store(true, Ordering::Relaxed);
+    });
+    let stats = log.stats();
+    log.close().expect("it closes");
+    (reads.into_inner(), stats)
+}
+
+#[test]
+fn reads_hold_while_segments_rotate_are_recycled_and_unlinked() {
+    let (reads, stats) = read_while_it_goes_on(ReadMode::Map);
+    record("reads of a log that goes on", "cases", reads);
+    assert!(reads > 10, "{reads}");
+    // 4 MB in segments of 128 KiB: most of them have come and gone, some while they were held.
+    assert!(stats.live_segments < 8, "{stats:?}");
+    assert!(stats.held_segments > 0, "{stats:?}");
+}
+
+#[test]
+fn reads_by_pread_hold_as_well() {
+    let (reads, stats) = read_while_it_goes_on(ReadMode::Pread);
+    record("reads of a log that goes on, by pread", "cases", reads);
+    assert!(reads > 10, "{reads}");
+    assert!(stats.live_segments < 8, "{stats:?}");
+}
+
+#[test]
+fn batches_come_in_order_and_end_with_the_last_or_with_an_error() {
+    let disk = filled(11, 20);
+    let (mut lane, _) = open(&disk, &quiet()).expect("it opens");
+    let reader = lane.reader();
+    let (group, replica) = key(1);
+    let all = |reader: &LogReader, from, to| -> Vec<Result<Batch, LogError>> {
+        let (from, to) = (Index::new(from), Index::new(to));
+        reader.batches(group, replica, from, to).collect()
+    };
+    let found = all(&reader, 1, 1_000);
+    let bytes: Vec<u8> = found
+        .iter()
+        .flat_map(|batch| batch.as_ref().expect("it is whole").bytes().to_vec())
+        .collect();
+    assert!(bytes == read_all(&reader, key(1)).expect("it is whole"));
+    let part = all(&reader, 8, 9);
+    let indexes = part.iter().flatten().flat_map(Batch::iter);
+    let indexes: Vec<u64> = indexes.map(|entry| entry.index().get()).collect();
+    assert_eq!(indexes, [8, 9]);
+    assert!(all(&reader, 41, 50).is_empty());
+    let mut submission = Submission::new(group, replica, 99);
+    submission.compact_before = Some(Index::new(5));
+    lane.submit(submission).expect("taken");
+    while lane.take_completions().is_empty() {
+        lane.poll(raft_proto::Time(u64::MAX / 2));
+        disk.set_now(raft_proto::Time(u64::MAX / 2));
+    }
+    assert!(matches!(
+        all(&reader, 4, 9)[..],
+        [Err(LogError::NotFound { .. })]
+    ));
+    assert_eq!(all(&reader, 5, 9).len(), 3);
+}
+
+#[test]
+fn the_index_takes_half_a_byte_an_entry_at_most_and_less_when_sealed() {
+    const GROUPS: u64 = 8;
+    let options = LaneOptions {
+        segment_size_bytes: 8 << 20,
+        record_bytes_max: 4 << 20,
+        ..options()
+    };
+    let disk = disk(12);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let reader = driven.lane.reader();
+    let mut entries = 0;
+    let mut per_entry = Vec::new();
+    let mut first = 1;
+    while driven.lane.stats().live_segments < 4 {
+        for group in 1..=GROUPS {
+            let key = key(group);
+            let mut builder = BatchBuilder::new(key.0, Term::new(1), Index::new(first), 0);
+            for _ in 0..256 {
+                builder.push(EntryKind::Command, 0, None, &[1; 16]);
+            }
+            let mut submission = Submission::new(key.0, key.1, first);
+            submission.entries.extend(builder.finish());
+            driven.write(submission);
+            entries += 256_u32;
+        }
+        first += 256;
+        if entries > 50_000 {
+            let bytes = u32::try_from(reader.index_bytes()).expect("small");
+            per_entry.push(f64::from(bytes) / f64::from(entries));
+        }
+    }
+    let most = per_entry.iter().copied().fold(0.0, f64::max);
+    assert!(most <= 0.5, "{most} bytes an entry");
+    assert!(most > 0.05, "{most} bytes an entry: it counts nothing");
+    // Sealed segments cost by replica, not by entry: three of four here.
+    let last = per_entry.last().copied().expect("there were some");
+    assert!(last < 0.05, "{last} bytes an entry");
+}
+
+#[test]
+fn what_a_stream_refuses_leaves_no_gap() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = LaneOptions {
+        record_bytes_max: 16 << 10,
+        segment_size_bytes: 64 << 10,
+        ..LaneOptions::default()
+    };
+    let open = || {
+        let vfs = Arc::new(StdVfs::new());
+        Wal::open(vfs, dir.path(), options.clone())
+            .expect("it opens")
+            .0
+    };
+    let wal = open();
+    assert_eq!(wal.append(5, &["a"]).expect("durable"), 1..=1);
+    let large = vec![0_u8; 17 << 10];
+    assert!(matches!(
+        wal.append(5, &[&large]),
+        Err(LogError::TooLarge { .. })
+    ));
+    for nobody in [0, u64::MAX] {
+        assert!(matches!(
+            wal.append(nobody, &["x"]),
+            Err(LogError::Config {
+                field: "stream",
+                ..
+            })
+        ));
+    }
+    let none: [&str; 0] = [];
+    assert!(wal.append(5, &none).expect("nothing to do").is_empty());
+    assert_eq!(wal.append(5, &["b", ""]).expect("durable"), 2..=3);
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..5 {
+                    wal.append(6, &["x"]).expect("durable");
+                }
+            });
+        }
+    });
+    wal.trim(5, 3).expect("durable");
+    wal.close().expect("it closes");
+    let wal = open();
+    assert_eq!(wal.streams(), [5, 6]);
+    assert_eq!(wal.range(5), Some(3..=3));
+    assert_eq!(wal.range(6), Some(1..=20));
+    assert_eq!(wal.range(7), None);
+    let read = |stream, from| -> Vec<u64> {
+        let records = wal.read(stream, from);
+        records
+            .map(|record| record.expect("it is whole").0)
+            .collect()
+    };
+    assert_eq!(read(5, 3), [3]);
+    assert_eq!(read(6, 15), [15, 16, 17, 18, 19, 20]);
+    assert_eq!(read(9, 1), Vec::<u64>::new());
+    assert_eq!(wal.append(5, &["c"]).expect("durable"), 4..=4);
+}
