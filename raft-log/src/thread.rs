@@ -2,6 +2,8 @@
 
 use std::collections::VecDeque;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -29,8 +31,9 @@ type Callback = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 /// A lane driven by its own thread. While a batch is synced, submissions gather; the next write
 /// takes all of them.
 ///
-/// Completions are reported by callback, in the order of submission, on the lane's thread: a
-/// callback must not wait.
+/// Completions are reported by callback, in the order of submission, on a thread of the log's own: a
+/// callback must not wait. Where many end at once, a second thread calls back while the next batch
+/// is on its way already.
 #[derive(Debug)]
 pub struct LaneThread {
     inbox: Arc<Inbox>,
@@ -208,6 +211,7 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
     let mut callbacks: VecDeque<(usize, Callback)> = VecDeque::new();
     let mut taken = Vec::new();
     let mut ticket = 0;
+    let mut notifier = Notifier::start();
     loop {
         let is_closing = {
             let mut state = inbox.lock();
@@ -231,9 +235,11 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
             }
         }
         let progress = lane.poll(clock());
-        complete(&mut lane, inbox, &mut callbacks);
+        complete(&mut lane, inbox, &mut callbacks, &mut notifier);
         tell_scrub(&mut lane, inbox);
         if is_closing && callbacks.is_empty() && inbox.lock().waiting.is_empty() {
+            // Who was promised an answer has it before the log is closed.
+            notifier.stop();
             return lane.close();
         }
         if let Progress::Idle { until } = progress {
@@ -267,18 +273,95 @@ fn tell_scrub(lane: &mut Lane, inbox: &Inbox) {
 }
 
 /// Completions come in the order of submission, over all replicas: so do the callbacks.
-fn complete(lane: &mut Lane, inbox: &Inbox, callbacks: &mut VecDeque<(usize, Callback)>) {
+fn complete(
+    lane: &mut Lane,
+    inbox: &Inbox,
+    callbacks: &mut VecDeque<(usize, Callback)>,
+    notifier: &mut Notifier,
+) {
     let done = lane.take_completions();
     if done.is_empty() {
         return;
     }
-    let ended: Vec<(usize, Callback)> = callbacks.drain(..done.len()).collect();
+    let mut bytes = 0;
+    let ended: Vec<Ended> = callbacks
+        .drain(..done.len())
+        .zip(done)
+        .map(|((size, on_done), completion)| {
+            bytes += size;
+            (on_done, completion.result)
+        })
+        .collect();
     {
         let mut state = inbox.lock();
-        state.bytes -= ended.iter().map(|(bytes, _)| bytes).sum::<usize>();
+        state.bytes -= bytes;
         state.stats = lane.stats();
     }
-    for (completion, (_, on_done)) in done.into_iter().zip(ended) {
-        on_done(completion.result);
+    notifier.tell(ended);
+}
+
+type Ended = (Callback, Result<(), LogError>);
+
+/// From so many on, callbacks are handed over: to wake this many threads takes as long as a sync.
+const HANDED_OVER_MIN: usize = 8;
+
+/// Calls back in order: few at once here and now, many on a thread of its own.
+struct Notifier {
+    /// `None`: there is no such thread.
+    sender: Option<Sender<Vec<Ended>>>,
+    /// What was handed over and is not done.
+    pending: Arc<AtomicUsize>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Notifier {
+    fn start() -> Self {
+        let (sender, receiver) = channel::<Vec<Ended>>();
+        let pending = Arc::<AtomicUsize>::default();
+        let thread = {
+            let pending = Arc::clone(&pending);
+            std::thread::Builder::new()
+                .name("raft-log-notify".to_owned())
+                .spawn(move || {
+                    while let Ok(ended) = receiver.recv() {
+                        call_all(ended);
+                        pending.fetch_sub(1, Ordering::Release);
+                    }
+                })
+                .ok()
+        };
+        Self {
+            sender: thread.is_some().then_some(sender),
+            pending,
+            thread,
+        }
+    }
+
+    fn tell(&mut self, ended: Vec<Ended>) {
+        let is_idle = self.pending.load(Ordering::Acquire) == 0;
+        let sender = self.sender.as_ref();
+        let Some(sender) = sender.filter(|_| !is_idle || ended.len() >= HANDED_OVER_MIN) else {
+            return call_all(ended);
+        };
+        self.pending.fetch_add(1, Ordering::Relaxed);
+        if let Err(refused) = sender.send(ended) {
+            // A callback panicked, and the thread is gone with it.
+            call_all(refused.0);
+        }
+    }
+
+    /// Waits until all callbacks have been called.
+    fn stop(&mut self) {
+        self.sender = None;
+        if let Some(thread) = self.thread.take() {
+            // A callback's panic was reported by its thread; the log has no part in it.
+            drop(thread.join());
+        }
+    }
+}
+
+fn call_all(ended: Vec<Ended>) {
+    for (on_done, result) in ended {
+        on_done(result);
     }
 }

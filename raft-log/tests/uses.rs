@@ -8,6 +8,8 @@ mod filled;
 mod reads;
 #[path = "uses/scrub.rs"]
 mod scrub;
+#[path = "uses/threads.rs"]
+mod threads;
 #[path = "log/workload.rs"]
 #[expect(dead_code, reason = "shared with the other suites, which use the rest")]
 mod workload;
