@@ -131,20 +131,25 @@ fn thesis_3_5_what_conflicts_is_dropped_with_all_behind_it_and_nothing_else() {
 
 #[test]
 fn thesis_3_5_a_follower_commits_no_further_than_what_it_knows_to_match() {
-    // Figure 3.1, AppendEntries, receiver implementation 5.
-    for (entries, leader_commit, commit) in
-        [(vec!["a"], 9, 3), (vec!["a", "b"], 3, 3), (vec![], 9, 2)]
-    {
-        let mut raft = follower(2, 1, &[1, 1], 0);
-        let entries = match entries.is_empty() {
-            true => Vec::new(),
-            false => vec![batch(1, 3, &entries)],
+    // Figure 3.1, AppendEntries, receiver implementation 5. What lies behind the append's last
+    // entry may still be replaced.
+    for (commands, leader_commit, commit) in [
+        (&["a"][..], 9, 3),
+        (&["a", "b"], 3, 3),
+        (&["a", "b"], 9, 4),
+        (&[], 9, 2),
+        (&[], 1, 1),
+    ] {
+        let mut raft = follower(2, 1, &[1, 1, 1, 1, 1], 0);
+        let entries = if commands.is_empty() {
+            Vec::new()
+        } else {
+            vec![batch(1, 3, commands)]
         };
-        tell(
-            &mut raft,
-            message(1, 2, 1, append(entry_id(1, 2), leader_commit, entries)),
-        );
+        let body = append(entry_id(1, 2), leader_commit, entries);
+        tell(&mut raft, message(1, 2, 1, body));
         assert_eq!(raft.commit(), index(commit));
+        assert_eq!(raft.last_index(), index(5), "and nothing is dropped");
     }
 }
 

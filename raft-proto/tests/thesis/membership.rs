@@ -151,6 +151,24 @@ fn thesis_4_2_2_a_leader_commits_its_removal_without_its_own_voice_and_steps_dow
 }
 
 #[test]
+fn thesis_4_2_2_a_removed_leader_that_stays_takes_no_more_commands() {
+    let mut net = Net::new(&[1, 2, 3], |config| config.step_down_on_removal = false);
+    net.elect(1);
+    net.raft(1)
+        .propose_membership(change(ChangeKind::Remove, 1))
+        .expect("it leads");
+    net.settle();
+    assert_eq!(net.raft(1).role(), Role::Leader);
+    assert_eq!(net.propose(1, "a"), Err(ProposeError::Removed));
+    // It manages the others until one of them takes over.
+    net.tick_all(2);
+    let held = net.raft(1).last_index();
+    assert_eq!(net.raft(3).commit(), held);
+    net.elect(2);
+    assert_eq!(net.raft(1).membership().voters, voters(&[2, 3]).voters);
+}
+
+#[test]
 fn thesis_4_2_3_removed_servers_do_not_depose_the_leader() {
     let mut net = Net::new(&[1, 2, 3, 4], |config| {
         config.pre_vote = true;
