@@ -84,7 +84,8 @@ pub(crate) fn decode_list(mut bytes: &[u8], place: Place, crc: u32) -> Option<Ve
             count: bytes.get_u32_le(),
             len: bytes.get_u32_le(),
         };
-        if run.count == 0 {
+        let end = run.first.get().checked_add(u64::from(run.count));
+        if run.count == 0 || end.is_none_or(|end| end >= u64::MAX - 1) {
             return None;
         }
         runs.push(run);

@@ -7,6 +7,8 @@ mod crash;
 mod damage;
 #[path = "log/failure.rs"]
 mod failure;
+#[path = "log/fuzz.rs"]
+mod fuzz;
 #[path = "log/golden.rs"]
 mod golden;
 #[path = "log/model.rs"]

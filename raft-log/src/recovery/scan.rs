@@ -475,7 +475,13 @@ impl Walk<'_> {
         if is_told && cursor.expected.is_none() {
             return true;
         }
-        if items(table).any(|item| item.is_none()) {
+        let makes_sense = |item: Option<(_, Item)>| match item {
+            None => false,
+            // What is released lies before.
+            Some((_, Item::Released(numbers))) => numbers.iter().all(|number| *number < segment),
+            Some(_) => true,
+        };
+        if !items(table).all(makes_sense) {
             return false;
         }
         if is_told {
@@ -594,7 +600,11 @@ impl Walk<'_> {
             let (Some(key), Item::Runs(runs)) = (owner, item) else {
                 return Ok(false);
             };
-            if runs.first > runs.last {
+            let list_end = u64::from(runs.list_at)
+                + u64::from(runs.list_count) * to_u64(crate::index::LIST_RUN_BYTES);
+            let is_within =
+                runs.bytes <= to_u64(segment.len()) && list_end <= to_u64(record.header.data_len);
+            if runs.first > runs.last || !is_within {
                 return Ok(false);
             }
             let span = Span {

@@ -351,7 +351,8 @@ impl Vfs for StdVfs {
                 .map
                 .into_inner()
                 .flatten()
-                .is_some_and(|map| Arc::strong_count(&map) > 1),
+                // Not the count alone: whoever dropped a slice has read from it before.
+                .is_some_and(|map| Arc::try_unwrap(map).is_err()),
             Err(_) => true,
         }
     }

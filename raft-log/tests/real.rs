@@ -1,0 +1,303 @@
+//! The log on a real file system: ext4 that is full, a device that fails under it, files cut short
+//! under live maps.
+//!
+//! The first two mount a small image, which takes root and a loop device; where the machine has
+//! them not, one printed line says so.
+#![allow(missing_docs, unreachable_pub, reason = "a test, not an interface")]
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+
+use raft_log::vfs::{ReadMode, StdVfs, Vfs};
+use raft_log::{Lane, LaneOptions, LogError, Recovery, Submission};
+use raft_proto::{
+    Batch, BatchBuilder, EntryKind, GroupId, HardState, Index, ReplicaId, Term, Time,
+};
+
+const MIB: u64 = 1 << 20;
+
+/// ext4 on a loop device whose image lies on a tmpfs of bounded size; unmounted when dropped.
+struct Mounted {
+    dir: tempfile::TempDir,
+    mounted: Vec<PathBuf>,
+}
+
+impl Mounted {
+    /// `None` where the machine does not allow it; says so once.
+    fn new(test: &str) -> Option<Self> {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut this = Self {
+            dir,
+            mounted: Vec::new(),
+        };
+        let (below, above) = (this.below(), this.above());
+        for path in [&below, &above] {
+            std::fs::create_dir(path).expect("made");
+        }
+        let image = this.image();
+        let result = run(
+            "mount",
+            &["-t", "tmpfs", "-o", "size=48m", "tmpfs"],
+            &[&below],
+        )
+        .map(|()| this.mounted.push(below))
+        .and_then(|()| {
+            let made = File::create(&image).and_then(|file| file.set_len(40 * MIB));
+            made.map_err(|error| error.to_string())
+        })
+        .and_then(|()| run("mkfs.ext4", &["-q", "-F"], &[&image]))
+        .and_then(|()| run("mount", &["-o", "loop"], &[&image, &above]));
+        match result {
+            Ok(()) => {
+                this.mounted.push(above);
+                Some(this)
+            }
+            Err(why) => {
+                skipped(test, &why);
+                None
+            }
+        }
+    }
+
+    fn below(&self) -> PathBuf {
+        self.dir.path().join("below")
+    }
+
+    fn above(&self) -> PathBuf {
+        self.dir.path().join("above")
+    }
+
+    fn image(&self) -> PathBuf {
+        self.below().join("image")
+    }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        for path in self.mounted.iter().rev() {
+            drop(run("umount", &["-l"], &[path]));
+        }
+    }
+}
+
+#[expect(
+    clippy::print_stderr,
+    reason = "the one line that says what was not tested"
+)]
+fn skipped(test: &str, why: &str) {
+    eprintln!(
+        "{test}: not tested, this machine mounts no image: {}",
+        why.trim()
+    );
+}
+
+fn run(program: &str, options: &[&str], paths: &[&Path]) -> Result<(), String> {
+    let output = Command::new(program)
+        .args(options)
+        .args(paths)
+        .output()
+        .map_err(|error| format!("{program}: {error}"))?;
+    if output.status.success() {
+        Ok(())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+/// Fills a file system. Returns what is to be removed to give the room back.
+fn fill(dir: &Path) -> PathBuf {
+    let path = dir.join("ballast");
+    let mut file = File::create(&path).expect("made");
+    for size in [MIB, 4096, 512] {
+        let block = vec![1; usize::try_from(size).expect("small")];
+        while file.write_all(&block).is_ok() && file.sync_data().is_ok() {}
+    }
+    path
+}
+
+fn options() -> LaneOptions {
+    LaneOptions {
+        segment_size_bytes: MIB,
+        record_bytes_max: 256 << 10,
+        tail_cache_bytes_max: 0,
+        identity: 7,
+        ..LaneOptions::default()
+    }
+}
+
+struct Log {
+    lane: Lane,
+    now: Time,
+}
+
+fn open(dir: &Path, mode: ReadMode) -> (Log, Recovery) {
+    let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::with_read_mode(mode));
+    let (lane, recovery) = Lane::open(vfs, dir, options()).expect("it opens");
+    let now = Time(0);
+    (Log { lane, now }, recovery)
+}
+
+fn key(group: u64) -> (GroupId, ReplicaId) {
+    let replica = ReplicaId::new(1).expect("not 0");
+    (GroupId::new(group).expect("not 0"), replica)
+}
+
+fn entry(index: u64, bytes: usize) -> Batch {
+    let byte = index.to_le_bytes()[0];
+    let mut builder = BatchBuilder::new(key(1).0, Term::new(1), Index::new(index), bytes);
+    builder.push(EntryKind::Command, 0, None, &vec![byte; bytes]);
+    builder.finish().expect("one entry")
+}
+
+fn append(index: u64, bytes: usize) -> Submission {
+    let mut submission = Submission::new(key(1).0, key(1).1, index);
+    submission.entries = vec![entry(index, bytes)];
+    submission.hard_state = Some(HardState {
+        term: Term::new(1),
+        ..HardState::default()
+    });
+    submission
+}
+
+impl Log {
+    /// Submits and waits for the disk.
+    fn write(&mut self, submission: Submission) -> Result<(), LogError> {
+        self.lane.submit(submission)?;
+        loop {
+            self.lane.poll(self.now);
+            self.now = self.now.plus_nanos(1_000_000);
+            if let Some(done) = self.lane.take_completions().pop() {
+                return done.result;
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// What can be read from `first` to `last`.
+    fn check(&self, first: u64, last: u64, bytes: usize) {
+        for index in first..=last {
+            let at = Index::new(index);
+            let read = self.lane.reader().entries(key(1).0, key(1).1, at, at, 1);
+            let read = read.expect("what was acknowledged stays readable");
+            assert_eq!(read[0].bytes(), entry(index, bytes).bytes());
+        }
+    }
+}
+
+#[test]
+fn fault_16_a_full_ext4_refuses_entries_keeps_voting_and_resumes() {
+    const BYTES: usize = 100_000;
+    let Some(mounted) = Mounted::new("a full ext4") else {
+        return;
+    };
+    let data = mounted.above().join("data");
+    std::fs::create_dir(&data).expect("made");
+    let (mut log, _) = open(&data, ReadMode::Map);
+    log.write(append(1, BYTES)).expect("there is room");
+    let ballast = fill(&mounted.above());
+    let mut last = 1;
+    loop {
+        match log.write(append(last + 1, BYTES)) {
+            Ok(()) => last += 1,
+            Err(LogError::StorageFull) => break,
+            Err(error) => panic!("entry {last}: {error}"),
+        }
+        assert!(last < 100, "it fills up");
+    }
+    // Votes go on.
+    for term in 2..40 {
+        let mut submission = Submission::new(key(2).0, key(2).1, term);
+        submission.hard_state = Some(HardState {
+            term: Term::new(term),
+            vote: ReplicaId::new(1),
+            ..HardState::default()
+        });
+        log.write(submission).expect("there is a reserve");
+    }
+    log.check(1, last, BYTES);
+    std::fs::remove_file(ballast).expect("removed");
+    // By itself, when the next attempt is due.
+    for _ in 0..1_000_000 {
+        if !log.lane.reader().space().is_full() {
+            break;
+        }
+        log.lane.poll(log.now);
+        log.now = log.now.plus_nanos(10_000_000);
+        std::thread::yield_now();
+    }
+    log.write(append(last + 1, BYTES)).expect("there is room");
+    drop(log);
+    let (log, recovery) = open(&data, ReadMode::Map);
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    assert_eq!(recovery.replicas[&key(2)].hard_state.term, Term::new(39));
+    log.check(1, last + 1, BYTES);
+}
+
+#[test]
+fn fault_14_hazard_47_a_device_that_fails_under_ext4_latches() {
+    const BYTES: usize = 10_000;
+    let Some(mounted) = Mounted::new("a failing device") else {
+        return;
+    };
+    let data = mounted.above().join("data");
+    std::fs::create_dir(&data).expect("made");
+    let (mut log, _) = open(&data, ReadMode::Map);
+    for index in 1..=5 {
+        log.write(append(index, BYTES)).expect("it is durable");
+    }
+    // The image loses its blocks, and what it lies on has no room for new ones: what is written
+    // from now on goes to the page cache and no further.
+    let image = OpenOptions::new().write(true).open(mounted.image());
+    let punch = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(image.expect("it is there"), punch, 0, 40 * MIB).expect("punched");
+    fill(&mounted.below());
+    let refused = log.write(append(6, BYTES));
+    assert!(matches!(refused, Err(LogError::Latched(_))), "{refused:?}");
+    // The next sync may well succeed: nobody asks.
+    std::fs::remove_file(mounted.below().join("ballast")).expect("removed");
+    let refused = log.write(append(7, BYTES));
+    assert!(matches!(refused, Err(LogError::Latched(_))), "{refused:?}");
+    log.check(1, 5, BYTES);
+}
+
+#[test]
+fn fault_19_a_file_cut_under_a_live_map_is_an_error_and_damage_after_a_restart() {
+    const BYTES: usize = 10_000;
+    for mode in [ReadMode::Map, ReadMode::Pread] {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut log, _) = open(dir.path(), mode);
+        for index in 1..=20 {
+            log.write(append(index, BYTES)).expect("it is durable");
+        }
+        log.check(1, 20, BYTES);
+        let segment = dir.path().join("log/0/0000000000000001.seg");
+        let file = OpenOptions::new().write(true).open(&segment);
+        file.and_then(|file| file.set_len(100_000)).expect("cut");
+        log.check(1, 5, BYTES);
+        for index in 15..=20 {
+            let at = Index::new(index);
+            let read = log.lane.reader().entries(key(1).0, key(1).1, at, at, 1);
+            assert!(
+                matches!(
+                    read,
+                    Err(LogError::Damaged { segment: 1, .. } | LogError::Io(_))
+                ),
+                "{read:?}"
+            );
+        }
+        drop(log);
+        let (_, recovery) = open(dir.path(), mode);
+        let damaged = &recovery.report.damaged;
+        assert!(
+            damaged
+                .iter()
+                .any(|damage| damage.segment == 1 && damage.reason.contains("short")),
+            "{damaged:?}"
+        );
+        let health = &recovery.replicas[&key(1)].health;
+        assert!(matches!(health, raft_log::Health::Damaged(_)), "{health:?}");
+    }
+}
