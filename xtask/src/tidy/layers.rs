@@ -104,6 +104,7 @@ const LAWS: &[Law] = &[
             "tracing",
         ],
         in_tests: &[
+            "clap",
             "criterion",
             "expect-test",
             "hdrhistogram",
