@@ -225,6 +225,25 @@ fn a_membership_change_ends_the_lease_until_a_round_of_the_new_one() {
 }
 
 #[test]
+fn while_a_transfer_waits_for_its_target_there_is_no_lease() {
+    let mut net = leased();
+    net.cut_off(3);
+    net.propose(1, "a").expect("it leads");
+    net.settle();
+    assert!(net.raft(1).has_lease());
+    // Three lacks an entry, so it was not told to stand yet.
+    net.raft(1).transfer_leader(replica(3)).expect("it leads");
+    assert!(!net.raft(1).has_lease());
+    net.tick_all(9);
+    assert_eq!(net.raft(1).transferee(), Some(replica(3)));
+    assert!(!net.raft(1).has_lease());
+    // It is given up, and as nobody was told, nobody stands: the lease is as good as before.
+    net.tick_all(1);
+    assert_eq!(net.raft(1).transferee(), None);
+    assert!(net.raft(1).has_lease());
+}
+
+#[test]
 fn a_restarted_replica_votes_for_nobody_for_one_lease() {
     let mut net = leased();
     net.restart(2);
