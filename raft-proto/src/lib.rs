@@ -138,5 +138,5 @@ pub use ready::{
 pub use replication::{Proposal, Proposed, SnapshotStatus};
 pub use status::WhyNoLeader;
 #[cfg(feature = "trace")]
-pub use trace::{TraceEvent, Transition as TraceTransition};
+pub use trace::{TRACE_EVENTS_MAX, TraceEvent, Transition as TraceTransition};
 pub use types::{EntryId, GroupId, HardState, HostId, Index, InvalidId, ReplicaId, Term, Time};

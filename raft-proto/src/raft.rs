@@ -106,7 +106,7 @@ pub struct Raft {
     pub(crate) hard_out: HardState,
     pub(crate) soft_out: SoftState,
     #[cfg(feature = "trace")]
-    pub(crate) trace: Vec<crate::trace::TraceEvent>,
+    pub(crate) trace: VecDeque<crate::trace::TraceEvent>,
 }
 
 /// Making one, and looking at it.
@@ -190,7 +190,7 @@ impl Raft {
                 leader: None,
             },
             #[cfg(feature = "trace")]
-            trace: Vec::new(),
+            trace: VecDeque::new(),
         };
         trace!(raft, Init);
         let draw = raft.draw();

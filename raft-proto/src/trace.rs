@@ -61,16 +61,22 @@ pub struct TraceEvent {
     pub own_progress: Option<(Index, Index)>,
 }
 
+/// How many transitions are kept.
+pub const TRACE_EVENTS_MAX: usize = 1 << 16;
+
 impl Raft {
-    /// The transitions since the last call, oldest first. They are kept until they are taken: with
-    /// the feature `trace`, call this after each call that changes something.
+    /// The transitions since the last call, oldest first: the latest [`TRACE_EVENTS_MAX`]. For a
+    /// trace without a gap call this after each call that changes something.
     pub fn take_trace(&mut self) -> Vec<TraceEvent> {
-        core::mem::take(&mut self.trace)
+        core::mem::take(&mut self.trace).into()
     }
 
     pub(crate) fn note(&mut self, transition: Transition) {
         let own = self.peers.peer(self.config.id);
-        self.trace.push(TraceEvent {
+        if self.trace.len() >= TRACE_EVENTS_MAX {
+            self.trace.pop_front();
+        }
+        self.trace.push_back(TraceEvent {
             replica: self.config.id,
             transition,
             hard_state: self.hard_state(),

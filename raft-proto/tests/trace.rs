@@ -37,6 +37,10 @@ mod storage;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use raft_proto::{
+    Config, GroupId, Membership, Proposal, Raft, ReplicaId, Restored, TRACE_EVENTS_MAX,
+    TraceTransition,
+};
 use serde_json::{Value, json};
 
 const SCHEMA: &str = include_str!("data/trace.schema.json");
@@ -182,4 +186,35 @@ fn what_no_run_may_show_is_found() {
     for broken in [unsent, unready, twice, back] {
         replay::check(&broken).expect_err("it is no run");
     }
+}
+
+#[test]
+fn a_trace_that_nobody_takes_is_bounded() {
+    let id = ReplicaId::new(1).expect("a valid id");
+    let group = GroupId::new(1).expect("a valid id");
+    let membership = Membership {
+        voters: [id].into(),
+        ..Membership::default()
+    };
+    let restored = Restored {
+        membership,
+        ..Restored::default()
+    };
+    let mut raft = Raft::new(Config::new(group, id, 1), restored).expect("valid settings");
+    raft.campaign().expect("it may stand");
+    while let Some(ready) = raft.poll_ready() {
+        raft.persisted(ready.submission.expect("something is to be made durable"));
+    }
+    // At least two events each: it appends, and says so to itself.
+    for _ in 0..TRACE_EVENTS_MAX {
+        raft.propose([Proposal::command(b"x")]).expect("it leads");
+    }
+    let events = raft.take_trace();
+    assert_eq!(events.len(), TRACE_EVENTS_MAX);
+    let last = events.last().expect("there are many");
+    assert!(
+        matches!(last.transition, TraceTransition::Send(_)),
+        "{last:?}"
+    );
+    assert!(raft.take_trace().is_empty());
 }
