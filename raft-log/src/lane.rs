@@ -27,6 +27,8 @@ use crate::vfs::{FileId, OpDone, OpId, Vfs, VfsError};
 
 mod collect;
 mod commit;
+#[cfg(all(test, loom))]
+mod interleavings;
 mod scrub;
 mod seal;
 
@@ -521,7 +523,7 @@ impl Lane {
         self.options.record_bytes_max.min(half)
     }
 
-    fn tables(&self) -> std::sync::RwLockReadGuard<'_, Tables> {
+    fn tables(&self) -> crate::sync::RwLockReadGuard<'_, Tables> {
         self.shared.read()
     }
 }

@@ -90,6 +90,7 @@ mod scrub;
 mod segment;
 mod staging;
 mod state;
+mod sync;
 mod thread;
 pub mod tools;
 pub mod vfs;

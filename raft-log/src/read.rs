@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, PoisonError};
 
 use raft_proto::{Batch, GroupId, Index, ReplicaId, Term};
 
@@ -12,6 +12,7 @@ use crate::index::{At, LIST_RUN_BYTES, ListCache, Span, Tables, TailCache, decod
 use crate::item::Key;
 use crate::record::Place;
 use crate::state::ReplicaState;
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::vfs::{FileId, Vfs};
 
 /// What the lane shares with its readers.

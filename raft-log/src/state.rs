@@ -22,7 +22,10 @@ pub struct SnapshotsRecord {
     pub retained: Vec<SnapshotRecord>,
 }
 
-/// What one replica wants durable, all of it at once.
+/// What one replica wants durable, all of it at once: one record holds it. Entries of more than
+/// [`LaneOptions::record_bytes_max`](crate::LaneOptions::record_bytes_max), or than half a segment,
+/// take several: then term and vote are durable first, the entries batch by batch, and the commit
+/// index last.
 ///
 /// Takes effect in this order: `restart_after`, `hard_state`, `snapshots`, `entries`,
 /// `compact_before`, `tombstone`.

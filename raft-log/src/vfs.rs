@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use raft_proto::Time;
 
+mod handles;
 mod map;
 #[cfg(feature = "sim")]
 mod sim;

@@ -11,12 +11,13 @@ use std::fs::File;
 use std::io;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 use memmap2::{Advice, Mmap, MmapOptions};
 
 use crate::segment::segment_number;
+use crate::sync::Arc;
 
 /// A read-only map of a whole file.
 #[derive(Debug)]
@@ -63,13 +64,13 @@ impl Map {
     /// signal later.
     ///
     /// Invariant: `start < end <= len`.
-    pub(super) fn slice(self: &Arc<Self>, start: usize, end: usize) -> io::Result<Bytes> {
-        assert!(start < end && end <= self.map.len(), "a part of the map");
+    pub(super) fn slice(this: &Arc<Self>, start: usize, end: usize) -> io::Result<Bytes> {
+        assert!(start < end && end <= this.map.len(), "a part of the map");
         let page = start - start % PAGE_BYTES;
-        self.map
+        this.map
             .advise_range(Advice::PopulateRead, page, end - page)?;
         Ok(Bytes::from_owner(Slice {
-            map: Arc::clone(self),
+            map: Arc::clone(this),
             start,
             end,
         }))

@@ -4,19 +4,21 @@
 //! the only place that waits for the disk. Files are prepared and recycled on a thread of the
 //! file system's own, so that no append waits for that.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use raft_proto::Time;
 
+use super::handles::{Handles, Retired, unshared};
 use super::map::Map;
 use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError};
+use crate::sync::Arc;
 
 /// How many buffers one vectored write takes (the system's own limit is 1,024).
 const BUFFERS_MAX: usize = 1_024;
@@ -41,6 +43,7 @@ pub enum ReadMode {
 pub struct StdVfs {
     read_mode: ReadMode,
     is_read_only: bool,
+    files: Handles<OpenFile>,
     state: Mutex<State>,
     /// What the background thread has done.
     background_done: Arc<Mutex<Vec<OpDone>>>,
@@ -49,8 +52,6 @@ pub struct StdVfs {
 
 #[derive(Debug, Default)]
 struct State {
-    files: BTreeMap<FileId, Arc<OpenFile>>,
-    next_file: u64,
     next_op: u64,
     submitted: VecDeque<(OpId, Op)>,
 }
@@ -102,7 +103,7 @@ impl StdVfs {
     }
 
     fn file(&self, id: FileId) -> Result<Arc<OpenFile>, VfsError> {
-        self.lock().files.get(&id).cloned().ok_or_else(|| VfsError {
+        self.files.find(id).ok_or_else(|| VfsError {
             op: "use a closed file",
             path: PathBuf::new(),
             source: io::ErrorKind::NotFound.into(),
@@ -324,36 +325,27 @@ impl Vfs for StdVfs {
             .truncate(false)
             .open(path)
             .map_err(at("open", path))?;
-        let mut state = self.lock();
-        state.next_file += 1;
-        let id = FileId(state.next_file);
-        let open = OpenFile {
+        Ok(self.files.insert(OpenFile {
             file,
             path: path.to_owned(),
             map: OnceLock::new(),
-        };
-        state.files.insert(id, Arc::new(open));
-        Ok(id)
+        }))
     }
 
     fn close(&self, file: FileId) {
-        self.lock().files.remove(&file);
+        self.files.close(file);
     }
 
     fn retire(&self, file: FileId) -> bool {
-        let Some(open) = self.lock().files.remove(&file) else {
-            return false;
-        };
-        // Nobody can reach the file by its id any more. Whoever did before holds `open` or a
-        // slice of its map.
-        match Arc::try_unwrap(open) {
-            Ok(open) => open
+        match self.files.retire(file) {
+            Retired::Unknown => false,
+            Retired::InUse => true,
+            // Slices of the map may be left.
+            Retired::Free(open) => open
                 .map
                 .into_inner()
                 .flatten()
-                // Not the count alone: whoever dropped a slice has read from it before.
-                .is_some_and(|map| Arc::try_unwrap(map).is_err()),
-            Err(_) => true,
+                .is_some_and(|map| unshared(map).is_none()),
         }
     }
 
@@ -391,7 +383,7 @@ impl Vfs for StdVfs {
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let slice = map.as_ref().and_then(|map| {
             let end = start.checked_add(len).filter(|&end| end <= map.len())?;
-            map.slice(start, end).ok()
+            Map::slice(map, start, end).ok()
         });
         match slice {
             Some(bytes) => Ok(bytes),

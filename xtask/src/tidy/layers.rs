@@ -50,6 +50,7 @@ const LAWS: &[Law] = &[
             "bytes",
             "crc32c",
             "libc",
+            "loom",
             "memmap2",
             "rustc-hash",
             "rustix",

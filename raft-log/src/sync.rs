@@ -1,0 +1,10 @@
+//! What threads share, exchanged for loom's where every interleaving is gone through:
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test -p raft-log --profile ci --lib interleavings
+//! ```
+
+#[cfg(loom)]
+pub(crate) use loom::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+#[cfg(not(loom))]
+pub(crate) use std::sync::{Arc, Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
