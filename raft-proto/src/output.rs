@@ -165,14 +165,14 @@ impl Raft {
             ready.hard_state = Some(hard);
         }
         // Metadata is large: it is moved only where there is any.
-        let is_snapshot = self.installing.is_some();
-        if is_snapshot {
+        let snapshot = self.installing.as_ref().map(|meta| meta.id.index);
+        if snapshot.is_some() {
             ready.snapshot = self.installing.take();
         }
-        ready.must_sync = is_vote_news || is_snapshot || self.log.has_unstable();
+        ready.must_sync = is_vote_news || snapshot.is_some() || self.log.has_unstable();
         let is_waited_for = !self.out.after_sync.is_empty() || self.out.own_new > 0;
         if ready.must_sync || ready.hard_state.is_some() || is_waited_for {
-            let id = self.log.give(self.term, is_snapshot, &mut ready.entries);
+            let id = self.log.give(self.term, snapshot, &mut ready.entries);
             ready.submission = Some(id);
             let first_new = self.out.own.len() - self.out.own_new;
             for own in self.out.own.range_mut(first_new..) {

@@ -17,7 +17,8 @@ struct Given {
     term: Term,
     /// The last entry of it that no later submission overwrote.
     last: Option<Index>,
-    is_snapshot: bool,
+    /// The received snapshot that the log was to begin behind.
+    snapshot: Option<Index>,
 }
 
 /// Invariant: `first - 1 <= applied <= applying <= committed <= last`, `stable <= given <= last`.
@@ -309,7 +310,7 @@ impl RaftLog {
     pub(crate) fn give(
         &mut self,
         term: Term,
-        is_snapshot: bool,
+        snapshot: Option<Index>,
         entries: &mut Vec<Batch>,
     ) -> SubmissionId {
         let id = SubmissionId(self.next_submission);
@@ -324,7 +325,7 @@ impl RaftLog {
             id,
             term,
             last,
-            is_snapshot,
+            snapshot,
         });
         id
     }
@@ -339,13 +340,14 @@ impl RaftLog {
                 self.stable = self.stable.max(last);
             }
             term = Some(given.term);
-            let was_snapshot = given.is_snapshot;
-            self.in_progress.pop_front();
-            let is_last_snapshot =
-                was_snapshot && !self.in_progress.iter().any(|given| given.is_snapshot);
-            if is_last_snapshot && let Some(index) = self.installing.take() {
+            // A later one may have come meanwhile: that is not durable with this.
+            if let Some(index) = given.snapshot
+                && self.installing == Some(index)
+            {
+                self.installing = None;
                 self.stable = self.stable.max(index);
             }
+            self.in_progress.pop_front();
         }
         term
     }

@@ -1,9 +1,10 @@
 //! Replication and commitment: hazards 22 to 28.
 
-use crate::net::{Net, append, batch, entry_id, index, message, replica};
+use crate::net::{Net, append, batch, entry_id, index, message, replica, voters};
 use crate::{follower, plain, stale};
 use raft_proto::{
-    Body, EntryId, Index, Membership, Raft, Refused, ReplicaId, Role, Term, ViolationKind,
+    Body, EntryId, Index, Membership, Raft, Refused, ReplicaId, Role, SnapshotMeta, Term,
+    ViolationKind,
 };
 
 /// Thesis Figure 3.7 (the paper's Figure 8).
@@ -365,4 +366,35 @@ fn hazard_28_acknowledgements_wait_for_the_last_submission_that_touched_them() {
     );
     net.sync(2);
     assert!(!net.take(|message| message.from == replica(2)).is_empty());
+}
+
+#[test]
+fn hazard_28_a_second_snapshot_is_not_durable_with_the_first() {
+    let mut raft = follower(2, 2, &[1, 1, 2], 2);
+    let snapshot = |at| {
+        let meta = Box::new(SnapshotMeta {
+            id: entry_id(2, at),
+            membership: voters(&[1, 2, 3]),
+        });
+        message(1, 2, 2, Body::Snapshot { meta })
+    };
+    raft.handle_message(snapshot(9)).expect("it is newer");
+    let first = raft.poll_ready().expect("there is a snapshot");
+    assert_eq!(first.snapshot.map(|meta| meta.id.index), Some(index(9)));
+    // Another comes before the first is on the disk, and was not handed out when it is.
+    raft.handle_message(snapshot(12)).expect("it is newer");
+    raft.persisted(first.submission.expect("it is to be durable"));
+    assert!(raft.is_installing(index(12)), "only the first is durable");
+    let entries = vec![batch(2, 13, &["behind it"])];
+    raft.handle_message(message(1, 2, 2, append(entry_id(2, 12), 13, entries)))
+        .expect("it follows");
+    let second = raft.poll_ready().expect("there is another");
+    assert_eq!(second.snapshot.map(|meta| meta.id.index), Some(index(12)));
+    assert!(second.committed.is_empty(), "nothing is durable under it");
+    assert!(raft.campaign().is_err(), "a log with a hole does not lead");
+    raft.persisted(second.submission.expect("it is to be durable"));
+    assert!(!raft.is_installing(index(12)));
+    raft.applied(index(12));
+    let third = raft.poll_ready().expect("what lies behind it");
+    assert_eq!(third.committed[0].first().index, index(13));
 }
