@@ -15,6 +15,10 @@ pub struct Config {
     pub epoch: u64,
     /// What election timeouts are drawn from. Give each start of a replica another one.
     pub seed: u64,
+    /// Which life of the replica this is: a number that no other start of it has. Answers to reads
+    /// carry it, so that none meant for an earlier life serves a read of this one (hazard 39).
+    /// Default: the seed.
+    pub life: u64,
     /// Lower bound of the election timeout; more than `heartbeat_ticks`. Default 30.
     pub election_timeout_ticks_min: u64,
     /// Upper bound of the election timeout. Default 60.
@@ -85,6 +89,7 @@ impl Config {
             id,
             epoch: 0,
             seed,
+            life: seed,
             election_timeout_ticks_min: 30,
             election_timeout_ticks_max: 60,
             heartbeat_ticks: 5,

@@ -111,11 +111,15 @@ pub enum Body {
     },
     /// A follower's read.
     ReadIndex {
+        /// Which life of the follower asks: [`Config::life`](crate::Config::life).
+        life: u64,
         /// The follower's own number for it.
         id: u64,
     },
     /// The answer.
     ReadIndexResponse {
+        /// The follower's life that asked.
+        life: u64,
         /// The follower's number.
         id: u64,
         /// What must be applied before the read.
@@ -278,20 +282,19 @@ impl Envelope {
             + match &self.message.body {
                 Body::PreVote { .. }
                 | Body::Heartbeat { .. }
-                | Body::ReadIndexResponse { .. }
+                | Body::ReadIndex { .. }
                 | Body::Quiesce { .. }
                 | Body::SnapshotRequest { .. } => 16,
                 Body::Vote { .. } => 17,
                 Body::PreVoteResponse { .. } | Body::VoteResponse { .. } => 1,
+                Body::ReadIndexResponse { .. } => 24,
                 Body::Append { entries, .. } => {
                     24 + entries.iter().map(Batch::size_bytes).sum::<usize>()
                 }
                 Body::AppendResponse { rejected, .. } => {
                     8 + if rejected.is_some() { 16 } else { 0 }
                 }
-                Body::HeartbeatResponse { .. }
-                | Body::TransferLeader { .. }
-                | Body::ReadIndex { .. } => 8,
+                Body::HeartbeatResponse { .. } | Body::TransferLeader { .. } => 8,
                 Body::Snapshot { meta } => 16 + meta.membership.encode().len(),
                 Body::SnapshotOffer { meta, .. } => 24 + meta.membership.encode().len(),
                 Body::TimeoutNow => 0,
@@ -349,8 +352,12 @@ impl Envelope {
             }
             Body::TimeoutNow => {}
             Body::TransferLeader { to } => out.put_u64_le(to.get()),
-            Body::ReadIndex { id } => out.put_u64_le(*id),
-            Body::ReadIndexResponse { id, index } => {
+            Body::ReadIndex { life, id } => {
+                out.put_u64_le(*life);
+                out.put_u64_le(*id);
+            }
+            Body::ReadIndexResponse { life, id, index } => {
+                out.put_u64_le(*life);
                 out.put_u64_le(*id);
                 out.put_u64_le(index.get());
             }
@@ -451,9 +458,11 @@ impl Envelope {
                 }
             }
             12 => Body::ReadIndex {
+                life: word(&mut bytes)?,
                 id: number(&mut bytes, "read id")?,
             },
             13 => Body::ReadIndexResponse {
+                life: word(&mut bytes)?,
                 id: number(&mut bytes, "read id")?,
                 index: Index::new(number(&mut bytes, "index")?),
             },
@@ -565,10 +574,7 @@ fn put_id(out: &mut BytesMut, id: EntryId) {
 
 /// A number, below the two values that no index and no term may take.
 fn number(bytes: &mut Bytes, field: &'static str) -> Result<u64, DecodeError> {
-    if bytes.len() < 8 {
-        return Err(DecodeError::Truncated);
-    }
-    in_range(bytes.get_u64_le(), field)
+    in_range(word(bytes)?, field)
 }
 
 const fn in_range(value: u64, field: &'static str) -> Result<u64, DecodeError> {
@@ -577,6 +583,10 @@ const fn in_range(value: u64, field: &'static str) -> Result<u64, DecodeError> {
     } else {
         Ok(value)
     }
+}
+
+fn word(bytes: &mut Bytes) -> Result<u64, DecodeError> {
+    bytes.try_get_u64_le().map_err(|_| DecodeError::Truncated)
 }
 
 fn id(bytes: &mut Bytes) -> Result<EntryId, DecodeError> {

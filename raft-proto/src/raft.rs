@@ -193,8 +193,6 @@ impl Raft {
             trace: VecDeque::new(),
         };
         trace!(raft, Init);
-        let draw = raft.draw();
-        raft.reads.begin_ids_at(draw);
         raft.switch(Changed {
             membership: restored.membership,
             added: Vec::new(),

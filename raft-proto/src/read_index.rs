@@ -24,11 +24,11 @@ use crate::types::{Index, ReplicaId};
 
 /// Who asked.
 #[derive(Clone, Copy, Debug)]
-struct Read {
-    /// The follower it was forwarded by; `None` for this replica's own.
-    from: Option<ReplicaId>,
-    /// The follower's number for it, or the caller's.
-    id: u64,
+enum Read {
+    /// This replica's own caller.
+    Own { user: u64 },
+    /// A follower, with its life and its number for it.
+    Forwarded { from: ReplicaId, life: u64, id: u64 },
 }
 
 /// A heartbeat round, and the reads it will serve.
@@ -72,12 +72,6 @@ pub(crate) struct Reads {
 }
 
 impl Reads {
-    /// Numbers of forwarded reads begin at a drawn place, so that answers meant for an earlier
-    /// life of this replica find nobody.
-    pub(crate) const fn begin_ids_at(&mut self, draw: u64) {
-        self.next_id = draw >> 2;
-    }
-
     pub(crate) const fn round(&self) -> u64 {
         self.round
     }
@@ -115,7 +109,7 @@ impl Raft {
     pub fn read_index(&mut self, user: u64) -> Result<(), Refused> {
         self.wake();
         if self.is_leader() {
-            return self.add_read(None, user);
+            return self.add_read(Read::Own { user });
         }
         let Some(leader) = self.leader else {
             return Refused::dropped(DropReason::NoLeader);
@@ -131,34 +125,44 @@ impl Raft {
         self.reads
             .forwarded
             .insert(id, Forwarded { user, give_up_at });
-        self.send(leader, Body::ReadIndex { id });
+        let life = self.config.life;
+        self.send(leader, Body::ReadIndex { life, id });
         Ok(())
     }
 
-    pub(crate) fn on_forwarded_read(&mut self, from: ReplicaId, id: u64) -> Result<(), Refused> {
+    pub(crate) fn on_forwarded_read(
+        &mut self,
+        from: ReplicaId,
+        life: u64,
+        id: u64,
+    ) -> Result<(), Refused> {
         if !self.is_leader() {
             return Refused::dropped(DropReason::NotLeader);
         }
-        self.add_read(Some(from), id)
+        self.add_read(Read::Forwarded { from, life, id })
     }
 
-    fn add_read(&mut self, from: Option<ReplicaId>, id: u64) -> Result<(), Refused> {
+    fn add_read(&mut self, read: Read) -> Result<(), Refused> {
         if self.reads.count >= self.config.reads_max {
             return Refused::dropped(DropReason::ReadsFull);
         }
         self.reads.count += 1;
-        self.reads.waiting.push(Read { from, id });
+        self.reads.waiting.push(read);
         Ok(())
     }
 
     pub(crate) fn on_read_answered(
         &mut self,
         from: ReplicaId,
+        life: u64,
         id: u64,
         index: Index,
     ) -> Result<(), Refused> {
         if self.leader != Some(from) {
             return Refused::dropped(DropReason::NotLeader);
+        }
+        if life != self.config.life {
+            return Refused::dropped(DropReason::UnknownRead);
         }
         let Some(read) = self.reads.forwarded.remove(&id) else {
             return Refused::dropped(DropReason::UnknownRead);
@@ -184,8 +188,11 @@ impl Raft {
         let waiting = core::mem::take(&mut self.reads.waiting);
         let rounds = core::mem::take(&mut self.reads.rounds);
         let own = rounds.into_iter().flat_map(|round| round.reads);
-        let own = own.chain(waiting).filter(|read| read.from.is_none());
-        self.out.reads_dropped.extend(own.map(|read| read.id));
+        let own = own.chain(waiting).filter_map(|read| match read {
+            Read::Own { user } => Some(user),
+            Read::Forwarded { .. } => None,
+        });
+        self.out.reads_dropped.extend(own);
         let forwarded = core::mem::take(&mut self.reads.forwarded);
         self.out
             .reads_dropped
@@ -302,10 +309,12 @@ impl Raft {
 
     fn answer(&mut self, reads: Vec<Read>, index: Index) {
         self.reads.count -= reads.len();
-        for Read { from, id } in reads {
-            match from {
-                None => self.out.reads.push(ReadState { user: id, index }),
-                Some(to) => self.send(to, Body::ReadIndexResponse { id, index }),
+        for read in reads {
+            match read {
+                Read::Own { user } => self.out.reads.push(ReadState { user, index }),
+                Read::Forwarded { from, life, id } => {
+                    self.send(from, Body::ReadIndexResponse { life, id, index });
+                }
             }
         }
     }

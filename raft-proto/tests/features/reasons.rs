@@ -82,6 +82,7 @@ fn who_it_came_from() {
         },
         Body::HeartbeatResponse { round: 0 },
         Body::ReadIndexResponse {
+            life: 1,
             id: 1,
             index: index(1),
         },
@@ -170,7 +171,7 @@ fn what_is_meant_for_another_role() {
             rejected: None,
         },
         Body::HeartbeatResponse { round: 0 },
-        Body::ReadIndex { id: 1 },
+        Body::ReadIndex { life: 3, id: 1 },
         Body::SnapshotRequest {
             index: index(1),
             request: 1,
@@ -180,6 +181,7 @@ fn what_is_meant_for_another_role() {
         refuse(net.raft(2), message(3, 2, 1, body), DropReason::NotLeader);
     }
     let not_from_leader = Body::ReadIndexResponse {
+        life: 2,
         id: 1,
         index: index(1),
     };
@@ -310,10 +312,11 @@ fn reads_too_many_or_not_waited_for() {
     let full = dropped(DropReason::ReadsFull);
     assert_eq!(net.raft(1).read_index(3), full);
     assert_eq!(net.raft(3).read_index(3), full);
-    let read = message(2, 1, 0, Body::ReadIndex { id: 3 });
+    let read = message(2, 1, 0, Body::ReadIndex { life: 2, id: 3 });
     assert_eq!(net.raft(1).handle_message(read), full);
     let answer = Body::ReadIndexResponse {
-        id: 1,
+        life: 3,
+        id: 9,
         index: index(1),
     };
     refuse(

@@ -4,7 +4,7 @@ use crate::net::{Net, append, batch, entry_id, group, index, message, replica, v
 use crate::{follower, plain};
 use bytes::BytesMut;
 use raft_proto::{
-    Body, DropReason, EntryId, Envelope, GroupId, PeerState, Refused, Role, SnapshotMeta,
+    Body, DropReason, EntryId, Envelope, GroupId, Message, PeerState, Refused, Role, SnapshotMeta,
     ViolationKind,
 };
 
@@ -276,6 +276,117 @@ fn hazard_39_a_late_answer_does_not_serve_a_followers_retry() {
     net.settle();
     let commit = net.raft(1).commit();
     assert_eq!(net.node(2).reads[0].index, commit);
+}
+
+#[test]
+fn hazard_39_an_answer_meant_for_an_earlier_life_serves_no_read() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.raft(2).read_index(7).expect("there is a leader");
+    net.pump(2);
+    let asked = net.take(|message| matches!(message.body, Body::ReadIndex { .. }));
+    for message in asked.clone() {
+        net.deliver(message);
+    }
+    net.pump(1);
+    while !net.mail.is_empty() {
+        net.deliver_one();
+        net.pump(1);
+        net.pump(3);
+        if net.mail.iter().any(|mail| mail.to == replica(2)) {
+            net.pump(2);
+        }
+        if net.mail.front().is_some_and(is_read_answer) {
+            break;
+        }
+    }
+    let late = net.take(is_read_answer);
+    assert_eq!(late.len(), 1);
+    // The follower comes back in the same term, with the same seed, and asks with the same number
+    // after another write.
+    net.settle();
+    net.restart(2);
+    net.propose(1, "acknowledged in between").expect("it leads");
+    net.tick_all(2);
+    net.raft(2).read_index(7).expect("there is a leader");
+    net.pump(2);
+    let again = net.take(|message| matches!(message.body, Body::ReadIndex { .. }));
+    let number = |message: &Message| match message.body {
+        Body::ReadIndex { life, id } => (message.term, life, id),
+        _ => panic!("{message:?}"),
+    };
+    let (first, second) = (number(&asked[0]), number(&again[0]));
+    assert_eq!(
+        (first.0, first.2),
+        (second.0, second.2),
+        "all else is the same"
+    );
+    assert_ne!(first.1, second.1);
+    for message in late {
+        net.deliver(message);
+    }
+    net.pump(2);
+    assert!(
+        net.node(2).reads.is_empty(),
+        "it was not this read's answer"
+    );
+    let unknown = Refused::Dropped {
+        reason: DropReason::UnknownRead,
+    };
+    assert_eq!(net.node(2).refused.last(), Some(&unknown));
+    for message in again {
+        net.deliver(message);
+    }
+    net.settle();
+    let commit = net.raft(1).commit();
+    assert_eq!(net.node(2).reads[0].index, commit);
+}
+
+#[test]
+fn hazard_39_rounds_of_a_leaders_two_lives_never_match() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.raft(1).read_index(7).expect("it leads");
+    net.pump(1);
+    let is_answer = |message: &Message| matches!(message.body, Body::HeartbeatResponse { .. });
+    while !net.mail.iter().any(is_answer) {
+        net.deliver_one();
+        net.pump(2);
+        net.pump(3);
+    }
+    let old = net.take(is_answer);
+    let round = |message: &Message| match message.body {
+        Body::HeartbeatResponse { round } => (message.term, round),
+        _ => panic!("{message:?}"),
+    };
+    net.restart(1);
+    // It leads again, but never the same term.
+    net.elect(1);
+    net.raft(1).read_index(7).expect("it leads");
+    net.pump(1);
+    let heartbeats = net.take(|message| matches!(message.body, Body::Heartbeat { .. }));
+    for message in &heartbeats {
+        let Body::Heartbeat { round: again, .. } = message.body else {
+            panic!("{message:?}");
+        };
+        let old = round(&old[0]);
+        assert_eq!(again, old.1, "rounds are counted from one again");
+        assert!(message.term > old.0, "but of another term");
+    }
+    for message in old {
+        net.deliver(message);
+    }
+    net.pump(1);
+    assert!(net.node(1).reads.is_empty(), "confirmed by nobody yet");
+    for message in heartbeats {
+        net.deliver(message);
+    }
+    net.settle();
+    assert_eq!(net.node(1).reads.len(), 1);
+}
+
+fn is_read_answer(message: &Message) -> bool {
+    matches!(message.body, Body::ReadIndexResponse { .. })
 }
 
 #[test]

@@ -226,6 +226,8 @@ impl Net {
     pub(crate) fn restart(&mut self, id: u64) {
         let node = self.node(id);
         node.writes.clear();
+        // The seed stays: nothing may depend on its luck.
+        node.config.life += 1;
         node.raft =
             Raft::new(node.config.clone(), node.disk.restored()).expect("settings are as before");
         node.handed = node.disk.applied.id.index;

@@ -239,7 +239,8 @@ impl Replica {
         self.lives += 1;
         self.born = self.now;
         let config = Config {
-            seed: seed ^ (self.lives << 32),
+            seed,
+            life: self.lives,
             ..self.config.clone()
         };
         let raft = Raft::new(config, self.disk.restored(&self.machine))
