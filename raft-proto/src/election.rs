@@ -61,14 +61,16 @@ impl Raft {
         let own = if self.quiet.is_quiet() {
             None
         } else if self.is_leader() {
-            let heartbeat = self.heartbeat_from + self.config.heartbeat_ticks;
+            let heartbeat = self
+                .heartbeat_from
+                .saturating_add(self.config.heartbeat_ticks);
             let needs_check = self.config.check_quorum || self.transferee.is_some();
-            let check =
-                needs_check.then(|| self.elapsed_from + self.config.election_timeout_ticks_min);
+            let timeout = self.config.election_timeout_ticks_min;
+            let check = needs_check.then(|| self.elapsed_from.saturating_add(timeout));
             Some(check.map_or(heartbeat, |check| check.min(heartbeat)))
         } else {
             self.is_promotable()
-                .then(|| self.elapsed_from + self.timeout)
+                .then(|| self.elapsed_from.saturating_add(self.timeout))
         };
         read.into_iter().chain(own).min()
     }

@@ -438,6 +438,9 @@ impl Raft {
     }
 }
 
+/// No term and no index of a message reaches this: a replica could not count on from there.
+const NUMBER_LIMIT: u64 = 1 << 63;
+
 /// Messages.
 impl Raft {
     /// Takes a message with its group: one of another group or epoch is dropped.
@@ -486,7 +489,18 @@ impl Raft {
                 | Body::ReadIndex { .. }
                 | Body::PreVoteResponse { is_rejected: true }
         );
-        if (term == Term::ZERO && !has_no_term) || term.get() >= u64::MAX - 1 {
+        if (term == Term::ZERO && !has_no_term) || term.get() >= NUMBER_LIMIT {
+            return Refused::violation(from, ViolationKind::OutOfRange);
+        }
+        let is_in_range = match message.body {
+            Body::AppendResponse {
+                index,
+                rejected: Some(hint),
+            } => index.get() < NUMBER_LIMIT && hint.index.get() < NUMBER_LIMIT,
+            Body::ReadIndexResponse { index, .. } => index.get() < NUMBER_LIMIT,
+            _ => true,
+        };
+        if !is_in_range {
             return Refused::violation(from, ViolationKind::OutOfRange);
         }
         if term < self.term {
@@ -547,15 +561,15 @@ impl Raft {
         commit: Index,
         entries: &[Batch],
     ) -> Result<(), Refused> {
-        let limit = u64::MAX - 2;
-        if prev.index.get() >= limit || commit.get() >= limit || prev.term > term {
+        let is_in_range = prev.index.get() < NUMBER_LIMIT && commit.get() < NUMBER_LIMIT;
+        if !is_in_range || prev.term > term {
             return Refused::violation(from, ViolationKind::OutOfRange);
         }
         let mut before = prev;
         for batch in entries {
             let (first, last) = (batch.first(), batch.last());
             let follows = first.index == before.index.next() && first.term >= before.term;
-            if !follows || last.term > term || last.index.get() >= limit {
+            if !follows || last.term > term || last.index.get() >= NUMBER_LIMIT {
                 let found = if follows { last } else { first };
                 return Refused::violation(from, ViolationKind::EntryOrder { found });
             }
@@ -595,7 +609,7 @@ impl Raft {
     ) -> Result<(), Refused> {
         let id = meta.id;
         let is_in_range = id.index > Index::ZERO
-            && id.index.get() < u64::MAX - 2
+            && id.index.get() < NUMBER_LIMIT
             && id.term > Term::ZERO
             && id.term <= term;
         if !is_in_range {
@@ -706,8 +720,10 @@ impl Raft {
                 }
                 self.transfer_leader(to)
             }
-            Body::ReadIndex { id } => self.on_forwarded_read(from, id),
-            Body::ReadIndexResponse { id, index } => self.on_read_answered(from, id, index),
+            Body::ReadIndex { life, id } => self.on_forwarded_read(from, life, id),
+            Body::ReadIndexResponse { life, id, index } => {
+                self.on_read_answered(from, life, id, index)
+            }
             Body::Propose { entries } => self.on_forwarded_proposals(from, entries),
             Body::Quiesce { last } => self.on_quiesce(from, last),
             Body::SnapshotRequest { index, request } => {

@@ -5,14 +5,18 @@
 mod elections;
 #[path = "hazards/flow_and_reads.rs"]
 mod flow_and_reads;
+#[path = "hazards/limits.rs"]
+mod limits;
 #[path = "hazards/membership.rs"]
 mod membership;
 #[path = "net/net.rs"]
 mod net;
 #[path = "hazards/replication.rs"]
 mod replication;
+#[path = "support/report.rs"]
+mod report;
 
-pub(crate) use net::{follower, plain};
+pub(crate) use net::{follower, plain, restarted};
 use raft_proto::{DropReason, Refused, Term};
 
 pub(crate) fn stale(found: u64, current: u64) -> Refused {

@@ -520,6 +520,11 @@ pub(crate) fn follower(id: u64, term: u64, terms: &[u64], commit: u64) -> Raft {
         check_quorum: false,
         ..Config::new(group(), replica(id), id)
     };
+    restarted(config, term, terms, commit)
+}
+
+/// The same with other settings.
+pub(crate) fn restarted(config: Config, term: u64, terms: &[u64], commit: u64) -> Raft {
     let mut runs = vec![TermRun {
         first: Index::ZERO,
         term: Term::ZERO,
