@@ -59,6 +59,10 @@ pub struct EngineConfig {
     pub wall_ms_at_start: u64,
     /// What draws election timeouts come from. Give each host another.
     pub seed: u64,
+    /// Which opening of the data directory this is: one more each time, made durable before. It
+    /// tells the lives of a replica apart, so that no answer to a read of an earlier one serves a
+    /// read of this. Below 2^40, default 0.
+    pub open_count: u64,
     /// Acknowledge before the sync: a seeded defect that the deterministic cluster must catch.
     /// Never set it.
     #[doc(hidden)]
@@ -92,6 +96,7 @@ impl Default for EngineConfig {
             reads_bytes_max: 64 << 20,
             wall_ms_at_start: 0,
             seed: 0,
+            open_count: 0,
             test_ack_before_sync: false,
         }
     }
@@ -207,6 +212,7 @@ impl EngineConfig {
                 1 << 20,
                 4 << 30,
             ),
+            ("open_count", self.open_count, 0, (1 << 40) - 1),
         ];
         for (field, value, min, max) in checks {
             if value < min || value > max {

@@ -38,6 +38,9 @@ const REQUEST_OVERHEAD_BYTES: usize = 128;
 /// years. That leaves sixteen million lives.
 const SEQUENCE_BITS: u32 = 40;
 
+/// And so many bits number the lives within an opening of the data directory.
+const LIVES_BITS: u32 = u64::BITS - SEQUENCE_BITS;
+
 /// What an engine is made of.
 pub struct Parts {
     /// The file system.
@@ -356,19 +359,19 @@ impl Engine {
         origin
             .fall_back_to_sound(&self.shared.vfs, &env)
             .map_err(damaged)?;
-        let raft =
-            Raft::new(self.core_config(id, replica), origin.restored.clone()).map_err(|error| {
-                RequestError::Invalid {
-                    reason: error.to_string(),
-                }
-            })?;
+        let starts = self.shared.starts.fetch_add(1, Ordering::Relaxed) + 1;
+        let core_config = self.core_config(id, replica, starts);
+        let raft = Raft::new(core_config, origin.restored.clone()).map_err(|error| {
+            RequestError::Invalid {
+                reason: error.to_string(),
+            }
+        })?;
         let applied = origin.restored.applied;
         let mut group = Box::new(Group::new(id, replica, epoch, raft, env, origin.snapshots));
         group.handed = origin.handed;
         group.hard_state = origin.restored.hard_state;
         group.learn_hosts();
         // Numbers of an earlier life of the replica in this process vouch for nothing of this one.
-        let starts = self.shared.starts.fetch_add(1, Ordering::Relaxed) + 1;
         group.sequence = starts << SEQUENCE_BITS;
         if let Start::Bootstrap { .. } = start {
             group.sequence += 1;
@@ -718,13 +721,16 @@ impl Engine {
         &self.shared.steps[route(group, self.shared.steps.len())]
     }
 
-    fn core_config(&self, group: GroupId, replica: ReplicaId) -> Config {
+    /// The core's settings in the life that this is, the `starts`-th group started since the data
+    /// directory was opened.
+    fn core_config(&self, group: GroupId, replica: ReplicaId, starts: u64) -> Config {
         let config = &self.shared.config;
-        let seed = config
-            .seed
-            .wrapping_add(group.get().wrapping_mul(0x9E37_79B9_7F4A_7C15))
-            .wrapping_add(replica.get().wrapping_mul(0xD1B5_4A32_D192_ED03));
+        let life = config.open_count << LIVES_BITS | starts;
+        let seed = [config.seed, group.get(), replica.get(), life]
+            .into_iter()
+            .fold(0, mixed);
         Config {
+            life,
             election_timeout_ticks_min: config.election_timeout_ticks_min,
             election_timeout_ticks_max: config.election_timeout_ticks_max,
             heartbeat_ticks: config.heartbeat_ticks,
@@ -737,6 +743,14 @@ impl Engine {
             ..Config::new(group, replica, seed)
         }
     }
+}
+
+/// One step of a hash in which every bit counts (splitmix64's).
+const fn mixed(hash: u64, word: u64) -> u64 {
+    let z = (hash ^ word).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
 }
 
 /// Where a replica starts from.

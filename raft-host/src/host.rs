@@ -485,6 +485,7 @@ fn open_storage(
     };
     let engine_config = EngineConfig {
         seed: seed(&data_dir.identity),
+        open_count: data_dir.identity.open_count,
         wall_ms_at_start: SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| {
@@ -502,14 +503,14 @@ fn log_identity(identity: &Identity) -> u64 {
     u64::from_le_bytes(low.try_into().expect("eight bytes"))
 }
 
-/// Another one for each host and each open, so that election timeouts differ.
+/// Another one for each host, so that election timeouts differ.
 fn seed(identity: &Identity) -> u64 {
     let (low, high) = identity.uuid.split_at(8);
     let word = |half: &[u8]| {
         half.iter()
             .fold(0, |word, byte| word << 8 | u64::from(*byte))
     };
-    word(low) ^ word(high).rotate_left(32) ^ identity.open_count.wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    word(low) ^ word(high).rotate_left(32)
 }
 
 fn transport_config(config: &HostConfig, identity: Option<&Identity>) -> TransportConfig {
