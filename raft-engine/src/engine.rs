@@ -95,6 +95,23 @@ pub struct StartGroup {
     pub machine: Box<dyn StateMachine>,
 }
 
+/// A snapshot that came from a peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceivedSnapshot {
+    /// The group.
+    pub group: GroupId,
+    /// The host it came from, as the connection proved it.
+    pub host: HostId,
+    /// The replica that sent it.
+    pub from: ReplicaId,
+    /// The replica it was meant for.
+    pub to: ReplicaId,
+    /// The sender's term.
+    pub term: Term,
+    /// What it covers.
+    pub meta: SnapshotMeta,
+}
+
 /// A replica whose state was found on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RecoveredReplica {
@@ -446,7 +463,9 @@ impl Engine {
         session: Option<Session>,
         responder: Responder<Applied>,
     ) {
-        let bound = self.shared.config.proposal_bytes_max;
+        let record = self.shared.step_shared.record_bytes_max;
+        let bound = record.saturating_sub(BatchBuilder::frame_bytes(0, session.is_some()));
+        let bound = bound.min(self.shared.config.proposal_bytes_max);
         let size = command.len();
         if size > bound {
             let error = RequestError::TooLarge {

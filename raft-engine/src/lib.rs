@@ -147,7 +147,7 @@ mod step;
 mod workers;
 
 pub use config::{ConfigError, EngineConfig};
-pub use engine::{Engine, OpenError, Parts, RecoveredReplica, Start, StartGroup};
+pub use engine::{Engine, OpenError, Parts, ReceivedSnapshot, RecoveredReplica, Start, StartGroup};
 pub use outbound::{Event, Events, Outbound, SnapshotReport, SnapshotTransfer};
 pub use request::{
     Applied, Completion, RequestError, Responder, SnapshotOutcome, SnapshotRejected,

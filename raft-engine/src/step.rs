@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use raft_log::{LaneSpace, LogError, LogReader, Submission};
 use raft_proto::{
-    Batch, Body, EntryId, Envelope, Fetched, GroupId, HostId, Index, MembershipChange, Message,
-    Refused, ReplicaId, SnapshotMeta, SnapshotStatus, Term, Time,
+    Batch, BatchBuilder, Body, EntryId, Envelope, Fetched, GroupId, HostId, Index,
+    MembershipChange, Message, Refused, ReplicaId, SnapshotStatus, Time,
 };
 use rustc_hash::FxHashMap;
 
 use crate::apply::{ApplyInput, Read, Task, panic_text};
 use crate::config::EngineConfig;
+use crate::engine::ReceivedSnapshot;
 use crate::group::{Group, Proposal};
 use crate::inbox::Inbox;
 use crate::jobs::{JobQueue, SaveEnd};
@@ -128,17 +129,14 @@ pub(crate) enum StepInput {
         to: ReplicaId,
         is_finished: bool,
     },
-    SnapshotReceived {
-        group: GroupId,
-        from: ReplicaId,
-        term: Term,
-        meta: Box<SnapshotMeta>,
-    },
+    SnapshotReceived(Box<ReceivedSnapshot>),
 }
 
 /// What all step workers share.
 pub(crate) struct StepShared {
     pub(crate) config: EngineConfig,
+    /// The log takes no batch over this.
+    pub(crate) record_bytes_max: usize,
     pub(crate) lane: Arc<Inbox<Vec<Submission>>>,
     pub(crate) steps: Vec<Arc<Inbox<StepInput>>>,
     pub(crate) applies: Vec<Arc<Inbox<ApplyInput>>>,
@@ -347,14 +345,9 @@ impl StepWorker {
                 };
                 self.isolated(group, |_, _, group| group.raft.report_snapshot(to, status));
             }
-            StepInput::SnapshotReceived {
-                group,
-                from,
-                term,
-                meta,
-            } => {
-                self.isolated(group, |_, out, group| {
-                    saves::received(out, group, from, term, *meta);
+            StepInput::SnapshotReceived(received) => {
+                self.isolated(received.group, |_, out, group| {
+                    saves::received(out, group, *received);
                 });
             }
         }

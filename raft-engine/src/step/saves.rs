@@ -1,14 +1,15 @@
 //! Snapshots as the step worker sees them: asked for, saved, received, recorded.
 
 use raft_log::Submission;
-use raft_proto::{Body, Index, Message, ReplicaId, Role, SnapshotMeta, SnapshotStatus, Term};
+use raft_proto::{Body, Index, Message, Role, SnapshotMeta, SnapshotStatus};
 
 use super::StepShared;
 use super::out::Out;
 use crate::apply::Task;
+use crate::engine::ReceivedSnapshot;
 use crate::group::{BOOTSTRAP_INDEX, Group, OnDurable, Outstanding, Saving};
 use crate::jobs::{Abort, Job, SaveEnd, SaveJob};
-use crate::outbound::{SnapshotReport, SnapshotTransfer};
+use crate::outbound::{Event, SnapshotReport, SnapshotTransfer};
 use crate::request::{Responder, SnapshotOutcome, SnapshotRejected, SnapshotRequest};
 use crate::route;
 use crate::state_machine::SaveCursor;
@@ -218,22 +219,24 @@ fn discard(out: &mut Out, group: &Group, index: Index) {
 }
 
 /// A received snapshot lies in its final directory: the core decides.
-pub(super) fn received(
-    out: &mut Out,
-    group: &mut Group,
-    from: ReplicaId,
-    term: Term,
-    meta: SnapshotMeta,
-) {
-    let index = meta.id.index;
-    let message = Message {
+pub(super) fn received(out: &mut Out, group: &mut Group, received: ReceivedSnapshot) {
+    let ReceivedSnapshot {
+        host,
         from,
-        to: group.replica,
+        to,
         term,
-        body: Body::Snapshot {
-            meta: Box::new(meta),
-        },
-    };
+        meta,
+        ..
+    } = received;
+    if to != group.replica {
+        // It lies with another replica, which runs no more; that one's next start removes it.
+        return tracing::debug!(
+            group = group.id.get(),
+            to = to.get(),
+            "snapshot is too late"
+        );
+    }
+    let index = meta.id.index;
     if group.snapshots.iter().any(|known| known.id.index == index) {
         tracing::debug!(group = group.id.get(), "received snapshot is here already");
         return;
@@ -242,8 +245,23 @@ pub(super) fn received(
         .snapshots
         .last()
         .is_none_or(|last| last.id.index < index);
-    let refused = if is_newer {
-        let handled = group.raft.handle_message(message);
+    let refused = if !group.lives_on(from, host) {
+        let reason = format!("snapshot: replica {from} does not live on host {host}");
+        let event = Event::Refused {
+            group: group.id,
+            reason: reason.clone(),
+        };
+        out.events.push((group.id, event));
+        Some(reason)
+    } else if is_newer {
+        let handled = group.raft.handle_message(Message {
+            from,
+            to,
+            term,
+            body: Body::Snapshot {
+                meta: Box::new(meta),
+            },
+        });
         handled.err().map(|refused| refused.to_string())
     } else {
         Some("older than what is here".to_owned())

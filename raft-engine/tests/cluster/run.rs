@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use raft_engine::{
-    Engine, EngineConfig, Event, Events, GroupStatus, Parts, Progress, RequestError, Responder,
-    SnapshotOutcome, SnapshotRequest, Start, StartGroup, WorkerId, Workers,
+    Engine, EngineConfig, Event, Events, GroupStatus, Parts, Progress, ReceivedSnapshot,
+    RequestError, Responder, SnapshotOutcome, SnapshotRequest, Start, StartGroup, WorkerId,
+    Workers,
 };
 use raft_log::LaneOptions;
 use raft_log::vfs::{SimVfs, Vfs};
@@ -74,6 +75,10 @@ struct Host {
     vfs: Arc<SimVfs>,
     outbox: Arc<Outbox>,
     running: Option<(Engine, Workers)>,
+    /// The same in all its lives.
+    seed: u64,
+    /// How often its data directory was opened.
+    opens: u64,
     /// When a crashed host comes back.
     restart_at: Option<Time>,
     /// Each worker's next deadline, as it said itself.
@@ -137,6 +142,8 @@ impl Run {
                 vfs: disk(rng.next()),
                 outbox: outbox(),
                 running: None,
+                seed: rng.next(),
+                opens: 0,
                 restart_at: Some(Time(0)),
                 deadline: None,
             })
@@ -364,13 +371,14 @@ impl Run {
                     let target = self.hosts.iter().find(|host| host.id == stream.to);
                     if let Some((engine, _)) = target.and_then(|host| host.running.as_ref()) {
                         self.report.streamed += 1;
-                        let meta = transfer.meta.clone();
-                        engine.snapshot_received(
-                            transfer.group,
-                            transfer.from,
-                            transfer.term,
-                            meta,
-                        );
+                        engine.snapshot_received(ReceivedSnapshot {
+                            group: transfer.group,
+                            host: stream.from,
+                            from: transfer.from,
+                            to: transfer.to,
+                            term: transfer.term,
+                            meta: transfer.meta.clone(),
+                        });
                     }
                     transfer.report.finished();
                     return false;
@@ -627,9 +635,11 @@ impl Run {
         let id = self.hosts[at].id;
         let vfs = Arc::clone(&self.hosts[at].vfs);
         vfs.set_now(self.now);
+        self.hosts[at].opens += 1;
         let config = EngineConfig {
             job_workers: 1,
-            seed: self.rng.next(),
+            seed: self.hosts[at].seed,
+            open_count: self.hosts[at].opens,
             compaction_overhead: 20,
             cache_bytes_max: 64 << 10,
             test_ack_before_sync: self.options.test_ack_before_sync,

@@ -7,12 +7,12 @@ use std::sync::{Arc, Mutex};
 use bytes::{BufMut, Bytes, BytesMut};
 use raft_engine::{
     Applied, Completion, Engine, EngineConfig, Event, Events, GroupStatus, Outbound, Parts,
-    Progress, RequestError, Responder, SnapshotOutcome, SnapshotRequest, SnapshotTransfer, Start,
-    StartGroup, StateMachine, Workers,
+    Progress, ReceivedSnapshot, RequestError, Responder, SnapshotOutcome, SnapshotRequest,
+    SnapshotTransfer, Start, StartGroup, StateMachine, Workers,
 };
 use raft_log::LaneOptions;
 use raft_log::vfs::{SimVfs, Vfs};
-use raft_proto::{Envelope, GroupId, HostId, ReplicaId, Role, Time};
+use raft_proto::{Body, Envelope, GroupId, HostId, ReplicaId, Role, Time};
 
 use crate::machine::{Applications, ListMachine};
 use crate::oracle::Slot;
@@ -56,6 +56,8 @@ pub struct Host {
     pub vfs: Arc<SimVfs>,
     pub ear: Arc<Ear>,
     pub running: Option<(Engine, Workers)>,
+    /// How often its data directory was opened.
+    opens: u64,
     deadline: Option<Time>,
 }
 
@@ -76,6 +78,10 @@ pub struct World {
     pub cut: BTreeSet<HostId>,
     /// Messages sent by each host for each group.
     sent: BTreeMap<(HostId, GroupId), u64>,
+    /// The lives in which hosts forwarded reads.
+    pub reading_lives: BTreeSet<(HostId, GroupId, u64)>,
+    /// Where snapshots are said to come from, if not from where they come from.
+    pub snapshots_from: Option<HostId>,
     machines: Machines,
     in_flight: BTreeMap<(Time, u64), (HostId, HostId, Vec<Envelope>)>,
     sequence: u64,
@@ -118,6 +124,7 @@ impl World {
                 vfs: Arc::new(vfs),
                 ear: Arc::default(),
                 running: None,
+                opens: 0,
                 deadline: None,
             }
         });
@@ -140,6 +147,8 @@ impl World {
             promises: Promises::default(),
             cut: BTreeSet::new(),
             sent: BTreeMap::new(),
+            reading_lives: BTreeSet::new(),
+            snapshots_from: None,
             machines: Box::new(|_, _, machine| Box::new(machine)),
             in_flight: BTreeMap::new(),
             sequence: 0,
@@ -186,6 +195,7 @@ impl World {
         let host = &mut self.hosts[at];
         host.vfs.set_now(self.now);
         host.ear = Arc::default();
+        host.opens += 1;
         let parts = Parts {
             vfs: Arc::clone(&host.vfs) as Arc<dyn Vfs>,
             data_dir: PathBuf::from("/data"),
@@ -194,7 +204,8 @@ impl World {
             events: Arc::clone(&host.ear) as Arc<_>,
         };
         let config = EngineConfig {
-            seed: self.config.seed.wrapping_add(self.now.0 + host.id.get()),
+            seed: self.config.seed.wrapping_add(host.id.get()),
+            open_count: host.opens,
             ..self.config.clone()
         };
         host.running = Some(Engine::open(config, parts).expect("the host opens"));
@@ -445,6 +456,9 @@ impl World {
                 for envelope in &envelopes {
                     *self.sent.entry((from, envelope.group)).or_default() += 1;
                     self.promises.note(envelope);
+                    if let Body::ReadIndex { life, .. } = envelope.message.body {
+                        self.reading_lives.insert((from, envelope.group, life));
+                    }
                 }
                 self.sequence += 1;
                 let due = self.now.plus_nanos(DELAY_NANOS);
@@ -494,8 +508,14 @@ impl World {
             receiver.finish().ok().map(drop)
         };
         if carry().is_some() {
-            let meta = transfer.meta.clone();
-            engine.snapshot_received(transfer.group, transfer.from, transfer.term, meta);
+            engine.snapshot_received(ReceivedSnapshot {
+                group: transfer.group,
+                host: self.snapshots_from.unwrap_or(from),
+                from: transfer.from,
+                to: transfer.to,
+                term: transfer.term,
+                meta: transfer.meta.clone(),
+            });
             transfer.report.finished();
         } else {
             transfer.report.failed();

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use raft_engine::{Engine, SnapshotTransfer};
+use raft_engine::{Engine, ReceivedSnapshot, SnapshotTransfer};
 use raft_proto::{GroupId, HostId, Membership, ReplicaId, SnapshotMeta};
 use raft_snapshot::{Manifest, SnapshotError, SnapshotReader, SnapshotReceiver};
 use raft_transport::{
@@ -152,6 +152,7 @@ pub(super) fn receive(
         receiver,
         block: 0,
         engine: engine.clone(),
+        host: from,
         offer,
         meta,
         _place: place,
@@ -162,6 +163,7 @@ struct Sink {
     receiver: SnapshotReceiver,
     block: usize,
     engine: Engine,
+    host: HostId,
     offer: SnapshotOffer,
     meta: SnapshotMeta,
     _place: Place,
@@ -178,8 +180,14 @@ impl SnapshotSink for Sink {
         self.receiver.finish()?;
         // Only what is committed on disk is shown to the core.
         let offer = &self.offer;
-        self.engine
-            .snapshot_received(offer.group, offer.from, offer.term, self.meta);
+        self.engine.snapshot_received(ReceivedSnapshot {
+            group: offer.group,
+            host: self.host,
+            from: offer.from,
+            to: offer.to,
+            term: offer.term,
+            meta: self.meta,
+        });
         Ok(())
     }
 
