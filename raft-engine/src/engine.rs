@@ -10,8 +10,8 @@ use bytes::Bytes;
 use raft_log::vfs::Vfs;
 use raft_log::{Health, Lane, LaneOptions, LogError, RecoveryReport, ReplicaState, Submission};
 use raft_proto::{
-    Config, EntryId, Envelope, GroupId, HardState, HostId, Index, Membership, MembershipChange,
-    Raft, ReplicaId, Restored, Session, SnapshotMeta, Term, TermRun,
+    BatchBuilder, Config, EntryId, Envelope, GroupId, HardState, HostId, Index, Membership,
+    MembershipChange, Raft, ReplicaId, Restored, Session, SnapshotMeta, Term, TermRun,
 };
 use raft_snapshot::{SnapshotEnv, SnapshotError};
 
@@ -172,6 +172,7 @@ impl Engine {
     /// [`OpenError`]: a setting is out of bounds, or the log does not open.
     pub fn open(config: EngineConfig, parts: Parts) -> Result<(Self, Workers), OpenError> {
         config.check()?;
+        let record_bytes_max = parts.lane.record_bytes_max;
         let (lane, recovery) = Lane::open(Arc::clone(&parts.vfs), &parts.data_dir, parts.lane)?;
         let wakes: Vec<Arc<Wake>> = (0..config.step_workers).map(|_| Arc::default()).collect();
         let steps: Vec<_> = wakes
@@ -190,6 +191,7 @@ impl Engine {
         let reader = lane.reader();
         let step_shared = Arc::new(StepShared {
             config: config.clone(),
+            record_bytes_max,
             lane: Arc::clone(&lane_inbox),
             steps: steps.clone(),
             applies: applies.clone(),
@@ -709,21 +711,12 @@ impl Engine {
         self.env(group, to).map_err(|error| storage(&error))
     }
 
-    /// Hands a received snapshot, committed in its final directory, to the group.
-    pub fn snapshot_received(
-        &self,
-        group: GroupId,
-        from: ReplicaId,
-        term: Term,
-        meta: SnapshotMeta,
-    ) {
-        let meta = Box::new(meta);
-        self.step(group).notice(StepInput::SnapshotReceived {
-            group,
-            from,
-            term,
-            meta,
-        });
+    /// Hands a received snapshot, committed in its final directory, to the group, which removes it
+    /// again if it is of no use or its sender does not live where it came from.
+    pub fn snapshot_received(&self, received: ReceivedSnapshot) {
+        let received = Box::new(received);
+        self.step(received.group)
+            .notice(StepInput::SnapshotReceived(received));
     }
 
     fn env(&self, group: GroupId, replica: ReplicaId) -> Result<SnapshotEnv, SnapshotError> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use raft_log::{LaneSpace, LogError, LogReader, Submission};
 use raft_proto::{
-    Batch, BatchBuilder, Body, EntryId, Envelope, Fetched, GroupId, HostId, Index,
+    Batch, BatchBuilder, Body, Entries, EntryId, Envelope, Fetched, GroupId, HostId, Index,
     MembershipChange, Message, Refused, ReplicaId, SnapshotStatus, Time,
 };
 use rustc_hash::FxHashMap;
@@ -465,7 +465,7 @@ impl StepWorker {
         });
     }
 
-    fn message(&mut self, from: HostId, envelope: Envelope) {
+    fn message(&mut self, from: HostId, mut envelope: Envelope) {
         let id = envelope.group;
         let refusal = self.isolated(id, |shared, _, group| {
             if envelope.epoch != group.epoch {
@@ -488,6 +488,7 @@ impl StepWorker {
                 // The leader sends them again; whoever has space leads on meanwhile.
                 return Err(Refusal::StorageFull);
             }
+            fit(&mut envelope.message.body, shared.record_bytes_max)?;
             let handled = group.raft.handle_message(envelope.message);
             handled.map_err(Refusal::Core)
         });
@@ -646,10 +647,56 @@ enum Refusal {
     Other(String),
     #[error("storage is full: entries are not taken")]
     StorageFull,
+    #[error("an entry of {size} bytes is over the {bound} of a log record: raise record_bytes_max")]
+    TooLarge { size: usize, bound: usize },
     #[error(transparent)]
     Core(Refused),
 }
 
 fn has_entries(message: &Message) -> bool {
-    matches!(&message.body, Body::Append { entries, .. } if !entries.is_empty())
+    match &message.body {
+        Body::Append { entries, .. } => !entries.is_empty(),
+        Body::Propose { .. } => true,
+        _ => false,
+    }
+}
+
+/// Cuts what came with a message into batches that fit a record of this log, which would fail
+/// for good over one that does not. The sender's own bound may be higher.
+fn fit(body: &mut Body, bound: usize) -> Result<(), Refusal> {
+    match body {
+        Body::Append { entries, .. } => {
+            if entries.iter().any(|batch| batch.size_bytes() > bound) {
+                *entries = cut(entries, bound)?;
+            }
+            Ok(())
+        }
+        Body::Propose { entries } => {
+            let sizes = entries.iter().map(|entry| {
+                BatchBuilder::frame_bytes(entry.payload.len(), entry.session.is_some())
+            });
+            match sizes.max().filter(|&size| size > bound) {
+                Some(size) => Err(Refusal::TooLarge { size, bound }),
+                None => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+fn cut(batches: &[Batch], bound: usize) -> Result<Entries, Refusal> {
+    let mut pieces = Entries::new();
+    for batch in batches {
+        let mut rest = Some(batch.clone());
+        while let Some(batch) = rest {
+            let piece = batch.up_to_size(bound);
+            let size = piece.size_bytes();
+            if size > bound {
+                return Err(Refusal::TooLarge { size, bound });
+            }
+            rest = batch.from_index(piece.last().index.next());
+            pieces.push(piece);
+        }
+    }
+    Ok(pieces)
 }

@@ -10,6 +10,8 @@ mod machine;
 #[path = "cluster/oracle.rs"]
 #[expect(dead_code, reason = "shared with the deterministic cluster")]
 mod oracle;
+#[path = "hazards/peers.rs"]
+mod peers;
 #[path = "hazards/power.rs"]
 mod power;
 #[path = "cluster/promises.rs"]

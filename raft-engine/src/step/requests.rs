@@ -170,6 +170,12 @@ pub(super) fn change_membership(
     if shared.space.is_full() {
         return responder.respond(Err(RequestError::StorageFull));
     }
+    let size = BatchBuilder::frame_bytes(change.encode().len(), false);
+    let bound = shared.record_bytes_max;
+    if size > bound {
+        let what = "membership change";
+        return responder.respond(Err(RequestError::TooLarge { what, size, bound }));
+    }
     match group.raft.propose_membership(change) {
         Ok(id) => add_waiter(group, Waiter { id, responder }),
         Err(error) => responder.respond(Err(propose_error(group, &error))),
