@@ -1,7 +1,7 @@
 //! What one pass yields, held back until the pass is over.
 
 use raft_log::Submission;
-use raft_proto::{Envelope, GroupId, HostId};
+use raft_proto::{Envelope, GroupId, HostId, Ready};
 
 use super::StepShared;
 use crate::apply::{ApplyInput, Task};
@@ -22,6 +22,8 @@ pub(super) struct Out {
     pub(super) jobs: Vec<(GroupId, Job)>,
     pub(super) transfers: Vec<(HostId, SnapshotTransfer)>,
     pub(super) events: Vec<(GroupId, Event)>,
+    /// Used again by every group of every pass.
+    pub(super) ready: Ready,
 }
 
 impl Out {

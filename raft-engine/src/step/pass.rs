@@ -2,7 +2,7 @@
 
 use raft_log::Submission;
 use raft_proto::{
-    Batch, Body, EntryId, Envelope, GroupId, Index, MembershipChange, Message, Ready,
+    AfterSync, Batch, Body, EntryId, Envelope, GroupId, Index, MembershipChange, Message, Ready,
 };
 
 use super::StepShared;
@@ -23,21 +23,43 @@ pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, w
         requests::meet_full_storage(group);
     } else {
         group.is_handed_over_as_full = false;
-        propose(group, shared.config.message_bytes_max);
+        let bound = shared.record_bytes_max.min(shared.config.message_bytes_max);
+        propose(group, bound);
     }
     requests::give_up_rounds(group, out.tick);
     let patience_ticks = shared.config.election_timeout_ticks_max * 2;
     start_round(group, out.tick + patience_ticks);
-    while let Some(ready) = group.raft.poll_ready() {
-        process(shared, out, group, ready);
+    let mut ready = std::mem::take(&mut out.ready);
+    while group.raft.poll_ready_into(&mut ready) {
+        process(shared, out, group, &mut ready);
     }
+    out.ready = ready;
     saves::save_wanted(shared, out, group);
     settle_transfer(group);
 }
 
-/// Does what one `Ready` asks.
-fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) {
-    if let Some(soft) = ready.soft_state {
+/// Does what one `Ready` asks. Each field is named: one that the core gains is not passed over.
+fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: &mut Ready) {
+    let Ready {
+        submission,
+        // What is durable is held against the core's own word.
+        hard_state: _,
+        must_sync: _,
+        entries,
+        snapshot,
+        messages,
+        messages_after_sync,
+        committed,
+        fetch,
+        reads,
+        reads_dropped,
+        soft_state,
+        snapshot_offered,
+        snapshot_wanted,
+    } = ready;
+    // It answers `Raft::request_snapshot`, which nobody here calls: who lost a snapshot is stopped.
+    assert!(snapshot_offered.is_none(), "an answer to no question");
+    if let Some(soft) = soft_state {
         let event = Event::LeaderChanged {
             group: group.id,
             term: group.raft.term(),
@@ -45,22 +67,22 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) 
         };
         out.events.push((group.id, event));
     }
-    for message in ready.messages {
+    for message in messages.drain(..) {
         dispatch(shared, out, group, message);
     }
-    if let Some(submission) = ready.submission {
+    if let Some(submission) = *submission {
         let hard_state = group.raft.hard_state();
         let is_vote_news =
             (hard_state.term, hard_state.vote) != (group.hard_state.term, group.hard_state.vote);
-        let install = ready.snapshot;
-        let must_write = is_vote_news || !ready.entries.is_empty() || install.is_some();
+        let install = snapshot.take();
+        let must_write = is_vote_news || !entries.is_empty() || install.is_some();
         let sequence = must_write.then(|| {
             let hard_state_news = (hard_state != group.hard_state).then_some(hard_state);
             group.hard_state = hard_state;
             group.sequence += 1;
             let mut written = Submission {
                 hard_state: hard_state_news,
-                entries: ready.entries,
+                entries: std::mem::take(entries),
                 ..Submission::new(group.id, group.replica, group.sequence)
             };
             if let Some(meta) = &install {
@@ -71,14 +93,11 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) 
             out.submissions.push(written);
             group.sequence
         });
+        let release = messages_after_sync.drain(..).map(AfterSync::release);
         let outstanding = Outstanding {
             sequence,
             submission: Some(submission),
-            release: ready
-                .messages_after_sync
-                .into_iter()
-                .map(|held| held.release())
-                .collect(),
+            release: release.collect(),
             then: install.map(|meta| OnDurable::Installed { meta }),
         };
         if shared.config.test_ack_before_sync
@@ -89,13 +108,13 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) 
             group.outstanding.push_back(outstanding);
         }
     }
-    if !ready.committed.is_empty() {
-        hand_to_apply(shared, out, group, ready.committed);
+    if !committed.is_empty() {
+        hand_to_apply(shared, out, group, std::mem::take(committed));
     }
-    if ready.snapshot_wanted.is_some() {
-        group.snapshot_wanted = ready.snapshot_wanted;
+    if snapshot_wanted.is_some() {
+        group.snapshot_wanted = *snapshot_wanted;
     }
-    for fetch in ready.fetch {
+    for fetch in fetch.drain(..) {
         let job = Job::Fetch {
             group: group.id,
             replica: group.replica,
@@ -105,7 +124,7 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) 
         };
         out.jobs.push((group.id, job));
     }
-    for read in ready.reads {
+    for read in reads.drain(..) {
         if let Some((_, reads)) = group.rounds.remove(&read.user) {
             let at = read.index;
             out.tasks.push((group.id, Task::Read { at, reads }));
@@ -114,7 +133,7 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: Ready) 
             }
         }
     }
-    for round in ready.reads_dropped {
+    for round in reads_dropped.drain(..) {
         let dropped = group.rounds.remove(&round).into_iter();
         for read in dropped.flat_map(|round| round.1) {
             read.responder.respond(Err(RequestError::ReadDropped));
