@@ -245,6 +245,11 @@ impl World {
 
     /// Kills the process: what it had not synced is in the page cache still.
     pub fn kill(&mut self, at: usize) {
+        self.end(at);
+        self.hosts[at].vfs.kill_process();
+    }
+
+    fn end(&mut self, at: usize) {
         let host = &mut self.hosts[at];
         host.running = None;
         let id = host.id;
@@ -253,7 +258,7 @@ impl World {
 
     /// Cuts the power: what was not synced is lost, or not, or half.
     pub fn crash(&mut self, at: usize) {
-        self.kill(at);
+        self.end(at);
         self.hosts[at].vfs.crash();
     }
 
