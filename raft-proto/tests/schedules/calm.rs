@@ -145,7 +145,10 @@ impl World {
                 let other = self.raft(place(id))?;
                 Some(last(other) <= own)
             };
-            !newest.is_witness(raft.config().id)
+            // Who knows of no membership stands in no election, whatever a vote of nobody comes to.
+            let id = raft.config().id;
+            !newest.is_witness(id)
+                && raft.membership().is_voter(id)
                 && raft.membership().vote_result(would_grant) == VoteResult::Won
         };
         let voters = || newest.voters.iter().filter_map(|&id| self.raft(place(id)));
