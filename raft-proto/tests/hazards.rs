@@ -1,6 +1,8 @@
 //! Bugs that real systems had, by their numbers in the project's list of hazards (part A).
 #![allow(missing_docs, unreachable_pub, reason = "a test, not an interface")]
 
+#[path = "../fuzz/bodies/replica.rs"]
+mod drain;
 #[path = "hazards/elections.rs"]
 mod elections;
 #[path = "hazards/flow_and_reads.rs"]

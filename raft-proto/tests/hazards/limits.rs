@@ -2,10 +2,11 @@
 //! refused, and nothing a peer says makes this replica count past the end.
 
 use raft_proto::{
-    BatchBuilder, Body, Config, EntryId, EntryKind, Forwarded, Index, Message, Raft, Ready,
-    Refused, Role, SnapshotMeta, Term, ViolationKind,
+    BatchBuilder, Body, Config, EntryId, EntryKind, Forwarded, Index, Message, Raft, Refused, Role,
+    SnapshotMeta, Term, ViolationKind,
 };
 
+use crate::drain::{drain, state};
 use crate::net::{group, message, replica, voters};
 use crate::{follower, report};
 
@@ -47,30 +48,6 @@ fn start(role: Start) -> Raft {
         assert_eq!(raft.role(), Role::Leader);
     }
     raft
-}
-
-/// Does what the core wants done; there is no log to fetch from.
-fn drain(raft: &mut Raft) {
-    let mut ready = Ready::default();
-    for _ in 0..64 {
-        if !raft.poll_ready_into(&mut ready) {
-            return;
-        }
-        if let Some(id) = ready.submission {
-            raft.persisted(id);
-        }
-        if let Some(meta) = &ready.snapshot {
-            raft.applied(meta.id.index);
-        }
-        if let Some(batch) = ready.committed.last() {
-            raft.applied(batch.last().index);
-        }
-        for fetch in &ready.fetch {
-            let first = fetch.first;
-            raft.entries_fetched(raft_proto::Fetched::Failed { first });
-        }
-    }
-    panic!("it wants something again and again");
 }
 
 /// Every message there is with these three numbers in its fields.
@@ -157,16 +134,6 @@ fn bodies(a: u64, b: u64, c: u64) -> Vec<Body> {
         ]);
     }
     bodies
-}
-
-fn state(raft: &Raft) -> impl PartialEq + std::fmt::Debug + use<> {
-    (
-        raft.hard_state(),
-        raft.role(),
-        raft.leader(),
-        raft.last_index(),
-        raft.membership().clone(),
-    )
 }
 
 /// Hands `message` over, and lets the replica live on for a while.
