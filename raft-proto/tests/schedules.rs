@@ -8,6 +8,8 @@
 
 #[path = "schedules/calm.rs"]
 mod calm;
+#[path = "schedules/defects.rs"]
+mod defects;
 #[path = "schedules/hazards.rs"]
 mod hazards;
 #[path = "schedules/oracle.rs"]
@@ -28,9 +30,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use defects::Defect;
 use oracle::{Counts, Violation};
 use plan::Plan;
-use world::Defect;
 
 const SCHEDULES: u64 = 20_000;
 
@@ -183,9 +185,7 @@ fn applying_what_is_not_committed_is_caught() {
 
 #[test]
 fn reads_without_a_round_are_caught() {
-    assert_caught(Defect::ReadWithoutRound, false, |broken| {
-        matches!(broken, Violation::StaleRead { .. })
-    });
+    assert_caught(Defect::ReadWithoutRound, false, is_stale_read);
 }
 
 #[test]
@@ -193,6 +193,63 @@ fn entries_changed_on_the_wire_are_caught() {
     assert_caught(Defect::RewriteOnWire, false, |broken| {
         matches!(broken, Violation::LogMatching { .. })
     });
+}
+
+#[test]
+fn votes_for_stale_logs_are_caught() {
+    assert_caught(Defect::IgnoreFreshness, false, is_safety);
+}
+
+#[test]
+fn reads_before_the_first_own_commit_are_caught() {
+    assert_caught(Defect::ReadBeforeOwnCommit, false, is_stale_read);
+}
+
+#[test]
+fn old_appends_that_cut_the_log_are_caught() {
+    assert_caught(Defect::TruncateByOldAppend, false, is_safety);
+}
+
+#[test]
+fn learners_that_count_are_caught() {
+    assert_caught(Defect::CountLearners, false, is_safety);
+    assert_caught(Defect::CountLearners, true, is_short_of_a_quorum);
+}
+
+#[test]
+fn a_joint_membership_decided_by_one_half_is_caught() {
+    assert_caught(Defect::IncomingAlone, true, |broken| {
+        is_short_of_a_quorum(broken) || is_safety(broken)
+    });
+}
+
+#[test]
+fn removed_replicas_that_count_are_caught() {
+    assert_caught(Defect::KeepRemoved, true, |broken| {
+        matches!(broken, Violation::Configurations { .. }) || is_safety(broken)
+    });
+}
+
+#[test]
+fn a_snapshot_with_a_wrong_membership_is_caught() {
+    assert_caught(Defect::SnapshotWithFirstMembership, false, |broken| {
+        matches!(broken, Violation::Configurations { .. }) || is_safety(broken)
+    });
+}
+
+#[test]
+fn windows_that_never_open_are_caught() {
+    assert_caught(Defect::LoseAcks, false, |broken| {
+        matches!(broken, Violation::NoProgress { .. })
+    });
+}
+
+const fn is_stale_read(violation: &Violation) -> bool {
+    matches!(violation, Violation::StaleRead { .. })
+}
+
+const fn is_short_of_a_quorum(violation: &Violation) -> bool {
+    matches!(violation, Violation::CommitWithoutQuorum { .. })
 }
 
 /// Whether it is one of the properties of the thesis, or a correct core that sees one broken.

@@ -157,6 +157,14 @@ impl Oracle {
             .1
     }
 
+    /// The membership that the group began with.
+    pub(crate) fn first_membership(&self) -> &Membership {
+        self.memberships
+            .first_key_value()
+            .expect("the first one is there")
+            .1
+    }
+
     pub(crate) fn state(&self, index: Index) -> u64 {
         self.states[at(index)]
     }

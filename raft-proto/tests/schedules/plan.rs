@@ -5,10 +5,11 @@ use raft_proto::{
     SnapshotMeta, Term, Transition,
 };
 
+use crate::defects::Defect;
 use crate::oracle::{Oracle, Violation};
 use crate::replica::{Disk, Replica};
 use crate::rng::Rng;
-use crate::world::{Defect, Network, World, group, replica};
+use crate::world::{Network, World, group, replica};
 
 type Checked = Result<(), Violation>;
 

@@ -2,32 +2,16 @@
 
 use std::collections::VecDeque;
 
-use bytes::{Bytes, BytesMut};
+use bytes::BytesMut;
 use raft_proto::{
-    Batch, BatchBuilder, Body, EntryId, Envelope, Fetched, GroupId, Index, MembershipChange,
-    Message, Raft, Ready, Refused, ReplicaId, Role, SnapshotMeta, SnapshotStatus,
+    Body, EntryId, Envelope, Fetched, GroupId, Index, MembershipChange, Message, Raft, Ready,
+    Refused, ReplicaId, Role, SnapshotMeta, SnapshotStatus,
 };
 
+use crate::defects::Defect;
 use crate::oracle::{Oracle, Violation, is_on_disk};
 use crate::replica::{Replica, Write};
 use crate::rng::Rng;
-
-/// A mistake in the driver, to see whether the checks catch it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Defect {
-    /// Promises leave, and the core is told that they may, before anything is durable.
-    AckBeforeSync,
-    /// A restart finds term and vote gone.
-    ForgetHardState,
-    /// A restart finds the end of the durable log gone.
-    ForgetTail,
-    /// Entries are applied when they are appended.
-    ApplyUncommitted,
-    /// A leader answers reads without asking whether it still leads.
-    ReadWithoutRound,
-    /// An entry changes on its way, and its checksum with it.
-    RewriteOnWire,
-}
 
 /// What a network does to messages, in percent.
 #[derive(Clone, Copy, Debug, Default)]
@@ -212,6 +196,17 @@ impl World {
 
     fn handle(&mut self, at: usize, mut ready: Ready) -> Checked {
         self.note(|| format!("{} ready {ready:?}", at + 1));
+        let committed = std::mem::take(&mut ready.committed);
+        let is_missed = |change: &MembershipChange| self.is_change_missed(at, change);
+        let missed: Vec<bool> = committed
+            .iter()
+            .flatten()
+            .map(|entry| {
+                let change = MembershipChange::decode(entry.payload());
+                entry.kind().is_membership() && change.is_ok_and(|change| is_missed(&change))
+            })
+            .collect();
+        let mut missed = missed.into_iter();
         let replica = &mut self.replicas[at];
         let raft = replica.raft.as_mut().expect("it gave a ready");
         if let Some(first) = ready.entries.first() {
@@ -219,10 +214,12 @@ impl World {
             let before = raft.term_at(before).unwrap_or_default();
             self.oracle.appended(&ready.entries, before)?;
         }
-        for batch in std::mem::take(&mut ready.committed) {
+        for batch in committed {
             for entry in &batch {
                 self.oracle.handed_out(entry)?;
+                let is_missed = missed.next().unwrap_or_default();
                 if entry.kind().is_membership()
+                    && !is_missed
                     && let Ok(change) = MembershipChange::decode(entry.payload())
                 {
                     // One that makes no sense any more has no effect, on any replica.
@@ -496,9 +493,15 @@ impl World {
         self.next_user += 1;
         let user = self.next_user;
         self.oracle.read_asked(user);
-        if self.defect == Some(Defect::ReadWithoutRound)
-            && let Some(raft) = self.raft(at)
+        if let Some(raft) = self.raft(at)
             && raft.role() == Role::Leader
+            && match self.defect {
+                Some(Defect::ReadWithoutRound) => true,
+                Some(Defect::ReadBeforeOwnCommit) => {
+                    raft.term_at(raft.commit()) != Some(raft.term())
+                }
+                _ => false,
+            }
         {
             let index = raft.commit();
             return self
@@ -612,8 +615,10 @@ impl World {
         } else {
             message
         };
-        let message = self.maybe_rewrite(message);
-        self.hand_over(message)
+        for message in self.with_defect(message) {
+            self.hand_over(message)?;
+        }
+        Ok(())
     }
 
     /// Gives a message to its replica.
@@ -641,18 +646,6 @@ impl World {
             }
         }
     }
-
-    fn maybe_rewrite(&mut self, mut message: Message) -> Message {
-        if self.defect == Some(Defect::RewriteOnWire)
-            && self.rng.chance(10)
-            && let Body::Append { entries, .. } = &mut message.body
-        {
-            for batch in entries {
-                *batch = rewritten(batch);
-            }
-        }
-        message
-    }
 }
 
 const FRAME_BYTES_MAX: usize = 160;
@@ -669,22 +662,4 @@ fn through_bytes(message: Message) -> Message {
     assert_eq!(bytes.len(), envelope.encoded_bytes(), "the size is told");
     let decoded = Envelope::decode(bytes.freeze()).expect("what was encoded is decoded");
     decoded.message
-}
-
-/// The same places with other commands, and good checksums.
-fn rewritten(batch: &Batch) -> Batch {
-    let mut bytes = BytesMut::new();
-    for entry in batch {
-        let mut builder = BatchBuilder::new(group(), entry.term(), entry.index(), 0);
-        let is_command = !entry.kind().is_membership();
-        let payload: &[u8] = if is_command {
-            b"other"
-        } else {
-            entry.payload()
-        };
-        builder.push(entry.kind(), entry.leader_time_ms(), None, payload);
-        let frame = builder.finish().expect("one entry");
-        bytes.extend_from_slice(frame.bytes());
-    }
-    Batch::decode(group(), Bytes::from(bytes)).expect("the frames are sound")
 }
