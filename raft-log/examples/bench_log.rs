@@ -145,13 +145,15 @@ impl Counted {
     }
 }
 
-/// Microseconds of processor time this process has used, in steps of 10 ms.
+/// Microseconds of processor time that the threads alive now have used.
 fn cpu_us() -> Outcome<u64> {
-    let stat = std::fs::read_to_string("/proc/self/stat")?;
-    let fields = stat.rsplit(')').next().ok_or("no fields")?;
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    let ticks = |at: usize| -> Outcome<u64> { Ok(fields.get(at).ok_or("short")?.parse()?) };
-    Ok((ticks(11)? + ticks(12)?) * 10_000)
+    let mut nanos = 0;
+    for task in std::fs::read_dir("/proc/self/task")? {
+        let stat = std::fs::read_to_string(task?.path().join("schedstat"))?;
+        let on_cpu = stat.split_whitespace().next().ok_or("no fields")?;
+        nanos += on_cpu.parse::<u64>()?;
+    }
+    Ok(nanos / 1_000)
 }
 
 fn inline(

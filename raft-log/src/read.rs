@@ -158,16 +158,16 @@ impl LogReader {
         let mut next = from;
         let mut room = bytes_max;
         while next <= to {
-            let Some(part) = self.batch_at(key, next)? else {
+            // A batch is checked as a whole: one that would be cut short is left for the next read,
+            // unless it is the first.
+            let whole_max = if found.is_empty() { usize::MAX } else { room };
+            let Some(part) = self.batch_at(key, next, whole_max)? else {
                 break;
             };
             let Some(part) = part.up_to_index(to) else {
                 break;
             };
             let part = part.up_to_size(room);
-            if part.size_bytes() > room && !found.is_empty() {
-                break;
-            }
             room = room.saturating_sub(part.size_bytes());
             next = part.last().index.next();
             found.push(part);
@@ -203,12 +203,19 @@ impl LogReader {
         self.shared.read().index_bytes()
     }
 
-    /// The entries that lie together with `index`, from it on; `None` if it is not held.
-    fn batch_at(&self, key: Key, index: Index) -> Result<Option<Batch>, LogError> {
+    /// The entries that lie together with `index`, from it on; `None` if it is not held, or lies in
+    /// more than `bytes_max`.
+    fn batch_at(
+        &self,
+        key: Key,
+        index: Index,
+        bytes_max: usize,
+    ) -> Result<Option<Batch>, LogError> {
         let mut tried = None;
         loop {
             let (location, result) = match self.locate(key, index) {
                 Ok(None) => return Ok(None),
+                Ok(Some(location)) if location.len > bytes_max => return Ok(None),
                 Ok(Some(location)) => (Some(location), self.read_batch(key, index, location)),
                 Err(error) => (None, Err(error)),
             };

@@ -17,7 +17,7 @@ use raft_engine::{Config, Engine, LogBatch, MessageExt, ReadableSize};
 const GROUPS: u64 = 64;
 /// What is prefilled, which the crate makes half as much again: more than a short run writes. At
 /// its default it would fill 15 GiB before the first append.
-const PREFILL_MIB: u64 = 512;
+const PREFILL_MIB: u64 = 384;
 
 #[derive(Clone)]
 struct Typed;
