@@ -13,7 +13,7 @@ use raft_proto::Time;
 use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::lane::{Lane, LaneStats, Progress, ScrubStatus};
-use crate::read::LogReader;
+use crate::read::{LaneSpace, LogReader};
 use crate::recovery::{DamageReport, Recovery};
 use crate::state::Submission;
 use crate::vfs::Vfs;
@@ -38,6 +38,7 @@ type Callback = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 pub struct LaneThread {
     inbox: Arc<Inbox>,
     reader: LogReader,
+    record_bytes_max: usize,
     thread: Option<JoinHandle<Result<(), LogError>>>,
 }
 
@@ -89,6 +90,7 @@ impl LaneThread {
         data_dir: &Path,
         options: LaneOptions,
     ) -> Result<(Self, Recovery), LogError> {
+        let record_bytes_max = options.record_bytes_max;
         let (lane, recovery) = Lane::open(vfs, data_dir, options)?;
         let reader = lane.reader();
         let inbox = Arc::<Inbox>::default();
@@ -102,6 +104,7 @@ impl LaneThread {
         let this = Self {
             inbox,
             reader,
+            record_bytes_max,
             thread: Some(thread),
         };
         Ok((this, recovery))
@@ -112,14 +115,20 @@ impl LaneThread {
     ///
     /// # Errors
     ///
-    /// Nothing was taken: [`LogError::Busy`], [`LogError::StorageFull`] for entries while the disk
-    /// is full.
+    /// Nothing was taken: [`LogError::Busy`], [`LogError::TooLarge`], [`LogError::StorageFull`] for
+    /// entries while the disk is full. What was taken before it became full waits for room, so that
+    /// what a group submitted behind it leaves no gap.
     pub fn submit(
         &self,
         submission: Submission,
         on_done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) -> Result<(), LogError> {
         let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
+        let largest = submission.entries.iter().map(raft_proto::Batch::size_bytes);
+        let bound = self.record_bytes_max;
+        if let Some(size) = largest.max().filter(|&size| size > bound) {
+            return Err(LogError::TooLarge { size, bound });
+        }
         if !submission.entries.is_empty() && self.reader.space().is_full() {
             return Err(LogError::StorageFull);
         }
@@ -208,10 +217,9 @@ const SUBMISSION_BYTES: usize = 128;
 fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
     let origin = Instant::now();
     let clock = || Time(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
-    let mut callbacks: VecDeque<(usize, Callback)> = VecDeque::new();
     let mut taken = Vec::new();
-    let mut ticket = 0;
     let mut notifier = Notifier::start();
+    let mut intake = Intake::new(&lane);
     loop {
         let is_closing = {
             let mut state = inbox.lock();
@@ -222,23 +230,20 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
             }
             state.is_closing
         };
-        for (mut submission, on_done) in taken.drain(..) {
-            ticket += 1;
-            submission.submission = ticket;
-            let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
-            match lane.submit(submission) {
-                Ok(()) => callbacks.push_back((bytes, on_done)),
-                Err(error) => {
-                    inbox.lock().bytes -= bytes;
-                    on_done(Err(error));
-                }
-            }
-        }
+        intake.take(&mut lane, taken.drain(..), |bytes| {
+            inbox.lock().bytes -= bytes
+        });
         let progress = lane.poll(clock());
-        complete(&mut lane, inbox, &mut callbacks, &mut notifier);
+        complete(&mut lane, inbox, &mut intake.callbacks, &mut notifier);
         tell_scrub(&mut lane, inbox);
-        if is_closing && callbacks.is_empty() && inbox.lock().waiting.is_empty() {
+        if is_closing && intake.callbacks.is_empty() && inbox.lock().waiting.is_empty() {
             // Who was promised an answer has it before the log is closed.
+            let refused = intake.held.into_iter();
+            notifier.tell(
+                refused
+                    .map(|(_, on_done)| (on_done, Err(LogError::StorageFull)))
+                    .collect(),
+            );
             notifier.stop();
             return lane.close();
         }
@@ -255,6 +260,66 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
                     .wait_timeout(state, timeout)
                     .unwrap_or_else(PoisonError::into_inner);
                 state.is_asleep = false;
+            }
+        }
+    }
+}
+
+/// What the lane's thread has taken and not completed.
+struct Intake {
+    space: LaneSpace,
+    /// Number of the last submission that the lane took.
+    ticket: u64,
+    /// Of what the lane took, in that order: bytes and who is told.
+    callbacks: VecDeque<(usize, Callback)>,
+    /// What found no room, in order: entries taken while there was some, and whatever their groups
+    /// submitted after them. To refuse them would leave a gap before those behind.
+    held: VecDeque<(Submission, Callback)>,
+}
+
+impl Intake {
+    fn new(lane: &Lane) -> Self {
+        Self {
+            space: lane.reader().space(),
+            ticket: 0,
+            callbacks: VecDeque::new(),
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Submits what was held back, then what is new. `refused` hears the bytes of what never will
+    /// be taken.
+    fn take(
+        &mut self,
+        lane: &mut Lane,
+        new: impl Iterator<Item = (Submission, Callback)>,
+        refused: impl Fn(usize),
+    ) {
+        let held = std::mem::take(&mut self.held);
+        for (submission, on_done) in held.into_iter().chain(new) {
+            let group = submission.group;
+            if self.held.iter().any(|(other, _)| other.group == group) {
+                self.held.push_back((submission, on_done));
+                continue;
+            }
+            let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
+            // Only a full lane refuses for lack of room, and whether it is full changes in its own
+            // poll alone.
+            let spare = self.space.is_full().then(|| submission.clone());
+            let numbered = Submission {
+                submission: self.ticket + 1,
+                ..submission
+            };
+            match (lane.submit(numbered), spare) {
+                (Ok(()), _) => {
+                    self.ticket += 1;
+                    self.callbacks.push_back((bytes, on_done));
+                }
+                (Err(LogError::StorageFull), Some(spare)) => self.held.push_back((spare, on_done)),
+                (Err(error), _) => {
+                    refused(bytes);
+                    on_done(Err(error));
+                }
             }
         }
     }
@@ -363,5 +428,87 @@ impl Notifier {
 fn call_all(ended: Vec<Ended>) {
     for (on_done, result) in ended {
         on_done(result);
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use crate::vfs::SimVfs;
+    use raft_proto::{BatchBuilder, EntryKind, GroupId, HardState, Index, ReplicaId, Term};
+
+    fn submission(group: u64, first: u64, size: usize) -> Submission {
+        let group = GroupId::new(group).expect("not 0");
+        let mut batch = BatchBuilder::new(group, Term::new(1), Index::new(first), 0);
+        batch.push(EntryKind::Command, 0, None, &vec![1; size]);
+        let replica = ReplicaId::new(1).expect("not 0");
+        let mut submission = Submission::new(group, replica, 0);
+        submission.entries.extend(batch.finish());
+        submission
+    }
+
+    fn nobody() -> Callback {
+        Box::new(|result| result.expect("nothing is refused"))
+    }
+
+    #[test]
+    fn what_finds_no_room_is_held_with_all_that_its_group_submitted_behind_it() {
+        let disk = Arc::new(SimVfs::new(1));
+        let path = Path::new("/data");
+        disk.create_dir_all(path).expect("an empty disk");
+        let options = LaneOptions {
+            segment_size_bytes: 64 << 10,
+            record_bytes_max: 32 << 10,
+            ..LaneOptions::default()
+        };
+        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+        let (mut lane, _) = Lane::open(vfs, path, options).expect("it opens");
+        let mut intake = Intake::new(&lane);
+        let mut now = Time(0);
+        let mut run = |lane: &mut Lane, span: u64| {
+            for _ in 0..100 {
+                now = now.plus_nanos(span / 100);
+                disk.set_now(now);
+                lane.poll(now);
+            }
+        };
+        disk.set_capacity(Some(disk.used_bytes()));
+        let mut first = 1;
+        while intake.held.is_empty() {
+            assert!(first < 1_000, "it fills up");
+            let new = (submission(1, first, 6_000), nobody());
+            intake.take(&mut lane, std::iter::once(new), |_| {
+                panic!("nothing is refused")
+            });
+            run(&mut lane, 10_000_000);
+            first += 1;
+        }
+        let taken = intake.ticket;
+        let mut vote = submission(1, 1, 1);
+        vote.entries.clear();
+        vote.hard_state = Some(HardState::default());
+        let other = Submission {
+            group: GroupId::new(2).expect("not 0"),
+            ..vote.clone()
+        };
+        let small = submission(1, first, 1);
+        let new = [small, vote, other].map(|new| (new, nobody()));
+        intake.take(&mut lane, new.into_iter(), |_| panic!("nothing is refused"));
+        assert_eq!(intake.held.len(), 3, "all of group 1, in order");
+        assert_eq!(intake.ticket, taken + 1, "the other group goes on");
+        disk.set_capacity(None);
+        run(&mut lane, 5_000_000_000);
+        assert!(!intake.space.is_full());
+        intake.take(&mut lane, std::iter::empty(), |_| {
+            panic!("nothing is refused")
+        });
+        assert!(intake.held.is_empty());
+        run(&mut lane, 1_000_000_000);
+        let done = lane.take_completions();
+        assert_eq!(u64::try_from(done.len()), Ok(intake.ticket));
+        assert!(done.iter().all(|done| done.result.is_ok()));
+        let (group, replica) = (done[0].group, done[0].replica);
+        let range = lane.reader().range(group, replica);
+        assert_eq!(range, Some((Index::new(1), Index::new(first))));
     }
 }
