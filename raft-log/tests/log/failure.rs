@@ -309,3 +309,37 @@ fn a_batch_over_the_bound_is_refused_and_one_that_fills_a_segment_is_taken() {
     let read = lane.reader().entries(group, replica, one, one, 1);
     assert_eq!(read.expect("it reads")[0].size_bytes(), (300 << 10) + 32);
 }
+
+#[test]
+fn fault_15_a_slow_disk_gathers_and_completes_in_order() {
+    const SUBMISSIONS: u64 = 100;
+    let disk = disk(11);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    disk.set_sync_latency(500_000_000);
+    let (group, replica) = key(1);
+    let submission = |number: u64| {
+        let mut submission = Submission::new(group, replica, number);
+        submission.hard_state = Some(HardState {
+            term: Term::new(number),
+            ..HardState::default()
+        });
+        submission
+    };
+    let syncs = driven.lane.stats().fdatasyncs;
+    driven.lane.submit(submission(1)).expect("taken");
+    driven.lane.poll(driven.now);
+    for number in 2..=SUBMISSIONS {
+        // The first write is on its way: these wait for it, together.
+        driven.lane.submit(submission(number)).expect("taken");
+        driven.lane.poll(driven.now);
+        assert!(driven.lane.take_completions().is_empty());
+    }
+    driven.pass(10_000_000_000);
+    let done = driven.lane.take_completions();
+    let numbers: Vec<u64> = done.iter().map(|done| done.submission).collect();
+    assert_eq!(numbers, (1..=SUBMISSIONS).collect::<Vec<_>>());
+    assert!(done.iter().all(|done| done.result.is_ok()));
+    // Log and votes, for the first, for all the others, and for the end of the burst.
+    let syncs = driven.lane.stats().fdatasyncs - syncs;
+    assert!(syncs <= 6, "{syncs} syncs");
+}
