@@ -144,6 +144,14 @@ impl Workers {
         }
     }
 
+    /// What has been done so far.
+    #[must_use]
+    pub fn stats(&self) -> EngineStats {
+        EngineStats {
+            lane: self.lane.0.lane().stats(),
+        }
+    }
+
     /// Gives each worker a thread.
     ///
     /// # Panics

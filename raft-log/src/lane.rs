@@ -56,6 +56,8 @@ pub struct LaneStats {
     pub written_bytes: u64,
     /// Records written.
     pub records: u64,
+    /// Segments that were filled and got their footer.
+    pub sealed_segments: u64,
     /// Segments that hold live entries, and the active one.
     pub live_segments: u64,
     /// Their bytes.

@@ -41,6 +41,11 @@ pub fn mix(hash: u64, word: u64) -> u64 {
     mixed ^ (mixed >> 29)
 }
 
+/// What a command holds behind its number.
+pub fn filler(number: u64) -> u8 {
+    number.to_le_bytes()[0]
+}
+
 /// Keeps every command's number, in order.
 pub struct ListMachine {
     host: HostId,
@@ -72,6 +77,11 @@ impl StateMachine for ListMachine {
             )));
         }
         let number = payload.get_u64_le();
+        if payload.iter().any(|byte| *byte != filler(number)) {
+            return Err(StateMachineError(format!(
+                "command {number} is not as proposed"
+            )));
+        }
         self.list.push(number);
         self.hash = mix(self.hash, number);
         let mut applications = self
@@ -121,6 +131,13 @@ impl StateMachine for ListMachine {
             if bytes.has_remaining() {
                 return Err(StateMachineError("a number is cut".to_owned()));
             }
+        }
+        let mut applications = self
+            .applications
+            .lock()
+            .expect("no test panics under this lock");
+        for word in [self.host.get(), self.group.get(), self.hash] {
+            applications.trace = mix(applications.trace, word);
         }
         Ok(())
     }

@@ -13,7 +13,7 @@ use raft_log::LaneOptions;
 use raft_log::vfs::{SimVfs, Vfs};
 use raft_proto::{ChangeKind, Envelope, GroupId, HostId, MembershipChange, ReplicaId, Role, Time};
 
-use crate::machine::{Applications, ListMachine, mix};
+use crate::machine::{Applications, ListMachine, filler, mix};
 use crate::network::{Network, Outbox, outbox};
 use crate::oracle::{Book, Slot, WriteSlot};
 use crate::rng::Rng;
@@ -23,8 +23,11 @@ const SECOND: u64 = 1_000 * MILLISECOND;
 /// The founders, and one that joins.
 const FOUNDERS: u64 = 3;
 const HOSTS: u64 = 4;
-/// A group's core may hold no more than this, whatever happens.
-const GROUP_MEMORY_BYTES_MAX: usize = 4 << 20;
+const CACHE_BYTES_MAX: usize = 64 << 10;
+const UNCOMMITTED_BYTES_MAX: usize = 128 << 10;
+/// A group's core may hold no more than this, whatever happens: its cache, what is not committed
+/// or not durable yet, and as much again for what is on its way.
+const GROUP_MEMORY_BYTES_MAX: usize = 2 * (CACHE_BYTES_MAX + UNCOMMITTED_BYTES_MAX);
 
 /// A moment of simulated time that takes more rounds of polls than this never ends.
 const PASS_ROUNDS_MAX: usize = 100_000;
@@ -62,6 +65,12 @@ pub struct Report {
     pub changes: u64,
     /// Votes given, each replica's once a term.
     pub votes: u64,
+    /// Segments of logs that were filled.
+    pub sealed: u64,
+    /// Bytes that logs moved forward.
+    pub moved_bytes: u64,
+    /// The most that a group's core held.
+    pub memory_bytes: usize,
 }
 
 struct NoEvents;
@@ -356,6 +365,8 @@ impl Run {
             .expect("an open stream has its receiver");
         match block {
             Ok(Some(bytes)) => {
+                let sum = bytes.iter().fold(0, |sum, byte| mix(sum, u64::from(*byte)));
+                self.network.trace = mix(self.network.trace, sum);
                 if receiver.block(stream.block, bytes).is_ok() {
                     stream.block += 1;
                     return true;
@@ -569,7 +580,10 @@ impl Run {
                 .open(number, group);
             let mut command = BytesMut::new();
             command.put_u64_le(number);
-            command.put_bytes(0, usize::try_from(self.rng.below(600)).unwrap_or(0));
+            // Now and then a big one: segments fill, and bounds in bytes are met.
+            let len_max = if self.rng.one_in(8) { 12_000 } else { 600 };
+            let len = usize::try_from(self.rng.below(len_max)).expect("small");
+            command.put_bytes(filler(number), len);
             let slot = Arc::new(WriteSlot {
                 number,
                 book: Arc::clone(&self.book),
@@ -603,6 +617,7 @@ impl Run {
 
     fn crash(&mut self, at: usize, away_nanos: u64) {
         let restart_at = self.now.plus_nanos(away_nanos);
+        self.count_log(at);
         let host = &mut self.hosts[at];
         if host.running.take().is_none() {
             return;
@@ -641,7 +656,8 @@ impl Run {
             seed: self.hosts[at].seed,
             open_count: self.hosts[at].opens,
             compaction_overhead: 20,
-            cache_bytes_max: 64 << 10,
+            cache_bytes_max: CACHE_BYTES_MAX,
+            uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
             test_ack_before_sync: self.options.test_ack_before_sync,
             ..EngineConfig::default()
         };
@@ -768,10 +784,31 @@ impl Run {
             })
             .collect();
         self.pass();
-        slots.iter().filter_map(|slot| slot.take()?.ok()).collect()
+        let statuses: Vec<GroupStatus> =
+            slots.iter().filter_map(|slot| slot.take()?.ok()).collect();
+        for status in &statuses {
+            let held = status.memory_bytes;
+            self.report.memory_bytes = self.report.memory_bytes.max(held);
+            if held > GROUP_MEMORY_BYTES_MAX {
+                self.violation(format!("group {group} holds {held} bytes"));
+            }
+        }
+        statuses
+    }
+
+    /// What the log of a running host has done in this life.
+    fn count_log(&mut self, at: usize) {
+        if let Some((_, workers)) = &self.hosts[at].running {
+            let stats = workers.stats().lane;
+            self.report.sealed += stats.sealed_segments;
+            self.report.moved_bytes += stats.moved_bytes;
+        }
     }
 
     fn finish(mut self) -> Report {
+        for at in 0..self.hosts.len() {
+            self.count_log(at);
+        }
         for number in 1..=self.options.groups {
             let group = group(number);
             for status in &self.statuses(group) {
@@ -781,10 +818,6 @@ impl Run {
             }
             let statuses = self.members(group);
             for status in &statuses {
-                if status.memory_bytes > GROUP_MEMORY_BYTES_MAX {
-                    let held = status.memory_bytes;
-                    self.violation(format!("group {group} holds {held} bytes"));
-                }
                 if status.applied == statuses[0].applied
                     && status.state_hash != statuses[0].state_hash
                 {
@@ -793,6 +826,9 @@ impl Run {
             }
             let members: Vec<ReplicaId> = statuses.iter().map(|status| status.replica).collect();
             let lists = self.lists(group, &members);
+            if lists.is_empty() || lists.len() != members.len() {
+                self.violation(format!("group {group}: not every member was read"));
+            }
             for list in lists {
                 let wrong = self
                     .book

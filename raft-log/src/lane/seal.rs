@@ -213,6 +213,7 @@ impl Lane {
         }
         drop(tables);
         self.active.is_sealed = true;
+        self.stats.sealed_segments += 1;
     }
 }
 

@@ -497,7 +497,8 @@ impl State {
 
     /// One write call.
     fn write(&mut self, node: u64, path: &Path, offset: u64, data: &[u8]) -> Result<(), VfsError> {
-        match self.count("write", path, offset) {
+        let detail = offset ^ u64::from(crc32c_append(0, data)) << 32;
+        match self.count("write", path, detail) {
             None => self.write_bytes(node, path, offset, data),
             Some(fault) => {
                 if fault == Fault::Short {
