@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{Table, presets};
 
-use crate::programs::BuildProfile;
+use crate::programs::{self, BuildProfile};
 use crate::{conformance, demo, test, tidy, workspace};
 
 #[derive(clap::Args)]
@@ -141,7 +141,8 @@ fn conformance() -> Result<()> {
 
 /// Stock Redis programs against a running cluster.
 fn redis() -> Result<()> {
-    let cluster = demo::Cluster::start(REDIS_GROUPS, 0, BuildProfile::Ci)?;
+    let kv = programs::example("raft-host", "kv", BuildProfile::Ci)?;
+    let cluster = demo::Cluster::start(kv, REDIS_GROUPS, 0)?;
     let port = cluster.any_redis_port()?.to_string();
     let cli = ["redis-cli", "-c", "-p", &port];
     for (arguments, wanted) in [

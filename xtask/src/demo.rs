@@ -13,6 +13,7 @@ use std::fs;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -87,14 +88,16 @@ impl Demo {
             self.groups,
         );
         let value_bytes = usize::try_from(LOG_BYTES_MIN / self.keys)?.max(VALUE_BYTES_MIN);
+        let step = Step::begin("build", 1);
+        let wanted = [("raft-host", "kv"), ("raft-snapshot", "verify")];
+        let [kv, verify] = programs::examples(wanted, self.build_profile)?;
+        step.end("the examples kv of raft-host and verify of raft-snapshot");
+        let cluster = Cluster::start(kv, self.groups, value_bytes)?;
+        cluster.explain();
         if self.keep {
-            let cluster = Cluster::start(self.groups, value_bytes, self.build_profile)?;
-            cluster.explain();
             return cluster.keep();
         }
-        let verifier = Verifier::build(self.build_profile)?;
-        let cluster = Cluster::start(self.groups, value_bytes, self.build_profile)?;
-        cluster.explain();
+        let verifier = Verifier::new(verify);
         let json = self.json || !std::io::stdout().is_terminal();
         tour::run(cluster, self.keys, &verifier, json)
     }
@@ -111,12 +114,9 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Builds `kv`, makes certificates and starts three hosts; returns when every group has a leader.
-    pub(crate) fn start(groups: u64, value_bytes: usize, profile: BuildProfile) -> Result<Self> {
-        let step = Step::begin("build", 1);
-        let program = programs::example("raft-host", "kv", profile)?;
-        step.end("the example kv of raft-host");
-
+    /// Makes certificates and starts three hosts, which run `program`; returns when every group has
+    /// a leader.
+    pub(crate) fn start(program: PathBuf, groups: u64, value_bytes: usize) -> Result<Self> {
         let step = Step::begin("start", HOSTS);
         let dir = RunDir::new("demo")?;
         // One address more than there are hosts: a fourth will join.
@@ -276,10 +276,23 @@ impl Cluster {
             "running until Ctrl-C; data and logs are in {}",
             self.path().display()
         );
-        loop {
-            thread::sleep(Duration::from_secs(1));
-            self.check_alive()?;
+        let (asked, is_asked) = mpsc::channel();
+        ctrlc::set_handler(move || {
+            // Asked twice, it ends no faster.
+            let _ = asked.send(());
+        })
+        .context("cannot listen for Ctrl-C")?;
+        while is_asked.recv_timeout(Duration::from_secs(1)) == Err(RecvTimeoutError::Timeout) {
+            self.processes.retain(|_, process| {
+                let ended = process.check_alive();
+                if let Err(error) = &ended {
+                    eprintln!("{error:#}; the others go on");
+                }
+                ended.is_ok()
+            });
+            ensure!(!self.processes.is_empty(), "no host runs any more");
         }
+        self.finish()
     }
 
     /// Ends all hosts and removes what they left; fails if one does not end well.

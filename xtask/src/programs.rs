@@ -1,10 +1,11 @@
 //! Builds the examples and finds them where cargo says that they are.
 
+use std::collections::BTreeMap;
 use std::io::BufReader;
 use std::path::PathBuf;
 use std::process::Stdio;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use cargo_metadata::Message;
 
 use crate::workspace;
@@ -30,23 +31,35 @@ pub(crate) fn example_with(
     profile: BuildProfile,
     features: &[&str],
 ) -> Result<PathBuf> {
+    let [program] = build([(package, name)], profile, features)?;
+    Ok(program)
+}
+
+/// Builds examples of several packages in one go, so that what they share is built once.
+pub(crate) fn examples<const N: usize>(
+    wanted: [(&str, &str); N],
+    profile: BuildProfile,
+) -> Result<[PathBuf; N]> {
+    build(wanted, profile, &[])
+}
+
+fn build<const N: usize>(
+    wanted: [(&str, &str); N],
+    profile: BuildProfile,
+    features: &[&str],
+) -> Result<[PathBuf; N]> {
     let profile = match profile {
         BuildProfile::Release => "release",
         BuildProfile::Ci => "ci",
     };
     let mut child = workspace::cargo()
-        .args([
-            "build",
-            "--package",
-            package,
-            "--example",
-            name,
-            "--profile",
-            profile,
-            "--locked",
-            "--features",
-            &features.join(","),
-        ])
+        .args(["build", "--profile", profile, "--locked", "--features"])
+        .arg(features.join(","))
+        .args(
+            wanted
+                .iter()
+                .flat_map(|(package, name)| ["--package", package, "--example", name]),
+        )
         .arg("--message-format=json-render-diagnostics")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -56,20 +69,22 @@ pub(crate) fn example_with(
         .stdout
         .take()
         .context("cargo has no standard output")?;
-    let mut executable = None;
+    let mut built = BTreeMap::new();
     for message in Message::parse_stream(BufReader::new(stdout)) {
         if let Message::CompilerArtifact(artifact) = message?
-            && artifact.target.name == name
             && artifact.target.is_example()
+            && let Some(executable) = artifact.executable
         {
-            executable = artifact.executable;
+            built.insert(artifact.target.name, PathBuf::from(executable));
         }
     }
-    ensure!(
-        child.wait()?.success(),
-        "cannot build the example {name} of {package}"
-    );
-    executable
-        .map(PathBuf::from)
-        .with_context(|| format!("cargo built no executable {name}"))
+    ensure!(child.wait()?.success(), "cannot build {wanted:?}");
+    let mut programs = Vec::with_capacity(N);
+    for (_, name) in wanted {
+        let program = built.remove(name);
+        programs.push(program.with_context(|| format!("cargo built no executable {name}"))?);
+    }
+    programs
+        .try_into()
+        .map_err(|_| anyhow!("a program for each that was wanted"))
 }

@@ -184,6 +184,7 @@ const LAWS: &[Law] = &[
             "cargo_metadata",
             "clap",
             "comfy-table",
+            "ctrlc",
             "indicatif",
             "pem",
             "rcgen",
