@@ -1,10 +1,11 @@
 //! The `kv` example as an operator meets it: a process, its exit code, and what it left on disk.
 
-use std::fs;
+use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
@@ -48,7 +49,139 @@ fn fault_14_kv_ends_with_70_when_its_log_cannot_be_written() {
     assert!(kv.child.wait().expect("it has ended").success());
 }
 
-/// A host alone: founder and only voter of its groups.
+/// What each command answers, or how its refusal begins.
+#[test]
+fn every_command_answers_and_every_refusal_says_why() {
+    let dir = tempfile::tempdir().expect("a directory");
+    Authority::in_dir(dir.path()).certify(1, "h1.solo.raft");
+    let kv = Kv::start(dir.path());
+    let mut client = kv.client();
+    for group in ["1", "2"] {
+        while client.ask(&["RAFT", "LEADER", group]) == "$-1\r\n" {}
+    }
+    let long = "v".repeat((256 << 10) + 1);
+    let answers: &[(&[&str], &str)] = &[
+        (&["PING"], "+PONG\r\n"),
+        (&["COMMAND", "DOCS"], "*0\r\n"),
+        (&["READONLY"], "+OK\r\n"),
+        (&["READWRITE"], "+OK\r\n"),
+        (&["CLUSTER", "KEYSLOT", "boat"], ":"),
+        (&["GET", "nothing"], "$-1\r\n"),
+        (&["INCR", "count"], ":1\r\n"),
+        (&["INCR", "count"], ":2\r\n"),
+        (&["GET", "count"], "$1\r\n2\r\n"),
+        (&["SET", "text", "boat"], "+OK\r\n"),
+        (&["INCR", "text"], "-ERR value is not an integer"),
+        (&["DEL", "{t}a", "{t}b"], ":0\r\n"),
+        (&["DEL", "a", "b"], "-CROSSSLOT "),
+        (&["GET"], "-ERR wrong number of arguments for 'get'"),
+        (&["SET", "a", "b", "EX", "1"], "-ERR options of SET"),
+        (&["SET", "a", &long], "-ERR a key or value is longer"),
+        (&["SAIL"], "-ERR unknown command 'SAIL'"),
+        (&["RAFT", "SAIL"], "-ERR RAFT knows STATUS"),
+        (&["RAFT", "LEADER", "1"], "$1\r\n1\r\n"),
+        (
+            &["RAFT", "LEADER", "3"],
+            "-ERR no such group; there are 1 to 2",
+        ),
+        (&["RAFT", "STATUS", "1"], "$"),
+        (&["RAFT", "TRANSFER", "1", "1"], "+OK\r\n"),
+        (
+            &["RAFT", "TRANSFER", "1", "9"],
+            "-ERR refused: replica 9 is no voter",
+        ),
+        (&["RAFT", "PROMOTE", "1", "9"], "-ERR refused: "),
+        (&["RAFT", "REMOVE", "1", "9"], "-ERR refused: "),
+        (
+            &["RAFT", "HOST", "1", "127.0.0.1:1"],
+            "-ERR that is this host",
+        ),
+        (&["RAFT", "HOST", "2", "nowhere"], "-ERR not an address"),
+        (&["RAFT", "HOST", "2", "127.0.0.1:1"], "+OK\r\n"),
+        (&["RAFT", "SNAPSHOT", "1"], ":"),
+        (&["RAFT", "SNAPSHOT", "1"], "+NOTHINGNEW\r\n"),
+        (&["RAFT", "SNAPSHOT", "1", "EXPORT", "/nowhere"], "-ERR "),
+    ];
+    for (words, answer) in answers {
+        let got = client.ask(words);
+        assert!(
+            got.starts_with(answer),
+            "{:?}: {got}",
+            &words[..2.min(words.len())]
+        );
+        assert!(
+            !got.contains('{') || got.starts_with('$'),
+            "no text for people: {got}"
+        );
+    }
+}
+
+/// Clients are sent to the leader, read locally where they ask for it, and are told apart what
+/// may have happened from what has not.
+#[test]
+fn clients_are_sent_to_the_leader_and_told_what_is_unknown() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let authority = Authority::in_dir(dir.path());
+    let held: Vec<UdpSocket> = (1..=3)
+        .map(|_| UdpSocket::bind("127.0.0.1:0").expect("a port"))
+        .collect();
+    let mut peers = BTreeMap::new();
+    for (host, socket) in (1..).zip(&held) {
+        authority.certify(host, &format!("h{host}.solo.raft"));
+        peers.insert(host, socket.local_addr().expect("bound"));
+    }
+    drop(held);
+    let mut fleet: BTreeMap<u64, Kv> = (1..=3)
+        .map(|host| (host, Kv::start_one(dir.path(), host, &peers)))
+        .collect();
+    // The keys below are of the second of two groups.
+    let leader = |kv: &Kv| -> Option<u64> {
+        let answer = kv.client().ask(&["RAFT", "LEADER", "2"]);
+        answer.strip_prefix("$1\r\n")?.trim().parse().ok()
+    };
+    let lead = std::iter::repeat_with(|| leader(&fleet[&1]))
+        .flatten()
+        .next()
+        .expect("without end");
+    let other = if lead == 1 { 2 } else { 1 };
+    let moved = format!(" {}\r\n", fleet[&lead].redis);
+    let mut at_leader = fleet[&lead].client();
+    assert_eq!(at_leader.ask(&["SET", "{a}boat", "1"]), "+OK\r\n");
+    let mut elsewhere = fleet[&other].client();
+    for words in [&["GET", "{a}boat"][..], &["SET", "{a}boat", "2"]] {
+        let answer = elsewhere.ask(words);
+        assert!(
+            answer.starts_with("-MOVED ") && answer.ends_with(&moved),
+            "{answer}"
+        );
+    }
+    assert_eq!(elsewhere.ask(&["READONLY"]), "+OK\r\n");
+    while elsewhere.ask(&["GET", "{a}boat"]) != "$1\r\n1\r\n" {}
+    assert_eq!(elsewhere.ask(&["READWRITE"]), "+OK\r\n");
+    assert!(elsewhere.ask(&["GET", "{a}boat"]).starts_with("-MOVED "));
+
+    // The leadership goes where it is sent, and a host goes.
+    let third = 6 - lead - other;
+    let sent = at_leader.ask(&["RAFT", "TRANSFER", "2", &other.to_string()]);
+    assert_eq!(sent, "+OK\r\n");
+    let mut at_leader = elsewhere;
+    assert_eq!(at_leader.ask(&["GET", "{a}boat"]), "$1\r\n1\r\n");
+    let removed = at_leader.ask(&["RAFT", "REMOVE", "2", &third.to_string()]);
+    assert_eq!(removed, "+OK\r\n");
+
+    // Alone, the leader cannot say what becomes of a write; the next one it does not take.
+    fleet.retain(|host, _| *host == other);
+    let outcome = at_leader
+        .try_ask(&["SET", "{a}boat", "3"])
+        .expect("an answer");
+    assert!(outcome.starts_with("-TIMEOUT "), "{outcome}");
+    let refused = at_leader
+        .try_ask(&["SET", "{a}boat", "4"])
+        .expect("an answer");
+    assert!(refused.starts_with("-CLUSTERDOWN "), "{refused}");
+}
+
+/// A host: alone the founder and only voter of its groups.
 struct Kv {
     child: Child,
     out: BufReader<ChildStdout>,
@@ -57,15 +190,35 @@ struct Kv {
 
 impl Kv {
     fn start(dir: &Path) -> Self {
+        Self::start_one(
+            dir,
+            1,
+            &BTreeMap::from([(1, SocketAddr::from(([127, 0, 0, 1], 0)))]),
+        )
+    }
+
+    /// Host `id` of those in `peers`, who found the groups together.
+    fn start_one(dir: &Path, id: u64, peers: &BTreeMap<u64, SocketAddr>) -> Self {
+        let voters: Vec<String> = peers.keys().map(u64::to_string).collect();
+        let addresses: Vec<String> = peers
+            .iter()
+            .map(|(host, address)| format!("{host}={address}"))
+            .collect();
         // A signal that the shell ignores is ignored by the program it becomes: a write past the
         // limit then fails, and the process lives to tell.
         let mut child = Command::new("sh")
             .args(["-c", r#"trap '' XFSZ; exec "$0" "$@""#])
             .arg(program())
-            .args(["--host", "1", "--deployment", "solo", "--voters", "1"])
-            .args(["--raft", "127.0.0.1:0", "--redis", "127.0.0.1:0"])
+            .args(["--host", &id.to_string(), "--deployment", "solo"])
+            .args([
+                "--voters",
+                &voters.join(","),
+                "--peers",
+                &addresses.join(","),
+            ])
+            .args(["--raft", &peers[&id].to_string(), "--redis", "127.0.0.1:0"])
             .args(["--groups", "2", "--exit-with-stdin", "--data"])
-            .arg(dir.join("data"))
+            .arg(dir.join(format!("data-{id}")))
             .arg("--certs")
             .arg(dir)
             .stdin(Stdio::piped())
@@ -155,15 +308,25 @@ impl Client {
     }
 }
 
-/// The example beside this test's own program: cargo builds it for `cargo test -p raft-host`.
-fn program() -> PathBuf {
-    let own = std::env::current_exe().expect("this program");
-    let program = own.parent().and_then(Path::parent).expect("two folders up");
-    let program = program.join("examples").join("kv");
-    assert!(
-        fs::exists(&program).unwrap_or(false),
-        "{} is not there: cargo build -p raft-host --example kv, in the same profile",
-        program.display()
-    );
-    program
+/// The example, built in this test's own profile: cargo builds an example that has tests only as
+/// these tests.
+fn program() -> &'static Path {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let own = std::env::current_exe().expect("this program");
+        let built = own.parent().and_then(Path::parent).expect("two folders up");
+        let profile = match built.file_name().and_then(|name| name.to_str()) {
+            Some("debug") => "dev",
+            Some(name) => name,
+            None => panic!("{} names no profile", built.display()),
+        };
+        let status = Command::new(env!("CARGO"))
+            .args(["build", "--quiet", "--locked", "--package", "raft-host"])
+            .args(["--example", "kv", "--profile", profile, "--target-dir"])
+            .arg(built.parent().expect("the target folder"))
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status();
+        assert!(status.expect("cargo runs").success(), "kv does not build");
+        built.join("examples").join("kv")
+    })
 }

@@ -176,6 +176,18 @@ pub(super) fn change_membership(
         let what = "membership change";
         return responder.respond(Err(RequestError::TooLarge { what, size, bound }));
     }
+    if group.raft.role() != Role::Leader {
+        return responder.respond(Err(not_leader(group)));
+    }
+    let members = group.raft.membership();
+    for part in &change.changes {
+        let is_known = members.hosts.contains_key(&part.replica);
+        // A member without a host could never be reached, and its group would wait for it.
+        if !is_known && part.host.is_none() {
+            let reason = format!("replica {} is no member", part.replica);
+            return responder.respond(Err(RequestError::MembershipRefused { reason }));
+        }
+    }
     match group.raft.propose_membership(change) {
         Ok(id) => add_waiter(group, Waiter { id, responder }),
         Err(error) => responder.respond(Err(propose_error(group, &error))),
@@ -193,6 +205,10 @@ pub(super) fn transfer(group: &mut Group, to: ReplicaId, responder: Responder<()
         return responder.respond(Err(RequestError::Busy {
             queue: "leadership transfer",
         }));
+    }
+    if !group.raft.membership().voters.contains(&to) {
+        let reason = format!("replica {to} is no voter of group {}", group.id);
+        return responder.respond(Err(RequestError::Invalid { reason }));
     }
     match group.raft.transfer_leader(to) {
         Ok(()) => group.transfer = Some((to, responder)),

@@ -166,7 +166,8 @@ async fn snapshot(node: &Node, text: &str, export: Option<PathBuf>) -> Result<By
         Ok(SnapshotOutcome::Rejected(SnapshotRejected::OutOfDate)) => {
             Err(reply::error("TRYAGAIN a newer one has come in between"))
         }
-        Ok(outcome) => Err(reply::error(&format!("ERR {outcome:?}"))),
+        Ok(SnapshotOutcome::Failed(reason)) => Err(reply::error(&format!("ERR {reason}"))),
+        Ok(_) => Err(reply::error("ERR it was given up")),
         Err(error) => Err(reply::error(&format!("ERR {error}"))),
     }
 }
