@@ -14,7 +14,7 @@ use raft_log::LaneOptions;
 use raft_log::vfs::{SimVfs, Vfs};
 use raft_proto::{Body, Envelope, GroupId, HostId, ReplicaId, Role, Time};
 
-use crate::machine::{Applications, ListMachine};
+use crate::machine::{Applications, ListMachine, filler};
 use crate::oracle::Slot;
 use crate::promises::Promises;
 
@@ -102,7 +102,7 @@ pub fn group(id: u64) -> GroupId {
 pub fn command(number: u64) -> Bytes {
     let mut command = BytesMut::new();
     command.put_u64_le(number);
-    command.put_bytes(b'.', 100);
+    command.put_bytes(filler(number), 100);
     command.freeze()
 }
 
