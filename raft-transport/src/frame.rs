@@ -85,8 +85,9 @@ pub(crate) fn encode(envelope: &Envelope, out: &mut BytesMut) {
 
 /// Cuts a stream of chunks into frames.
 ///
-/// Chunks are gathered in one buffer and frames are slices of it: one copy, but no allocation
-/// per frame, and a small message does not keep a whole datagram alive.
+/// Chunks are gathered in one buffer. A frame that fills half of what came together is a slice of
+/// it; a smaller one is copied out, so that no group's cache keeps other groups' messages alive:
+/// what a frame holds in memory is at most twice its length.
 #[derive(Debug)]
 pub(crate) struct Splitter {
     gathered: BytesMut,
@@ -130,6 +131,7 @@ impl Splitter {
         }
         Ok(Burst {
             bytes: self.gathered.split_to(end).freeze(),
+            whole: end,
             frames,
         })
     }
@@ -139,6 +141,8 @@ impl Splitter {
 #[derive(Debug)]
 pub(crate) struct Burst {
     bytes: Bytes,
+    /// Bytes of all frames together.
+    whole: usize,
     frames: usize,
 }
 
@@ -152,7 +156,11 @@ impl Iterator for Burst {
         let length = self.bytes.get_u32_le();
         self.frames -= 1;
         let length = usize::try_from(length).expect("checked against a usize when it was taken");
-        Some(self.bytes.split_to(length))
+        let frame = self.bytes.split_to(length);
+        if length < self.whole / 2 {
+            return Some(Bytes::copy_from_slice(&frame));
+        }
+        Some(frame)
     }
 
     fn size_hint(&self) -> (usize, Option<usize>) {
@@ -189,6 +197,19 @@ mod tests {
             }
             assert_eq!(frames, payloads, "in chunks of {step}");
         }
+    }
+
+    #[test]
+    fn a_small_frame_does_not_hold_what_came_with_it() {
+        let stream = framed(&[&[1; 100], &[2; 10_000], &[3; 100]]);
+        let mut splitter = Splitter::new(16_384);
+        splitter.push(&stream);
+        let burst = splitter.take().expect("frames");
+        let held = burst.bytes.as_ptr_range();
+        let frames: Vec<Bytes> = burst.collect();
+        let is_inside = |frame: &Bytes| held.contains(&frame.as_ptr());
+        let inside: Vec<bool> = frames.iter().map(is_inside).collect();
+        assert_eq!(inside, [false, true, false]);
     }
 
     #[test]
