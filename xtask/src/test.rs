@@ -6,7 +6,6 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
-use crate::programs::{self, BuildProfile};
 use crate::workspace;
 
 /// Kinds of work that some suite must report: a sum of zero means that a suite silently did nothing.
@@ -65,10 +64,6 @@ pub(crate) fn run(arguments: &[String]) -> Result<Outcome> {
     fs::create_dir_all(&directory)?;
     let report = directory.join("report.jsonl");
     fs::write(&report, "")?;
-
-    // A test starts this program; `cargo test` builds an example that has tests of its own as those
-    // alone.
-    programs::example("raft-host", "kv", BuildProfile::Ci)?;
 
     let mut outcome = Outcome {
         ok: true,

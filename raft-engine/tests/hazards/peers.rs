@@ -4,6 +4,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 use raft_engine::{Event, RequestError, SnapshotOutcome, SnapshotRequest, Start};
 use raft_proto::{Body, ChangeKind, EntryKind, Envelope, Forwarded, MembershipChange, Message};
 
+use crate::machine::filler;
 use crate::world::{MILLISECOND, World, group, host, numbers, replica};
 
 #[test]
@@ -95,7 +96,7 @@ fn a_snapshot_from_where_its_sender_does_not_live_is_not_installed() {
 fn big(number: u64, size: usize) -> Bytes {
     let mut command = BytesMut::new();
     command.put_u64_le(number);
-    command.put_bytes(b'.', size - 8);
+    command.put_bytes(filler(number), size - 8);
     command.freeze()
 }
 
