@@ -428,16 +428,25 @@ impl VoteFile {
         temporary.push(".new");
         let temporary = PathBuf::from(temporary);
         let file = vfs.open(&temporary, true)?;
+        if let Err(error) = self.fill(vfs, file, &temporary) {
+            vfs.close(file);
+            return Err(error);
+        }
+        self.file = file;
+        Ok(())
+    }
+
+    /// Writes a new file and puts it in the place of the old one.
+    fn fill(&self, vfs: &dyn Vfs, file: FileId, temporary: &Path) -> Result<(), LogError> {
         vfs.prepare(file, file_bytes(self.capacity))?;
         vfs.write(file, 0, &header(self.lane, self.identity, self.capacity))?;
         self.write_all(vfs, file, Half::A)?;
         self.write_all(vfs, file, Half::B)?;
         vfs.sync(file)?;
-        vfs.replace(&temporary, &self.path)?;
+        vfs.replace(temporary, &self.path)?;
         if let Some(parent) = self.path.parent() {
             vfs.sync_dir(parent)?;
         }
-        self.file = file;
         Ok(())
     }
 

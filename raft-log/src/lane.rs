@@ -159,6 +159,8 @@ pub struct Lane {
     stats: LaneStats,
     now: Time,
     last_record_at: Time,
+    /// Not before, the vote file is tried to be made larger.
+    votes_grow_at: Time,
     /// Bytes that may be moved forward now: earned by what was written and by what died.
     collect_credit: u64,
     is_closing: bool,
@@ -223,6 +225,7 @@ impl Lane {
             stats: LaneStats::default(),
             now: Time(0),
             last_record_at: Time(0),
+            votes_grow_at: Time(0),
             collect_credit: 0,
             is_closing: false,
             unmovable: BTreeSet::new(),

@@ -14,7 +14,7 @@ use crate::vfs::{FileId, Op, OpId, Vfs, VfsError};
 /// Dead segments kept for recycling; more are removed.
 const DEAD_MAX: usize = 2;
 /// How long after a failure the next attempt comes.
-const RETRY_NANOS: u64 = 1_000_000_000;
+pub(crate) const RETRY_NANOS: u64 = 1_000_000_000;
 
 /// A segment that holds no record yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

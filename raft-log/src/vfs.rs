@@ -114,6 +114,17 @@ impl VfsError {
             io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
         )
     }
+
+    /// Whether the same call may succeed later, because it did nothing for want of space or of
+    /// descriptors.
+    pub(crate) fn may_pass(&self) -> bool {
+        let is_out_of_files = matches!(
+            self.source.raw_os_error(),
+            Some(code) if code == rustix::io::Errno::MFILE.raw_os_error()
+                || code == rustix::io::Errno::NFILE.raw_os_error()
+        );
+        self.is_storage_full() || is_out_of_files
+    }
 }
 
 /// What a directory holds.

@@ -7,7 +7,7 @@ use crate::hard_state::Half;
 use crate::index::SegmentInfo;
 use crate::item::{Item, Key, put_state};
 use crate::lane::{Flight, FlightKind, Lane};
-use crate::pool::Dead;
+use crate::pool::{Dead, RETRY_NANOS};
 use crate::record::{Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
 use crate::recovery::Opening;
 use crate::segment::{SECTOR_BYTES, SEGMENT_HEADER_BYTES, TRAILER_BYTES, segment_path};
@@ -99,6 +99,13 @@ impl Lane {
         if next.is_empty() {
             return Ok(false);
         }
+        if self.votes.is_short(&next.votes) {
+            let votes = next.votes.clone();
+            if !self.grow_votes(&votes)? {
+                return Ok(false);
+            }
+        }
+        let next = self.queue.front().unwrap_or(&self.staging);
         let released = RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
         let (len, changes) = (next.len() + released, next.changes.len());
         if !self.active.is_sealed {
@@ -127,6 +134,22 @@ impl Lane {
             self.begin_seal();
         }
         Ok(true)
+    }
+
+    /// Makes a larger vote file, before the record that needs it is taken from where it waits.
+    /// `false`: there is no room or no descriptor now; the record waits, and this is tried again.
+    fn grow_votes(&mut self, votes: &[VoteChange]) -> Result<bool, LogError> {
+        if self.now < self.votes_grow_at {
+            return Ok(false);
+        }
+        match self.votes.grow(self.vfs.as_ref(), votes) {
+            Ok(()) => Ok(true),
+            Err(LogError::Io(error)) if error.may_pass() => {
+                self.votes_grow_at = self.now.plus_nanos(RETRY_NANOS);
+                Ok(false)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// At the end of a burst, and when the release of segments must not wait.
@@ -212,11 +235,6 @@ impl Lane {
             RecordKind::Data
         };
         let changes = std::mem::take(&mut staging.votes);
-        if self.votes.is_short(&changes)
-            && let Err(error) = self.votes.grow(self.vfs.as_ref(), &changes)
-        {
-            return Err(error);
-        }
         let votes_first = self.votes.set_all(&changes);
         let is_burst_end = kind == RecordKind::Watermark;
         let votes_second = if votes_first.is_empty() && !is_burst_end {

@@ -333,9 +333,24 @@ impl Walk<'_> {
                     }
                 }
                 Some(record) => {
-                    self.lost_tables.push((segment.number, to_u64(at)));
+                    // In its place in the chain, a checkpoint or a footer says nothing that the
+                    // records before it have not said.
+                    let says_again = expected.is_some()
+                        && matches!(
+                            record.header.kind,
+                            RecordKind::Checkpoint | RecordKind::Footer
+                        );
+                    if says_again {
+                        let reason = "a table that repeats what other records say";
+                        self.damage(segment.number, to_u64(at), reason, &[]);
+                    } else {
+                        self.lost_tables.push((segment.number, to_u64(at)));
+                    }
                     cursor.passed(&record);
                     at = record.end();
+                    if record.header.kind == RecordKind::Footer {
+                        return Ok(Ended::Left);
+                    }
                 }
                 None => {
                     self.lost_tables.push((segment.number, to_u64(at)));

@@ -154,6 +154,39 @@ fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
     found
 }
 
+/// A checkpoint in the chain repeats what the records before it said: damage to it is told, and
+/// stops nobody.
+#[test]
+fn fault_3_a_damaged_checkpoint_that_others_cover_hurts_nobody() {
+    let closed = closed(7, true);
+    let mut used = closed.segments.iter().filter(|path| {
+        let content = content(&closed.disk, path);
+        content[1_024..].iter().any(|byte| *byte != 0)
+    });
+    let newest = used.next_back().expect("there are records");
+    for bit in 0..8 {
+        let disk = Arc::new(closed.disk.fork());
+        // The table of the first record, behind the headers of segment and record.
+        disk.damage(newest, |content| content[1_024 + 64 + 40] ^= 1 << bit);
+        let found = look(&disk, &closed, "a checkpoint", true);
+        assert!(found.is_reported);
+        assert_eq!(found.hurt, []);
+    }
+}
+
+/// A name at the end of all numbers is no segment, and counting on from it overflows nothing.
+#[test]
+fn fault_11_a_name_beyond_all_numbers_is_ignored() {
+    let closed = closed(8, false);
+    let stray = Path::new(DATA).join("log/0/ffffffffffffffff.seg");
+    let bytes = content(&closed.disk, &closed.segments[0]);
+    let file = closed.disk.open(&stray, true).expect("it is made");
+    closed.disk.write(file, 0, &bytes).expect("it is written");
+    let found = look(&closed.disk, &closed, "a stray file", true);
+    assert!(found.has_ignored);
+    assert_eq!(found.hurt, []);
+}
+
 fn is_found_strictly(disk: &Arc<SimVfs>) -> bool {
     let options = raft_log::LaneOptions {
         verify_all: true,

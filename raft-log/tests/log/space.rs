@@ -187,3 +187,49 @@ fn a_group_that_never_compacts_pins_its_own_bytes_and_little_more() {
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     assert_eq!(read(&lane.reader()), before);
 }
+
+/// The vote file is made anew when more replicas vote than it has room for. Whatever fails while it
+/// is made, those who wait hear of it, or it is tried again.
+#[test]
+fn fault_16_a_vote_file_that_cannot_grow_loses_nobody() {
+    let vote = |group: u64, term: u64| {
+        let mut submission = Submission::new(key(group).0, key(group).1, term);
+        submission.hard_state = Some(HardState {
+            term: Term::new(term),
+            vote: ReplicaId::new(group * 10),
+            ..HardState::default()
+        });
+        submission
+    };
+    const ROOM: u64 = 1_024;
+    for (op, kind, may_pass) in [
+        ("prepare", ErrorKind::StorageFull, true),
+        ("write", ErrorKind::StorageFull, true),
+        ("write", ErrorKind::Other, false),
+        ("sync", ErrorKind::Other, false),
+        ("rename", ErrorKind::Other, false),
+    ] {
+        let disk = disk(9);
+        let (mut driven, _) = Driven::open(&disk, &options());
+        for group in 1..=ROOM {
+            driven.lane.submit(vote(group, 1)).expect("it is taken");
+        }
+        for done in driven.settle() {
+            done.result.expect("it is durable");
+        }
+        disk.fail_next(op, kind);
+        driven.lane.submit(vote(ROOM + 1, 1)).expect("it is taken");
+        driven.pass(3_000_000_000);
+        let done = driven.lane.take_completions();
+        assert_eq!(done.len(), 1, "{op} {kind}: its submitter hears");
+        assert_eq!(done[0].result.is_ok(), may_pass, "{op} {kind}");
+        drop(driven);
+        disk.crash();
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        for group in 1..=ROOM {
+            let term = recovery.replicas[&key(group)].hard_state.term;
+            assert_eq!(term, Term::new(1), "{op} {kind}: group {group}");
+        }
+        assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    }
+}
