@@ -89,12 +89,23 @@ impl Raft {
         if self.is_leader() {
             self.advance_leader();
         } else if self.is_promotable() && self.elapsed() >= self.timeout {
-            self.elapsed_from = tick;
+            let heard_at = core::mem::replace(&mut self.elapsed_from, tick);
             if self.is_patience_over() {
                 self.hup(self.first_campaign()).ok();
+            } else {
+                self.give_up_leader(heard_at);
             }
         }
         self.assert_invariants();
+    }
+
+    /// It leaves the candidacy to replicas of higher priority, and must not hold their votes up by
+    /// a leader that it would itself have stood against. What it granted that leader holds.
+    fn give_up_leader(&mut self, heard_at: u64) {
+        if self.leader.take().is_some() {
+            let until = heard_at.saturating_add(self.config.lease_ticks);
+            self.no_vote_before = self.no_vote_before.max(until);
+        }
     }
 
     fn advance_leader(&mut self) {

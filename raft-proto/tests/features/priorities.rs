@@ -81,6 +81,26 @@ fn a_vote_is_never_denied_for_a_priority() {
     assert_eq!(net.leaders(), [3]);
 }
 
+/// A replica that leaves the candidacy to others gives them its vote, though it is early for it to
+/// hear of a candidate: its own timeout has passed.
+#[test]
+fn one_that_waits_for_a_higher_priority_does_not_hold_it_up() {
+    let membership = with_priorities(&[(1, 5), (2, 9), (3, 1)]);
+    let mut net = Net::with_membership(&[1, 2, 3], &membership, |config| {
+        config.pre_vote = true;
+        config.check_quorum = true;
+    });
+    net.elect(1);
+    net.node(1).is_down = true;
+    let min = net.raft(2).config().election_timeout_ticks_min;
+    net.raft(2).set_election_timeout_ticks(min + 3);
+    net.raft(3).set_election_timeout_ticks(min);
+    for _ in 0..min + 4 {
+        net.tick_all(1);
+    }
+    assert_eq!(net.leaders(), [2]);
+}
+
 #[test]
 fn the_highest_that_is_there_leads_first() {
     for lost in [vec![], vec![1]] {
