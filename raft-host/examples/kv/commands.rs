@@ -139,16 +139,21 @@ fn write(node: &Arc<Node>, slot: u16, command: Bytes) -> Begun {
 fn write_refused(node: &Node, group: &GroupHandle, slot: u16, error: &ProposeError) -> Bytes {
     match error {
         ProposeError::NotLeader { leader, .. } => elsewhere(node, group, slot, *leader),
+        other => reply::error(&format!("{} {other}", refusal_word(other))),
+    }
+}
+
+/// What a client of a Redis cluster makes of it: whether to ask again, later, or to find out first.
+fn refusal_word(error: &ProposeError) -> &'static str {
+    match error {
         ProposeError::UnknownGroup(_)
         | ProposeError::GroupFailed { .. }
-        | ProposeError::HostDown { .. } => reply::error(&format!("CLUSTERDOWN {error}")),
+        | ProposeError::HostDown { .. } => "CLUSTERDOWN",
         ProposeError::Busy { .. } | ProposeError::StorageFull | ProposeError::Superseded => {
-            reply::error(&format!("TRYAGAIN {error}"))
+            "TRYAGAIN"
         }
-        ProposeError::Timeout { .. } | ProposeError::OutcomeUnknown { .. } => {
-            reply::error(&format!("TIMEOUT {error}"))
-        }
-        other => reply::error(&format!("ERR {other}")),
+        ProposeError::Timeout { .. } | ProposeError::OutcomeUnknown { .. } => "TIMEOUT",
+        _ => "ERR",
     }
 }
 
@@ -399,5 +404,43 @@ pub(crate) const fn role_name(role: Role) -> &'static str {
         Role::Candidate => "candidate",
         Role::PreCandidate => "pre-candidate",
         Role::Follower => "follower",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use raft_host::NextStep;
+
+    use super::*;
+
+    #[test]
+    fn the_word_says_what_the_error_says_to_do_next() {
+        let reason = || "for a reason".to_owned();
+        let errors = [
+            (ProposeError::Busy { queue: "proposal" }, "TRYAGAIN"),
+            (ProposeError::StorageFull, "TRYAGAIN"),
+            (ProposeError::Superseded, "TRYAGAIN"),
+            (ProposeError::HostDown { reason: reason() }, "CLUSTERDOWN"),
+            (ProposeError::OutcomeUnknown { reason: reason() }, "TIMEOUT"),
+            (
+                ProposeError::Timeout {
+                    waited: Duration::from_secs(5),
+                },
+                "TIMEOUT",
+            ),
+            (ProposeError::Refused { reason: reason() }, "ERR"),
+        ];
+        for (error, word) in errors {
+            assert_eq!(refusal_word(&error), word, "{error}");
+            let expected = match word {
+                "TRYAGAIN" => NextStep::Retry,
+                "TIMEOUT" => NextStep::FindOut,
+                "ERR" => NextStep::GiveUp,
+                _ => NextStep::RetryElsewhere { leader: None },
+            };
+            assert_eq!(error.next_step(), expected, "{error}");
+        }
     }
 }

@@ -380,12 +380,7 @@ impl State {
     }
 
     fn count(&mut self, op: &'static str, path: &Path, detail: u64) -> Option<Fault> {
-        let crc = crc32c_append(0, op.as_bytes());
-        let crc = crc32c_append(crc, path.as_os_str().as_encoded_bytes());
-        let word = u64::from(crc) ^ detail.rotate_left(32) ^ self.now.0;
-        self.trace = (self.trace ^ word)
-            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-            .rotate_left(17);
+        self.note(op, path, detail);
         self.calls += 1;
         let calls = self.calls;
         if let Some((_, kind)) = self.fail_next.take_if(|(name, _)| *name == op) {
@@ -394,6 +389,16 @@ impl State {
         self.fail
             .take_if(|(call, _)| *call == calls)
             .map(|(_, fault)| fault)
+    }
+
+    /// Takes a call into the trace.
+    fn note(&mut self, op: &'static str, path: &Path, detail: u64) {
+        let crc = crc32c_append(0, op.as_bytes());
+        let crc = crc32c_append(crc, path.as_os_str().as_encoded_bytes());
+        let word = u64::from(crc) ^ detail.rotate_left(32) ^ self.now.0;
+        self.trace = (self.trace ^ word)
+            .wrapping_mul(0x9E37_79B9_7F4A_7C15)
+            .rotate_left(17);
     }
 
     /// Something has changed: a crash may come now.
@@ -776,12 +781,15 @@ impl Vfs for SimVfs {
     }
 
     fn close(&self, file: FileId) {
-        self.lock().open.remove(&file);
+        let mut state = self.lock();
+        state.note("close", Path::new(""), file.0);
+        state.open.remove(&file);
     }
 
     fn len(&self, file: FileId) -> Result<u64, VfsError> {
-        let state = self.lock();
+        let mut state = self.lock();
         let (node, path) = state.node(file)?;
+        state.note("measure", &path, 0);
         match state.nodes.get(&node) {
             Some(Node::File { live, .. }) => Ok(to_u64(live.len())),
             _ => Err(error("measure", &path, io::ErrorKind::NotFound)),
@@ -841,6 +849,7 @@ impl Vfs for SimVfs {
         let mut state = self.lock();
         state.next_op += 1;
         let id = OpId(state.next_op);
+        state.note("submit", Path::new(""), id.0);
         // Operations on one file end in the order they were submitted.
         let file_of = |op: &Op| match op {
             Op::Write { file, .. } | Op::Sync { file } => Some(*file),
