@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! submit ──▶ staging ──▶ queue ──▶ write k ──▶ sync k ──▶ tables ──▶ completions
-//!            (k+1 is gathered and encoded while k is on its way)
+//!            (k+1 is gathered while k is on its way)
 //! ```
 
 use std::collections::{BTreeSet, VecDeque};
