@@ -6,7 +6,7 @@ use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
@@ -57,7 +57,7 @@ fn every_command_answers_and_every_refusal_says_why() {
     let kv = Kv::start(dir.path());
     let mut client = kv.client();
     for group in ["1", "2"] {
-        while client.ask(&["RAFT", "LEADER", group]) == "$-1\r\n" {}
+        client.ask_until(&["RAFT", "LEADER", group], |answer| answer != "$-1\r\n");
     }
     let long = "v".repeat((256 << 10) + 1);
     let answers: &[(&[&str], &str)] = &[
@@ -135,14 +135,10 @@ fn clients_are_sent_to_the_leader_and_told_what_is_unknown() {
         .map(|host| (host, Kv::start_one(dir.path(), host, &peers)))
         .collect();
     // The keys below are of the second of two groups.
-    let leader = |kv: &Kv| -> Option<u64> {
-        let answer = kv.client().ask(&["RAFT", "LEADER", "2"]);
-        answer.strip_prefix("$1\r\n")?.trim().parse().ok()
-    };
-    let lead = std::iter::repeat_with(|| leader(&fleet[&1]))
-        .flatten()
-        .next()
-        .expect("without end");
+    let told = fleet[&1]
+        .client()
+        .ask_until(&["RAFT", "LEADER", "2"], |answer| answer != "$-1\r\n");
+    let lead: u64 = told["$1\r\n".len()..].trim().parse().expect("a host");
     let other = if lead == 1 { 2 } else { 1 };
     let moved = format!(" {}\r\n", fleet[&lead].redis);
     let mut at_leader = fleet[&lead].client();
@@ -156,7 +152,7 @@ fn clients_are_sent_to_the_leader_and_told_what_is_unknown() {
         );
     }
     assert_eq!(elsewhere.ask(&["READONLY"]), "+OK\r\n");
-    while elsewhere.ask(&["GET", "{a}boat"]) != "$1\r\n1\r\n" {}
+    elsewhere.ask_until(&["GET", "{a}boat"], |answer| answer == "$1\r\n1\r\n");
     assert_eq!(elsewhere.ask(&["READWRITE"]), "+OK\r\n");
     assert!(elsewhere.ask(&["GET", "{a}boat"]).starts_with("-MOVED "));
 
@@ -275,12 +271,26 @@ struct Client(TcpStream);
 impl Client {
     /// Asks until there is a leader that answers.
     fn ask(&mut self, words: &[&str]) -> String {
-        loop {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
             let answer = self.try_ask(words).expect("an answer");
             if !answer.starts_with("-CLUSTERDOWN") && !answer.starts_with("-TRYAGAIN") {
                 return answer;
             }
         }
+        panic!("no leader answers {words:?}");
+    }
+
+    /// Asks until the answer is as wanted.
+    fn ask_until(&mut self, words: &[&str], is_wanted: impl Fn(&str) -> bool) -> String {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            let answer = self.ask(words);
+            if is_wanted(&answer) {
+                return answer;
+            }
+        }
+        panic!("{words:?} is not answered as wanted");
     }
 
     /// The answer, or none if the process ended instead.

@@ -19,7 +19,7 @@
 //! (used again when nothing of it is held any more), decodes it without a copy, and checks the
 //! CRC-32C of every entry; theirs encodes and parses protobuf and checks nothing. Heartbeats and
 //! elections are no part of either.
-#![allow(clippy::print_stdout, reason = "it prints what it measures")]
+#![expect(clippy::print_stdout, reason = "it prints what it measures")]
 
 use std::collections::VecDeque;
 use std::error::Error;
