@@ -1,0 +1,281 @@
+//! Starts and stops groups on this host.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, Weak};
+
+use raft_log::{Health, Submission};
+use raft_proto::{Config, GroupId, HostId, Index, Raft, ReplicaId};
+
+use super::origin::Origin;
+use super::{Engine, EngineShared, Phase, Running, damage, lock, storage};
+use crate::apply::ApplyInput;
+use crate::group::{Group, OnDurable, Outstanding};
+use crate::request::{Completion, RequestError, Responder};
+use crate::route;
+use crate::state_machine::StateMachine;
+use crate::step::StepInput;
+
+/// A life of a replica numbers its submissions in this many bits: ten thousand a second for three
+/// years. That leaves sixteen million lives.
+const SEQUENCE_BITS: u32 = 40;
+
+/// And so many bits number the lives within an opening of the data directory.
+const LIVES_BITS: u32 = u64::BITS - SEQUENCE_BITS;
+
+/// How a group comes to be on this host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// The group is founded, with these voters and their hosts, the same on every founding host.
+    Bootstrap {
+        /// The founding voters.
+        members: BTreeMap<ReplicaId, HostId>,
+    },
+    /// The replica's state is on this host's disk.
+    Restart,
+    /// The replica is empty and will be fed by the group's leader, which has added it or will.
+    Join,
+}
+
+/// What a group's start needs.
+pub struct StartGroup {
+    /// The group.
+    pub group: GroupId,
+    /// This host's replica. An id is never used again once it was removed.
+    pub replica: ReplicaId,
+    /// The group's epoch; messages of another are refused. 1 until an import raises it.
+    pub epoch: u64,
+    /// How it comes to be.
+    pub start: Start,
+    /// The state machine, empty.
+    pub machine: Box<dyn StateMachine>,
+}
+
+impl Engine {
+    /// Starts a group on this host. Reads the replica's directories; the responder hears when the
+    /// replica's existence is durable.
+    ///
+    /// # Errors
+    ///
+    /// Through the responder: [`RequestError::AlreadyRunning`], [`RequestError::StateExists`],
+    /// [`RequestError::NoState`]; [`RequestError::Damaged`]: the replica neither votes nor
+    /// acknowledges, and the other groups of this host go on; [`RequestError::Storage`];
+    /// [`RequestError::Invalid`] for members that make no sense.
+    pub fn start_group(&self, start: StartGroup, responder: Responder<()>) {
+        if let Err(error) = self.claim(&start) {
+            return responder.respond(Err(error));
+        }
+        let id = start.group;
+        match self.prepare(start) {
+            Ok(mut group) => {
+                // A founder answers once its first record is durable, the others at once.
+                let mut responder = Some(responder);
+                if let Some(Outstanding {
+                    then:
+                        Some(OnDurable::Founded {
+                            responder: when_durable,
+                        }),
+                    ..
+                }) = group.outstanding.front_mut()
+                {
+                    *when_durable = responder.take();
+                }
+                self.step(id).notice(StepInput::Start { group, responder });
+            }
+            Err(error) => {
+                lock(&self.shared.running).remove(&id);
+                responder.respond(Err(error));
+            }
+        }
+    }
+
+    /// Takes the group's place, so that it is started once.
+    fn claim(&self, start: &StartGroup) -> Result<(), RequestError> {
+        match lock(&self.shared.running).entry(start.group) {
+            Entry::Occupied(_) => Err(RequestError::AlreadyRunning(start.group)),
+            Entry::Vacant(place) => {
+                place.insert(Running {
+                    replica: start.replica,
+                    epoch: start.epoch,
+                    phase: Phase::Starting,
+                });
+                Ok(())
+            }
+        }
+    }
+
+    fn prepare(&self, start: StartGroup) -> Result<Box<Group>, RequestError> {
+        let StartGroup {
+            group: id,
+            replica,
+            epoch,
+            start,
+            machine,
+        } = start;
+        let known = self.shared.step_shared.reader.replicas_of(id);
+        let has_state = known
+            .iter()
+            .any(|(_, state)| !matches!(state.health, Health::Tombstone));
+        let env = self.env(id, replica).map_err(|error| storage(&error))?;
+        let state = match &start {
+            Start::Restart => Some(
+                known
+                    .iter()
+                    .find(|(known, _)| *known == replica)
+                    .map(|(_, state)| state)
+                    .ok_or(RequestError::NoState(id))?,
+            ),
+            _ if has_state => return Err(RequestError::StateExists(id)),
+            _ => None,
+        };
+        let damaged = |reason| RequestError::Damaged {
+            group: id,
+            replica,
+            reason,
+        };
+        if let Some(reason) = state.and_then(|state| damage(&state.health)) {
+            return Err(damaged(reason));
+        }
+        let mut origin = match (&start, state) {
+            (Start::Restart, Some(state)) => Origin::recovered(id, state)?,
+            (Start::Bootstrap { members }, _) => Origin::founded(id, replica, members)?,
+            _ => Origin::default(),
+        };
+        let named: Vec<Index> = origin.snapshots.iter().map(|meta| meta.id.index).collect();
+        let swept = env.sweep(&named, false).map_err(|error| storage(&error))?;
+        if !swept.removed.is_empty() {
+            tracing::info!(group = id.get(), removed = ?swept.removed, "swept");
+        }
+        origin
+            .fall_back_to_sound(&self.shared.vfs, &env)
+            .map_err(damaged)?;
+        let starts = self.shared.starts.fetch_add(1, Ordering::Relaxed) + 1;
+        let core_config = self.core_config(id, replica, starts);
+        let raft = Raft::new(core_config, origin.restored.clone()).map_err(|error| {
+            RequestError::Invalid {
+                reason: error.to_string(),
+            }
+        })?;
+        let applied = origin.restored.applied;
+        let mut group = Box::new(Group::new(id, replica, epoch, raft, env, origin.snapshots));
+        group.handed = origin.handed;
+        group.hard_state = origin.restored.hard_state;
+        group.learn_hosts();
+        // Numbers of an earlier life of the replica in this process vouch for nothing of this one.
+        group.sequence = starts << SEQUENCE_BITS;
+        if let Start::Bootstrap { .. } = start {
+            group.sequence += 1;
+            group.founding = Some(Submission {
+                hard_state: Some(origin.restored.hard_state),
+                snapshots: Some(group.snapshots_record()),
+                restart_after: Some(group.handed),
+                ..Submission::new(id, replica, group.sequence)
+            });
+            group.outstanding.push_back(Outstanding {
+                sequence: Some(group.sequence),
+                submission: None,
+                release: Vec::new(),
+                then: Some(OnDurable::Founded { responder: None }),
+            });
+        }
+        lock(&self.shared.recovered).remove(&(id, replica));
+        if let Some(running) = lock(&self.shared.running).get_mut(&id) {
+            running.phase = Phase::Serving;
+        }
+        let apply = &self.shared.step_shared.applies;
+        let apply = &apply[route(id, apply.len())];
+        let restore = group.newest_stored().map(|meta| meta.id.index);
+        // A machine starts empty: what a stored snapshot covers comes from there.
+        let machine_applied = if restore.is_some() {
+            Index::ZERO
+        } else {
+            applied
+        };
+        apply.notice(ApplyInput::Start {
+            group: id,
+            machine,
+            applied: machine_applied,
+        });
+        if let Some(index) = restore {
+            apply.notice(ApplyInput::Task {
+                group: id,
+                task: group.restore_task(index),
+            });
+        }
+        Ok(group)
+    }
+
+    /// Stops a group on this host; its state stays on disk. A save under way is aborted. Answered
+    /// when its state machine is gone; until then the group counts as running. A group whose start
+    /// is under way does not run yet.
+    ///
+    /// # Errors
+    ///
+    /// Through the responder: [`RequestError::UnknownGroup`]; [`RequestError::Terminated`] if the
+    /// engine ends first.
+    pub fn stop_group(&self, group: GroupId, responder: Responder<()>) {
+        match lock(&self.shared.running).get_mut(&group) {
+            Some(running) if running.phase == Phase::Serving => running.phase = Phase::Stopping,
+            _ => return responder.respond(Err(RequestError::UnknownGroup(group))),
+        }
+        let stopped = Stopped {
+            shared: Arc::downgrade(&self.shared),
+            group,
+            then: Mutex::new(Some(responder)),
+        };
+        let responder = Responder::new(Arc::new(stopped));
+        self.step(group)
+            .notice(StepInput::Stop { group, responder });
+    }
+
+    /// The core's settings in the life that this is, the `starts`-th group started since the data
+    /// directory was opened.
+    fn core_config(&self, group: GroupId, replica: ReplicaId, starts: u64) -> Config {
+        let config = &self.shared.config;
+        let life = config.open_count << LIVES_BITS | starts;
+        let seed = [config.seed, group.get(), replica.get(), life]
+            .into_iter()
+            .fold(0, mixed);
+        Config {
+            life,
+            election_timeout_ticks_min: config.election_timeout_ticks_min,
+            election_timeout_ticks_max: config.election_timeout_ticks_max,
+            heartbeat_ticks: config.heartbeat_ticks,
+            message_bytes_max: config.message_bytes_max,
+            inflight_messages_max: config.inflight_messages_max,
+            inflight_bytes_max: config.inflight_bytes_max,
+            uncommitted_bytes_max: config.uncommitted_bytes_max,
+            committed_bytes_per_ready_max: config.applying_bytes_max,
+            cache_bytes_max: config.cache_bytes_max,
+            ..Config::new(group, replica, seed)
+        }
+    }
+}
+
+/// One step of a hash in which every bit counts (splitmix64's).
+const fn mixed(hash: u64, word: u64) -> u64 {
+    let z = (hash ^ word).wrapping_add(0x9E37_79B9_7F4A_7C15);
+    let z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Forgets a group when it has stopped, and passes the answer on.
+struct Stopped {
+    /// Not owned: the engine's own inboxes hold this.
+    shared: Weak<EngineShared>,
+    group: GroupId,
+    then: Mutex<Option<Responder<()>>>,
+}
+
+impl Completion<()> for Stopped {
+    fn complete(&self, outcome: Result<(), RequestError>) {
+        if let Some(shared) = self.shared.upgrade() {
+            lock(&shared.running).remove(&self.group);
+        }
+        if let Some(responder) = lock(&self.then).take() {
+            responder.respond(outcome);
+        }
+    }
+}
