@@ -402,6 +402,7 @@ impl StepWorker {
             return None;
         }
         let (shared, out, touched) = (&*self.shared, &mut self.out, &mut self.touched);
+        group.raft.set_tick(out.tick);
         match catch_unwind(AssertUnwindSafe(|| act(shared, out, touched, group))) {
             Ok(done) => Some(done),
             Err(panic) => {

@@ -137,7 +137,7 @@ fn make_group(group: GroupId, quiesce_timeouts: u64) -> Result<Vec<Replica>, Box
                 ..Restored::default()
             };
             Ok(Replica {
-                raft: Raft::new(config, restored)?,
+                raft: Raft::new(config, restored, 0)?,
                 hard_state: HardState::default(),
                 log: VecDeque::new(),
                 first: Index::new(1),

@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn Error>> {
             membership: membership.clone(),
             ..Restored::default()
         };
-        let raft = Raft::new(Config::new(group, id, id.get()), disk)?;
+        let raft = Raft::new(Config::new(group, id, id.get()), disk, 0)?;
         let commands = Vec::new();
         replicas.push(Replica { raft, commands });
     }

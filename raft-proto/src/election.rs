@@ -72,24 +72,34 @@ impl Raft {
             self.is_promotable()
                 .then(|| self.elapsed_from.saturating_add(self.timeout))
         };
-        read.into_iter().chain(own).min()
+        let fetch = self.fetch_retry_at();
+        read.into_iter().chain(own).chain(fetch).min()
     }
 
-    /// Moves time on. After a gap each timer fires once.
+    /// Tells the present tick, and fires nothing: what comes in from now on is stamped with it. A
+    /// tick before the present one changes nothing.
+    ///
+    /// The driver takes the inputs of a pass from where they wait, then reads its clock, then calls
+    /// this, hands the inputs over and calls [`Raft::advance_to`]. In this order what was heard
+    /// during a pause counts before a timer that it would have held back; and no read that is
+    /// answered by a lease was asked for later than the lease is looked at.
+    pub fn set_tick(&mut self, tick: u64) {
+        self.tick = self.tick.max(tick);
+    }
+
+    /// Moves time on, as [`Raft::set_tick`] does, and fires the timers that are due by then: after
+    /// a gap each of them once.
     pub fn advance_to(&mut self, tick: u64) {
-        if tick <= self.tick {
-            return;
-        }
-        self.tick = tick;
-        self.fetch_failed.clear();
+        self.set_tick(tick);
         self.give_up_reads();
+        self.retry_fetches();
         if self.quiet.is_quiet() {
             return;
         }
         if self.is_leader() {
             self.advance_leader();
         } else if self.is_promotable() && self.elapsed() >= self.timeout {
-            let heard_at = core::mem::replace(&mut self.elapsed_from, tick);
+            let heard_at = core::mem::replace(&mut self.elapsed_from, self.tick);
             if self.is_patience_over() {
                 self.hup(self.first_campaign()).ok();
             } else {

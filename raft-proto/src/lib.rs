@@ -10,7 +10,7 @@
 //!   propose, read_index,           +--------------------+           entries, hard_state, snapshot
 //!   transfer_leader, campaign ---> |                    | --------> to the disk
 //!   handle_message             --> |        Raft        | --------> messages: to peers, now
-//!   advance_to                 --> |  one replica of    | --------> messages_after_sync: then
+//!   set_tick, advance_to       --> |  one replica of    | --------> messages_after_sync: then
 //!   persisted, applied,            |  one group         | --------> committed: to the state machine
 //!   entries_fetched            --> |                    | --------> reads, fetch, soft_state
 //!                                  +--------------------+  Ready

@@ -294,6 +294,23 @@ impl Raft {
         }
     }
 
+    /// When what could not be read is asked for again.
+    pub(crate) fn fetch_retry_at(&self) -> Option<u64> {
+        (!self.fetch_failed.is_empty()).then(|| self.fetch_failed_at.saturating_add(1))
+    }
+
+    /// Asks again for what could not be read: at once for the followers, and with the next
+    /// `poll_ready` for the state machine here.
+    pub(crate) fn retry_fetches(&mut self) {
+        if self.fetch_retry_at().is_none_or(|due| due > self.tick) {
+            return;
+        }
+        self.fetch_failed.clear();
+        if self.is_leader() {
+            self.for_each_other(|raft, to| while raft.maybe_send_append(to, false) {});
+        }
+    }
+
     /// Puts entries from `from` to at most `to` into `out`: at most `bytes_max`, but at least one,
     /// from memory and from what was fetched. Returns whether there are any at hand.
     pub(crate) fn entries_at_hand(
@@ -362,6 +379,7 @@ impl Raft {
         if !is_there {
             // Asked again when time has moved on, not in a circle.
             self.fetch_failed.push(first);
+            self.fetch_failed_at = self.tick;
         }
         if self.is_leader() {
             self.for_each_other(|raft, to| while raft.maybe_send_append(to, false) {});

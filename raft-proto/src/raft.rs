@@ -23,10 +23,12 @@ use crate::types::{EntryId, HardState, Index, ReplicaId, Term};
 
 /// One replica's Raft state machine: no clock, no disk, no network, no randomness but a seed.
 ///
-/// Whoever drives it calls, in any order, the inputs ([`Raft::handle_message`],
-/// [`Raft::advance_to`], [`Raft::persisted`], [`Raft::applied`], [`Raft::entries_fetched`], and the
-/// reports) and the commands ([`Raft::propose`], [`Raft::read_index`], [`Raft::transfer_leader`],
-/// ...), then takes what is to be done from [`Raft::poll_ready`] until there is nothing more:
+/// Whoever drives it works in passes. A pass takes its inputs from wherever they wait, reads the
+/// clock, and says so with [`Raft::set_tick`]; hands over, in any order, the inputs
+/// ([`Raft::handle_message`], [`Raft::persisted`], [`Raft::applied`], [`Raft::entries_fetched`], and
+/// the reports) and the commands ([`Raft::propose`], [`Raft::read_index`],
+/// [`Raft::transfer_leader`], ...); has the timers fire with [`Raft::advance_to`] the same tick; and
+/// takes what is to be done from [`Raft::poll_ready`] until there is nothing more:
 ///
 /// 1. make `hard_state`, `snapshot` and `entries` durable, in the order of submissions, and say
 ///    so with [`Raft::persisted`];
@@ -93,8 +95,9 @@ pub struct Raft {
     pub(crate) quiet: Quiet,
 
     pub(crate) fetching: Vec<Fetch>,
-    /// What the driver could not read in this tick.
+    /// What the driver could not read, and the tick at which it said so last.
     pub(crate) fetch_failed: Vec<Index>,
+    pub(crate) fetch_failed_at: u64,
     /// What was fetched, an element for each answer, the latest last.
     pub(crate) fetched: VecDeque<Vec<Batch>>,
     /// Where what was handed out to be applied ends, and its bytes.
@@ -113,10 +116,14 @@ pub struct Raft {
 impl Raft {
     /// Makes a replica's state machine from what its disk holds.
     ///
+    /// `tick` is the present tick of the clock that [`Raft::set_tick`] and [`Raft::advance_to`] go
+    /// on with: election timeouts, and the time in which no vote is given after a restart, count
+    /// from it. An earlier one, such as 0 on a clock that runs already, would have them end at once.
+    ///
     /// # Errors
     ///
     /// A setting out of its bounds.
-    pub fn new(config: Config, restored: Restored) -> Result<Self, ConfigError> {
+    pub fn new(config: Config, restored: Restored, tick: u64) -> Result<Self, ConfigError> {
         config.check()?;
         let first = restored.first.max(Index::new(1));
         let before = first.previous().unwrap_or_default();
@@ -138,17 +145,17 @@ impl Raft {
         let rng = config.seed;
         // Who never knew a term never granted a lease.
         let no_vote_before = if hard_state.term == Term::ZERO {
-            0
+            tick
         } else {
-            config.lease_ticks
+            tick.saturating_add(config.lease_ticks)
         };
         let mut raft = Self {
             config,
-            tick: 0,
+            tick,
             rng,
-            elapsed_from: 0,
+            elapsed_from: tick,
             timeout: 0,
-            heartbeat_from: 0,
+            heartbeat_from: tick,
             no_vote_before,
             term: hard_state.term,
             vote: hard_state.vote,
@@ -179,6 +186,7 @@ impl Raft {
             quiet: Quiet::default(),
             fetching: Vec::new(),
             fetch_failed: Vec::new(),
+            fetch_failed_at: tick,
             fetched: VecDeque::new(),
             applying: VecDeque::new(),
             applying_bytes: 0,

@@ -17,6 +17,8 @@ mod quiet;
 mod reasons;
 #[path = "features/reports.rs"]
 mod reports;
+#[path = "features/time.rs"]
+mod time;
 #[path = "features/why_no_leader.rs"]
 mod why_no_leader;
 #[path = "features/witnesses.rs"]

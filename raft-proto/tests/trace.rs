@@ -200,7 +200,7 @@ fn a_trace_that_nobody_takes_is_bounded() {
         membership,
         ..Restored::default()
     };
-    let mut raft = Raft::new(Config::new(group, id, 1), restored).expect("valid settings");
+    let mut raft = Raft::new(Config::new(group, id, 1), restored, 0).expect("valid settings");
     raft.campaign().expect("it may stand");
     while let Some(ready) = raft.poll_ready() {
         raft.persisted(ready.submission.expect("something is to be made durable"));

@@ -152,7 +152,7 @@ impl Engine {
             .map_err(damaged)?;
         let starts = self.shared.starts.fetch_add(1, Ordering::Relaxed) + 1;
         let core_config = self.core_config(id, replica, starts);
-        let raft = Raft::new(core_config, origin.restored.clone()).map_err(|error| {
+        let raft = Raft::new(core_config, origin.restored.clone(), 0).map_err(|error| {
             RequestError::Invalid {
                 reason: error.to_string(),
             }

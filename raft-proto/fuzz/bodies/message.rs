@@ -119,7 +119,7 @@ fn replica(role: Role, envelope: &Envelope) -> Raft {
         },
         ..Restored::default()
     };
-    let mut raft = Raft::new(config, restored).expect("the settings are sound");
+    let mut raft = Raft::new(config, restored, 0).expect("the settings are sound");
     if role != Role::Follower {
         raft.campaign().expect("it may stand");
         drain(&mut raft);

@@ -239,7 +239,7 @@ impl Life {
             });
         }
         Self {
-            raft: Raft::new(config, restored).expect("the settings are sound"),
+            raft: Raft::new(config, restored, 0).expect("the settings are sound"),
             ready: Ready::default(),
             tick: 0,
             writes: VecDeque::new(),

@@ -277,7 +277,7 @@ impl Env {
                 membership: membership.clone(),
                 ..Restored::default()
             };
-            let raft = Raft::new(config, restored).map_err(|error| {
+            let raft = Raft::new(config, restored, 0).map_err(|error| {
                 if error.field == "lease_ticks" {
                     "CheckQuorum must be enabled when ReadOnlyOption is ReadOnlyLeaseBased"
                         .to_owned()

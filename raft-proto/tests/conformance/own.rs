@@ -119,8 +119,7 @@ impl Env {
                 .map(|entry| entry.id.index)
                 .collect(),
         };
-        node.raft = Raft::new(config, restored).expect("the options were taken before");
-        node.tick = 0;
+        node.raft = Raft::new(config, restored, node.tick).expect("the options were taken before");
         node.append_work.clear();
         node.apply_work.clear();
         node.ready = None;

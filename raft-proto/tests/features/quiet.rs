@@ -311,7 +311,7 @@ fn replica_of(group: u64, id: u64) -> Raft {
         membership: voters(&[1, 2, 3]),
         ..Restored::default()
     };
-    Raft::new(config, restored).expect("valid settings")
+    Raft::new(config, restored, 0).expect("valid settings")
 }
 
 fn settle(rafts: &mut [Raft; 3]) -> usize {

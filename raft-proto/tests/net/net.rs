@@ -191,7 +191,7 @@ impl Net {
             applied,
             ..Disk::default()
         };
-        let raft = Raft::new(config.clone(), disk.restored()).expect("tests use valid settings");
+        let raft = Raft::new(config.clone(), disk.restored(), 0).expect("tests use valid settings");
         self.nodes.insert(
             id,
             Node {
@@ -228,12 +228,11 @@ impl Net {
         node.writes.clear();
         // The seed stays: nothing may depend on its luck.
         node.config.life += 1;
-        node.raft =
-            Raft::new(node.config.clone(), node.disk.restored()).expect("settings are as before");
+        node.raft = Raft::new(node.config.clone(), node.disk.restored(), node.tick)
+            .expect("settings are as before");
         node.handed = node.disk.applied.id.index;
         let handed = node.handed;
         node.commands.retain(|(id, _)| id.index <= handed);
-        node.tick = 0;
         node.is_down = false;
         self.mail.retain(|message| message.to.get() != id);
     }
@@ -549,5 +548,5 @@ pub(crate) fn restarted(config: Config, term: u64, terms: &[u64], commit: u64) -
         membership: voters(&[1, 2, 3]),
         ..Restored::default()
     };
-    Raft::new(config, restored).expect("valid settings")
+    Raft::new(config, restored, 0).expect("valid settings")
 }

@@ -89,6 +89,7 @@ impl Plan {
         let mut world = World::new(rng, replicas, Oracle::new(&membership));
         world.network = network;
         world.is_clock_shared = has_lease || world.rng.chance(50);
+        world.fires_last = world.rng.chance(50);
         world.defect = defect;
         world.checks_disks = checks_disks;
         let spare = (voters + learners + 1..=count).map(replica).collect();

@@ -199,8 +199,6 @@ pub(crate) struct Replica {
     pub(crate) wants_snapshot: bool,
     /// Ticks of its clock.
     pub(crate) now: u64,
-    /// What its clock showed when it was started.
-    pub(crate) born: u64,
     pub(crate) lives: u64,
     pub(crate) seen: Seen,
 }
@@ -219,7 +217,6 @@ impl Replica {
             reads: BTreeSet::new(),
             wants_snapshot: false,
             now: 0,
-            born: 0,
             lives: 0,
             seen: Seen::default(),
         }
@@ -237,13 +234,12 @@ impl Replica {
             };
         }
         self.lives += 1;
-        self.born = self.now;
         let config = Config {
             seed,
             life: self.lives,
             ..self.config.clone()
         };
-        let raft = Raft::new(config, self.disk.restored(&self.machine))
+        let raft = Raft::new(config, self.disk.restored(&self.machine), self.now)
             .expect("the settings are within their bounds");
         let before = self.disk.first().previous().unwrap_or_default();
         self.seen = Seen::restarted(self.disk.hard.term, before);

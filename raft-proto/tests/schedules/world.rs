@@ -34,6 +34,8 @@ pub(crate) struct World {
     /// All clocks show the same; else each goes as it likes.
     pub(crate) is_clock_shared: bool,
     pub(crate) now: u64,
+    /// Timers fire when a replica is polled, after all that was handed to it; else with each input.
+    pub(crate) fires_last: bool,
     pub(crate) defect: Option<Defect>,
     /// Whether promises and commits are held against the disks directly, or only what follows
     /// from them.
@@ -75,6 +77,7 @@ impl World {
             network: Network::default(),
             is_clock_shared: true,
             now: 0,
+            fires_last: false,
             defect: None,
             checks_disks: true,
             next_user: 0,
@@ -129,9 +132,11 @@ impl World {
         if self.is_clock_shared {
             replica.now = self.now;
         }
-        let ticks = replica.now - replica.born;
         if let Some(raft) = &mut replica.raft {
-            raft.advance_to(ticks);
+            raft.set_tick(replica.now);
+            if !self.fires_last {
+                raft.advance_to(replica.now);
+            }
         }
     }
 
@@ -179,6 +184,14 @@ impl World {
     /// Takes from the core what it wants done, until it wants nothing more.
     pub(crate) fn poll(&mut self, at: usize) -> Checked {
         self.set_clock(at);
+        if let Replica {
+            raft: Some(raft),
+            now,
+            ..
+        } = &mut self.replicas[at]
+        {
+            raft.advance_to(*now);
+        }
         for _ in 0..POLLS_MAX {
             let Some(raft) = &mut self.replicas[at].raft else {
                 return Ok(());

@@ -144,7 +144,7 @@ fn thesis_3_9_an_election_timeout_is_longer_than_the_time_between_heartbeats() {
             heartbeat_ticks: heartbeat,
             ..Config::new(group(), replica(1), 1)
         };
-        let made = Raft::new(config, Restored::default());
+        let made = Raft::new(config, Restored::default(), 0);
         assert_eq!(made.is_ok(), is_taken, "{timeout} and {heartbeat}");
     }
 }

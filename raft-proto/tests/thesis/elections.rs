@@ -122,7 +122,7 @@ fn thesis_3_4_election_timeouts_are_drawn_from_the_whole_of_their_range() {
             membership: voters(&[1, 2, 3]),
             ..Restored::default()
         };
-        let mut raft = Raft::new(config, restored).expect("valid settings");
+        let mut raft = Raft::new(config, restored, 0).expect("valid settings");
         let stood = (1..=20).find(|&tick| {
             raft.advance_to(tick);
             raft.role() == Role::Candidate
