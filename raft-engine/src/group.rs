@@ -82,6 +82,9 @@ pub(crate) struct Group {
     pub(crate) env: SnapshotEnv,
     /// Recorded snapshots, oldest first.
     pub(crate) snapshots: Vec<SnapshotMeta>,
+    /// Stored snapshots that the machine has yet to be restored from: their directories stay, even
+    /// if newer ones have come.
+    pub(crate) restoring: Vec<Index>,
     pub(crate) saving: Option<Saving>,
     pub(crate) saves_begun: u64,
     /// Before this tick no save is begun unasked, and the pause that led to it.
@@ -131,6 +134,7 @@ impl Group {
             hosts: BTreeMap::new(),
             env,
             snapshots,
+            restoring: Vec::new(),
             saving: None,
             saves_begun: 0,
             save_not_before: 0,
@@ -158,7 +162,8 @@ impl Group {
     }
 
     /// The task that replaces the machine's state by the stored snapshot at `index`.
-    pub(crate) fn restore_task(&self, index: Index) -> Task {
+    pub(crate) fn restore_task(&mut self, index: Index) -> Task {
+        self.restoring.push(index);
         let (group, env) = (self.id, self.env.clone());
         Task::Restore(Box::new(RestoreJob {
             group,
@@ -166,6 +171,12 @@ impl Group {
             index,
             machine: None,
         }))
+    }
+
+    /// The machine has come so far.
+    pub(crate) fn applied(&mut self, index: Index) {
+        self.restoring.retain(|&restoring| restoring > index);
+        self.raft.applied(index);
     }
 
     /// The newest recorded snapshot that lies in a directory.

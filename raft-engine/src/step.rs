@@ -295,7 +295,7 @@ impl StepWorker {
             }
             StepInput::Applied(applied) => {
                 for (group, index) in applied {
-                    self.isolated(group, |_, _, group| group.raft.applied(index));
+                    self.isolated(group, |_, _, group| group.applied(index));
                 }
             }
             StepInput::HostFailed { reason } => self.fail_host(&reason),

@@ -167,6 +167,8 @@ pub(super) fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, do
         }
         Some(OnDurable::Installed { meta }) => {
             let (id, index) = (group.id, meta.id.index);
+            // Before anything is cleared away: newer ones may have come already.
+            let restore = group.restore_task(index);
             out.jobs.push((id, recorded(group, index)));
             let event = Event::SnapshotInstalled { group: id, index };
             out.events.push((id, event));
@@ -184,13 +186,14 @@ pub(super) fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, do
                 };
                 waiter.responder.respond(Err(error));
             }
-            out.tasks.push((id, group.restore_task(index)));
+            out.tasks.push((id, restore));
         }
     }
 }
 
 fn recorded(group: &Group, index: Index) -> Job {
-    let retained = group.snapshots.iter().map(|meta| meta.id.index).collect();
+    let recorded = group.snapshots.iter().map(|meta| meta.id.index);
+    let retained = recorded.chain(group.restoring.iter().copied()).collect();
     Job::Recorded {
         env: group.env.clone(),
         index,
