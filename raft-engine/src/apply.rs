@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use raft_proto::{Batch, EntryId, EntryKind, GroupId, Index, Time};
+use raft_proto::{Batch, EntryId, EntryKind, GroupId, Index};
 use rustc_hash::FxHashMap;
 
 use crate::inbox::{Inbox, Room};
@@ -135,7 +135,7 @@ impl ApplyWorker {
     }
 
     /// Takes in what has gathered and runs one task.
-    pub(crate) fn poll(&mut self, _now: Time) -> Progress {
+    pub(crate) fn poll(&mut self) -> Progress {
         let mut drained = std::mem::take(&mut self.drained);
         self.inbox.drain(&mut drained);
         for input in drained.drain(..) {

@@ -18,6 +18,7 @@ use crate::apply::Read;
 use crate::config::EngineConfig;
 use crate::group::Proposal;
 use crate::inbox::{Budget, Full, Inbox};
+use crate::lane::LaneInput;
 use crate::request::{Applied, RequestError, Responder, SnapshotOutcome, SnapshotRequest};
 use crate::route;
 use crate::status::GroupStatus;
@@ -121,6 +122,17 @@ impl Engine {
                 damage: damage(&state.health),
             })
             .collect()
+    }
+
+    /// The first of those of one group.
+    #[must_use]
+    pub fn recovered_replica(&self, group: GroupId) -> Option<ReplicaId> {
+        let first = ReplicaId::try_from(1).ok()?;
+        lock(&self.shared.recovered)
+            .range((group, first)..)
+            .take_while(|((of, _), _)| *of == group)
+            .find(|(_, state)| !matches!(state.health, Health::Tombstone))
+            .map(|((_, replica), _)| *replica)
     }
 
     /// Proposes a command.
@@ -294,6 +306,15 @@ impl Engine {
         });
     }
 
+    /// The replica of a group that runs here.
+    #[must_use]
+    pub fn replica_of(&self, group: GroupId) -> Option<ReplicaId> {
+        lock(&self.shared.running)
+            .get(&group)
+            .filter(|running| running.phase == Phase::Serving)
+            .map(|running| running.replica)
+    }
+
     /// The groups that run here.
     #[must_use]
     pub fn groups(&self) -> Vec<(GroupId, ReplicaId)> {
@@ -375,6 +396,14 @@ impl Engine {
             return Err(RequestError::Invalid { reason });
         }
         self.env(group, to).map_err(|error| storage(&error))
+    }
+
+    /// Begins to verify everything durable in the log, the payloads too, at the rate set by
+    /// [`LaneOptions::scrub_bytes_per_s`](raft_log::LaneOptions); a pass under way begins again. A
+    /// replica that lost something fails, alone: [`Event::GroupFailed`](crate::Event) says so. How
+    /// far it has come is among the workers' [`stats`](crate::RunningWorkers::stats).
+    pub fn scrub(&self) {
+        self.shared.step_shared.lane.notice(LaneInput::Scrub);
     }
 
     /// Hands a received snapshot, committed in its final directory, to the group, which removes it

@@ -3,36 +3,47 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use raft_log::{Lane, LaneSpace, LogError, Submission};
+use raft_log::{Lane, LaneSpace, LogError, ScrubStatus, Submission};
 use raft_proto::Time;
 
 use crate::inbox::Inbox;
 use crate::step::{LaneDone, StepInput};
+use crate::workers::EngineStats;
 use crate::{Progress, route};
+
+/// What the lane worker is told.
+pub(crate) enum LaneInput {
+    /// To be made durable, in this order.
+    Submit(Vec<Submission>),
+    /// Verify everything durable.
+    Scrub,
+}
 
 /// Owns the lane: the only place where an append waits for the disk.
 pub(crate) struct LaneWorker {
     lane: Lane,
     space: LaneSpace,
-    inbox: Arc<Inbox<Vec<Submission>>>,
+    inbox: Arc<Inbox<LaneInput>>,
     steps: Vec<Arc<Inbox<StepInput>>>,
-    drained: Vec<Vec<Submission>>,
+    drained: Vec<LaneInput>,
     /// What found no room, in order: entries that had got an index when the disk became full, and
     /// whatever their groups submitted after them.
     held: VecDeque<Submission>,
     done: Vec<Vec<LaneDone>>,
     has_failed: bool,
+    scrub: ScrubStatus,
 }
 
 impl LaneWorker {
     pub(crate) fn new(
         lane: Lane,
-        inbox: Arc<Inbox<Vec<Submission>>>,
+        inbox: Arc<Inbox<LaneInput>>,
         steps: Vec<Arc<Inbox<StepInput>>>,
     ) -> Self {
         let done = steps.iter().map(|_| Vec::new()).collect();
         Self {
             space: lane.reader().space(),
+            scrub: lane.scrub_status(),
             lane,
             inbox,
             steps,
@@ -43,8 +54,11 @@ impl LaneWorker {
         }
     }
 
-    pub(crate) const fn lane(&self) -> &Lane {
-        &self.lane
+    pub(crate) fn stats(&self) -> EngineStats {
+        EngineStats {
+            lane: self.lane.stats(),
+            scrub: self.scrub,
+        }
     }
 
     pub(crate) fn into_lane(self) -> Lane {
@@ -58,14 +72,27 @@ impl LaneWorker {
         for submission in std::mem::take(&mut self.held) {
             self.submit(submission);
         }
-        for submission in drained.drain(..).flatten() {
-            self.submit(submission);
+        for input in drained.drain(..) {
+            match input {
+                LaneInput::Submit(submissions) => {
+                    for submission in submissions {
+                        self.submit(submission);
+                    }
+                }
+                LaneInput::Scrub => {
+                    self.lane.scrub();
+                    self.scrub = self.lane.scrub_status();
+                }
+            }
         }
         self.drained = drained;
         if self.has_failed {
             return Progress::Idle { until: None };
         }
         let progress = self.lane.poll(now);
+        if self.scrub.is_running {
+            self.scrub = self.lane.scrub_status();
+        }
         for completion in self.lane.take_completions() {
             match completion.result {
                 Ok(()) => {

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use raft_log::{LaneSpace, LogError, LogReader, Submission};
+use raft_log::{LaneSpace, LogError, LogReader};
 use raft_proto::{
     Batch, BatchBuilder, Body, Entries, EntryId, Envelope, Fetched, GroupId, HostId, Index,
     MembershipChange, Message, Refused, ReplicaId, SnapshotStatus, Time,
@@ -21,6 +21,7 @@ use crate::engine::ReceivedSnapshot;
 use crate::group::{Group, Proposal};
 use crate::inbox::Inbox;
 use crate::jobs::{JobQueue, SaveEnd};
+use crate::lane::LaneInput;
 use crate::outbound::{Event, Events, Outbound};
 use crate::request::{Applied, RequestError, Responder, SnapshotOutcome, SnapshotRequest};
 use crate::status::GroupStatus;
@@ -137,7 +138,7 @@ pub(crate) struct StepShared {
     pub(crate) config: EngineConfig,
     /// The log takes no batch over this.
     pub(crate) record_bytes_max: usize,
-    pub(crate) lane: Arc<Inbox<Vec<Submission>>>,
+    pub(crate) lane: Arc<Inbox<LaneInput>>,
     pub(crate) steps: Vec<Arc<Inbox<StepInput>>>,
     pub(crate) applies: Vec<Arc<Inbox<ApplyInput>>>,
     pub(crate) jobs: Arc<JobQueue>,
@@ -180,12 +181,14 @@ impl StepWorker {
         }
     }
 
-    /// One pass.
-    pub(crate) fn poll(&mut self, now: Time) -> Progress {
-        let tick_nanos = self.shared.config.tick_ms * 1_000_000;
-        self.out.tick = now.0 / tick_nanos;
+    /// One pass. The clock is read when the inbox has been taken in: what comes later is not judged
+    /// by an older time, in which a lease may have held.
+    pub(crate) fn poll(&mut self, clock: impl FnOnce() -> Time) -> Progress {
         let mut drained = std::mem::take(&mut self.drained);
         self.inbox.drain(&mut drained);
+        let now = clock();
+        let tick_nanos = self.shared.config.tick_ms * 1_000_000;
+        self.out.tick = now.0 / tick_nanos;
         let has_input = !drained.is_empty();
         for input in drained.drain(..) {
             self.take_in(input);

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use raft_log::LaneStats;
+use raft_log::{LaneStats, ScrubStatus};
 use raft_proto::Time;
 
 use crate::apply::{ApplyWorker, panic_text};
@@ -91,10 +91,12 @@ impl Alarm {
 }
 
 /// What an engine has done since it opened.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct EngineStats {
     /// The log lane's counters.
     pub lane: LaneStats,
+    /// How far verifying what the log holds has come.
+    pub scrub: ScrubStatus,
 }
 
 impl Workers {
@@ -136,10 +138,19 @@ impl Workers {
     ///
     /// If there is no such worker.
     pub fn poll(&mut self, worker: WorkerId, now: Time) -> Progress {
+        self.poll_by(worker, || now)
+    }
+
+    /// The same by a clock, which a step worker reads when it has taken in its inbox.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such worker.
+    pub fn poll_by(&mut self, worker: WorkerId, clock: impl FnOnce() -> Time) -> Progress {
         match worker {
-            WorkerId::Step(at) => self.steps[at].0.poll(now),
-            WorkerId::Lane => self.lane.0.poll(now),
-            WorkerId::Apply(at) => self.applies[at].0.poll(now),
+            WorkerId::Step(at) => self.steps[at].0.poll(clock),
+            WorkerId::Lane => self.lane.0.poll(clock()),
+            WorkerId::Apply(at) => self.applies[at].0.poll(),
             WorkerId::Job(at) => self.jobs[at].poll(),
         }
     }
@@ -147,9 +158,7 @@ impl Workers {
     /// What has been done so far.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        EngineStats {
-            lane: self.lane.0.lane().stats(),
-        }
+        self.lane.0.stats()
     }
 
     /// Gives each worker a thread.
@@ -162,14 +171,14 @@ impl Workers {
         let origin = Instant::now();
         let clock = move || Time(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
         let stop = Arc::new(AtomicBool::new(false));
-        let stats: Arc<Mutex<LaneStats>> = Arc::default();
+        let stats = Arc::new(Mutex::new(self.lane.0.stats()));
         let mut threads = Vec::new();
         let mut wakes = Vec::new();
         for (at, (mut worker, wake)) in self.steps.into_iter().enumerate() {
             let stop = Arc::clone(&stop);
             wakes.push(Arc::clone(&wake));
             threads.push(watched(format!("raft-step-{at}"), &self.alarm, move || {
-                drive(&wake, &stop, clock, |now| worker.poll(now));
+                drive(&wake, &stop, clock, || worker.poll(clock));
             }));
         }
         for (at, (mut worker, wake)) in self.applies.into_iter().enumerate() {
@@ -179,7 +188,7 @@ impl Workers {
                 format!("raft-apply-{at}"),
                 &self.alarm,
                 move || {
-                    drive(&wake, &stop, clock, |now| worker.poll(now));
+                    drive(&wake, &stop, clock, || worker.poll());
                 },
             ));
         }
@@ -202,9 +211,9 @@ impl Workers {
             let alarm = self.alarm;
             start("raft-lane".to_owned(), move || {
                 let has_ended = alarm.watch("raft-lane", || {
-                    drive(&wake, &stop, clock, |now| {
-                        let progress = lane.poll(now);
-                        *stats.lock().unwrap_or_else(PoisonError::into_inner) = lane.lane().stats();
+                    drive(&wake, &stop, clock, || {
+                        let progress = lane.poll(clock());
+                        *stats.lock().unwrap_or_else(PoisonError::into_inner) = lane.stats();
                         progress
                     });
                 });
@@ -236,16 +245,14 @@ pub struct RunningWorkers {
     job_queue: Arc<JobQueue>,
     threads: Vec<JoinHandle<()>>,
     lane_thread: Option<JoinHandle<()>>,
-    stats: Arc<Mutex<LaneStats>>,
+    stats: Arc<Mutex<EngineStats>>,
 }
 
 impl RunningWorkers {
     /// What has been done so far.
     #[must_use]
     pub fn stats(&self) -> EngineStats {
-        EngineStats {
-            lane: *self.stats.lock().unwrap_or_else(PoisonError::into_inner),
-        }
+        *self.stats.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -287,7 +294,7 @@ fn drive(
     wake: &Wake,
     stop: &AtomicBool,
     clock: impl Fn() -> Time,
-    mut poll: impl FnMut(Time) -> Progress,
+    mut poll: impl FnMut() -> Progress,
 ) {
     wake.attach();
     loop {
@@ -296,8 +303,7 @@ fn drive(
         if stop.load(Ordering::Acquire) {
             return;
         }
-        let now = clock();
-        if let Progress::Idle { until } = poll(now) {
+        if let Progress::Idle { until } = poll() {
             let timeout = until
                 .map_or(PARK_MAX, |until| Duration::from_nanos(until.since(clock())))
                 .min(PARK_MAX);

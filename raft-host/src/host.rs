@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use raft_engine::{
-    Engine, EngineConfig, Parts, RecoveredReplica, RunningWorkers, Start, StateMachine, Workers,
+    Engine, EngineConfig, EngineStats, Parts, RecoveredReplica, RunningWorkers, Start,
+    StateMachine, Workers,
 };
 use raft_log::vfs::{StdVfs, Vfs};
-use raft_log::{LaneOptions, LaneStats, RecoveryReport};
+use raft_log::{LaneOptions, LaneStats, RecoveryReport, ScrubStatus};
 use raft_proto::{GroupId, HostId, ReplicaId};
 use raft_transport::{
     Transport, TransportConfig, TransportError, TransportIdentity, TransportStats,
@@ -70,6 +71,8 @@ pub struct HostParts {
 pub struct HostStats {
     /// The log's counters.
     pub log: LaneStats,
+    /// How far verifying what the log holds has come.
+    pub scrub: ScrubStatus,
     /// Messages that arrived and found no room in a worker's inbox; Raft sends them again.
     pub inbox_messages_dropped: u64,
     /// The network's counters.
@@ -250,11 +253,7 @@ impl NodeHost {
     /// opened. With one, the group is started by [`Start::Restart`].
     #[must_use]
     pub fn recovered_replica(&self, group: GroupId) -> Option<ReplicaId> {
-        let found = self.recovered().into_iter();
-        found
-            .filter(|found| found.group == group)
-            .map(|found| found.replica)
-            .next()
+        self.shared.engine.recovered_replica(group)
     }
 
     /// Starts a group's replica on this host; it is durable when this returns.
@@ -310,8 +309,7 @@ impl NodeHost {
     /// The handle of a group that runs here.
     #[must_use]
     pub fn group(&self, group: GroupId) -> Option<GroupHandle> {
-        let running = self.shared.engine.groups();
-        let (_, replica) = running.into_iter().find(|(running, _)| *running == group)?;
+        let replica = self.shared.engine.replica_of(group)?;
         let hint = self.shared.ear.hint(group)?;
         Some(GroupHandle::new(
             Arc::clone(&self.shared),
@@ -389,15 +387,22 @@ impl NodeHost {
         reason.ok().flatten().unwrap_or_default()
     }
 
+    /// Begins to verify everything durable in the log, the payloads too, at the rate that
+    /// `config.log.scrub_bytes_per_s` allows; a pass under way begins again. A replica that lost
+    /// something fails, alone, and [`NodeHost::events`] says so; how far it has come is among
+    /// [`NodeHost::stats`].
+    pub fn scrub(&self) {
+        self.shared.engine.scrub();
+    }
+
     /// What it has done so far.
     #[must_use]
     pub fn stats(&self) -> HostStats {
+        let engine = self.workers().as_ref().map(RunningWorkers::stats);
+        let EngineStats { lane, scrub } = engine.unwrap_or_default();
         HostStats {
-            log: self
-                .workers()
-                .as_ref()
-                .map(|workers| workers.stats().lane)
-                .unwrap_or_default(),
+            log: lane,
+            scrub,
             inbox_messages_dropped: self.shared.engine.messages_dropped(),
             network: self.shared.way.stats(),
         }

@@ -181,7 +181,7 @@ pub use raft_engine::{
     SnapshotOutcome, SnapshotRead, SnapshotRejected, SnapshotRequest, Start, StateMachine,
     StateMachineError,
 };
-pub use raft_log::{LaneOptions, LaneStats, RecoveryReport};
+pub use raft_log::{LaneOptions, LaneStats, RecoveryReport, ScrubStatus};
 pub use raft_proto::{
     Change, ChangeKind, EntryId, GroupId, HostId, Index, Membership, MembershipChange, ReplicaId,
     Role, Session, Term, Transition,

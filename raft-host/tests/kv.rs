@@ -98,6 +98,7 @@ fn every_command_answers_and_every_refusal_says_why() {
         ),
         (&["RAFT", "HOST", "2", "nowhere"], "-ERR not an address"),
         (&["RAFT", "HOST", "2", "127.0.0.1:1"], "+OK\r\n"),
+        (&["RAFT", "SCRUB"], "+OK\r\n"),
         (&["RAFT", "SNAPSHOT", "1"], ":"),
         (&["RAFT", "SNAPSHOT", "1"], "+NOTHINGNEW\r\n"),
         (&["RAFT", "SNAPSHOT", "1", "EXPORT", "/nowhere"], "-ERR "),
@@ -113,6 +114,10 @@ fn every_command_answers_and_every_refusal_says_why() {
             !got.contains('{') || got.starts_with('$'),
             "no text for people: {got}"
         );
+    }
+    let scrubbed = client.ask_until(&["INFO"], |info| !info.contains("scrub_passes:0"));
+    for counter in ["moved_bytes:0", "scrub_damaged:0"] {
+        assert!(scrubbed.contains(counter), "{scrubbed}");
     }
 }
 

@@ -6,6 +6,7 @@ use raft_proto::{Envelope, GroupId, HostId, Ready};
 use super::StepShared;
 use crate::apply::{ApplyInput, Task};
 use crate::jobs::Job;
+use crate::lane::LaneInput;
 use crate::outbound::{Event, SnapshotTransfer};
 use crate::route;
 
@@ -50,7 +51,8 @@ impl Out {
     /// Lets everything go. The disk first: it takes longest.
     pub(super) fn hand_on(&mut self, shared: &StepShared) {
         if !self.submissions.is_empty() {
-            shared.lane.notice(std::mem::take(&mut self.submissions));
+            let submissions = std::mem::take(&mut self.submissions);
+            shared.lane.notice(LaneInput::Submit(submissions));
         }
         for (host, messages) in &mut self.messages {
             if !messages.is_empty() {

@@ -4,7 +4,7 @@ use std::io::ErrorKind;
 use std::path::Path;
 
 use raft_engine::{Event, RequestError};
-use raft_proto::Role;
+use raft_proto::{GroupId, Role};
 
 use crate::world::{MILLISECOND, World, command, find, group, replica, segments};
 
@@ -326,6 +326,55 @@ fn fault_20_all_copies_of_a_vote_bad_stop_the_replica_for_ever() {
     world
         .propose(leader, group(1), 6)
         .expect("the others serve");
+    world.check();
+}
+
+#[test]
+fn fault_3_a_scrub_that_is_asked_for_finds_what_lies_unread() {
+    let mut world = World::new(31, 3, 2);
+    // Nothing is verified unasked.
+    world.lane.scrub_bytes_per_s = 0;
+    world.start_all();
+    world.await_leaders();
+    let leader = world.leader(group(1));
+    let mut number = 0;
+    while segments(&world.hosts[leader].vfs).len() < 3 {
+        number += 1;
+        assert!(number < 20_000, "segments fill up");
+        world
+            .propose(leader, group(1), number)
+            .expect("the group serves");
+    }
+    world.await_level(group(1));
+    let victim = (leader + 1) % 3;
+    let vfs = &world.hosts[victim].vfs;
+    let (path, at) = find(vfs, &command(number / 2)).remove(0);
+    vfs.flip_bit(&path, at + 3, 6);
+    let failed = |world: &World, at: usize| -> Vec<GroupId> {
+        let events = world.events(at).into_iter();
+        let failed = events.filter_map(|event| match event {
+            Event::GroupFailed { group, .. } => Some(group),
+            _ => None,
+        });
+        failed.collect()
+    };
+    let scrubbed = |world: &World, at: usize| {
+        let running = world.hosts[at].running.as_ref();
+        running.map(|(_, workers)| workers.stats().scrub)
+    };
+    world.run_for(5_000 * MILLISECOND);
+    assert_eq!(failed(&world, victim), []);
+    assert_eq!(scrubbed(&world, victim).map(|scrub| scrub.passes), Some(0));
+    for at in [leader, victim] {
+        world.engine(at).scrub();
+        world.run_until("the end of a pass", |world| {
+            scrubbed(world, at).is_some_and(|scrub| scrub.passes == 1)
+        });
+    }
+    assert_eq!(failed(&world, victim), [group(1)]);
+    assert_eq!(failed(&world, leader), []);
+    let found = scrubbed(&world, victim).expect("it runs");
+    assert!(found.damaged == 1 && found.verified_bytes > 0, "{found:?}");
     world.check();
 }
 

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use raft_host::{
-    Bytes, GroupHandle, GroupStatus, HostId, ProposeError, ReplicaId, SnapshotOutcome,
-    SnapshotRejected, SnapshotRequest,
+    Bytes, GroupHandle, GroupId, GroupStatus, HostId, ProposeError, ReadError, ReplicaId,
+    SnapshotOutcome, SnapshotRejected, SnapshotRequest,
 };
 use serde_json::json;
 
@@ -19,7 +19,7 @@ use crate::reply;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 const USAGE: &str = "ERR RAFT knows STATUS [g], LEADER g, TRANSFER g host, ADD g host, \
-    PROMOTE g host, REMOVE g host, SNAPSHOT g [EXPORT dir], HOST id addr";
+    PROMOTE g host, REMOVE g host, SNAPSHOT g [EXPORT dir], SCRUB, HOST id addr";
 
 pub(crate) async fn run(node: &Node, words: &[Bytes]) -> Bytes {
     let Some((name, rest)) = words.split_first() else {
@@ -31,7 +31,7 @@ pub(crate) async fn run(node: &Node, words: &[Bytes]) -> Bytes {
     };
     let name = String::from_utf8_lossy(name).to_ascii_uppercase();
     let outcome = match (name.as_str(), &rest[..]) {
-        ("STATUS", []) => Ok(rows(&node.statuses().await)),
+        ("STATUS", []) => Ok(all(node).await),
         ("STATUS", [group]) => status(node, group).await,
         ("LEADER", [group]) => leader(node, group),
         ("TRANSFER", [group, host]) => transfer(node, group, host).await,
@@ -39,6 +39,10 @@ pub(crate) async fn run(node: &Node, words: &[Bytes]) -> Bytes {
         ("SNAPSHOT", [group]) => snapshot(node, group, None).await,
         ("SNAPSHOT", [group, export, dir]) if export.eq_ignore_ascii_case("EXPORT") => {
             snapshot(node, group, Some(PathBuf::from(dir))).await
+        }
+        ("SCRUB", []) => {
+            node.host().scrub();
+            Ok(reply::OK)
         }
         ("HOST", [host, address]) => introduce(node, host, address),
         _ => Err(reply::error(USAGE)),
@@ -66,13 +70,27 @@ fn host(text: &str) -> Result<HostId, Bytes> {
 async fn status(node: &Node, text: &str) -> Result<Bytes, Bytes> {
     let status = group(node, text)?.status().await;
     let status = status.map_err(|error| reply::error(&format!("ERR {error}")))?;
-    Ok(rows(&[status]))
+    Ok(reply::bulk(json!([row(&status)]).to_string().as_bytes()))
 }
 
-/// A JSON array, a row a group. Members are named by their hosts.
-fn rows(statuses: &[GroupStatus]) -> Bytes {
-    let rows: Vec<_> = statuses.iter().map(row).collect();
-    reply::bulk(json!(rows).to_string().as_bytes())
+/// A JSON array, a row a group. Members are named by their hosts. A group that does not answer has
+/// its error in its row, and nothing else.
+async fn all(node: &Node) -> Bytes {
+    let statuses = node.statuses().await;
+    let rows = statuses.iter().zip(node.groups());
+    let rows = rows.map(|(status, group)| match status {
+        Ok(status) => row(status),
+        Err(error) => error_row(group.group(), group.replica(), error),
+    });
+    reply::bulk(json!(rows.collect::<Vec<_>>()).to_string().as_bytes())
+}
+
+fn error_row(group: GroupId, replica: ReplicaId, error: &ReadError) -> serde_json::Value {
+    json!({
+        "group": group.get(),
+        "replica": replica.get(),
+        "error": error.to_string(),
+    })
 }
 
 fn row(status: &GroupStatus) -> serde_json::Value {
@@ -182,4 +200,31 @@ fn introduce(node: &Node, of: &str, address: &str) -> Result<Bytes, Bytes> {
     }
     node.host().registry().set(host, address);
     Ok(reply::OK)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_gives_no_answer_is_listed_as_such() {
+        let waited = Duration::from_secs(5);
+        let (group, replica) = (GroupId::try_from(7), ReplicaId::try_from(2));
+        let row = error_row(
+            group.expect("an id"),
+            replica.expect("an id"),
+            &ReadError::Timeout { waited },
+        );
+        assert_eq!(
+            (row["group"].as_u64(), row["replica"].as_u64()),
+            (Some(7), Some(2))
+        );
+        assert!(
+            row["error"]
+                .as_str()
+                .is_some_and(|error| error.contains("5s")),
+            "{row}"
+        );
+        assert!(row.get("role").is_none());
+    }
 }

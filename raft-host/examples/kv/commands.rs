@@ -247,6 +247,10 @@ fn info(node: &Node) -> String {
                 ("written_bytes", log.written_bytes.to_string()),
                 ("log_bytes", log.live_segment_bytes.to_string()),
                 ("log_segments", log.live_segments.to_string()),
+                ("moved_bytes", log.moved_bytes.to_string()),
+                ("scrub_passes", stats.scrub.passes.to_string()),
+                ("scrubbed_bytes", stats.scrub.verified_bytes.to_string()),
+                ("scrub_damaged", stats.scrub.damaged.to_string()),
             ],
         ),
         (
@@ -365,7 +369,7 @@ fn slots_led_by(node: &Node, host: HostId) -> Vec<(u64, u64)> {
 /// For each group its slots, its leader, and its other members.
 async fn cluster_slots(node: &Node) -> Bytes {
     let mut ranges = Vec::new();
-    for status in node.statuses().await {
+    for status in node.statuses().await.into_iter().flatten() {
         let Some(leader) = status.leader_host else {
             continue;
         };

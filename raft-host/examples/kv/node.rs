@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use raft_host::{
-    GroupHandle, GroupId, GroupStart, GroupStatus, HostId, NodeHost, ReplicaId, Start,
+    GroupHandle, GroupId, GroupStart, GroupStatus, HostId, NodeHost, ReadError, ReplicaId, Start,
 };
 use tokio::task::JoinSet;
 
@@ -139,13 +139,13 @@ impl Node {
         Some((host, self.redis_of(host)?))
     }
 
-    /// How all groups stand; one that does not answer is left out.
-    pub(crate) async fn statuses(&self) -> Vec<GroupStatus> {
+    /// How all groups stand, in their order.
+    pub(crate) async fn statuses(&self) -> Vec<Result<GroupStatus, ReadError>> {
         // All are asked before the first is waited for.
         let asked: Vec<_> = self.groups.iter().map(GroupHandle::status).collect();
         let mut statuses = Vec::with_capacity(asked.len());
         for status in asked {
-            statuses.extend(status.await.ok());
+            statuses.push(status.await);
         }
         statuses
     }

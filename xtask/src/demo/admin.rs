@@ -73,15 +73,24 @@ pub(super) fn status_of_all(hosts: &Hosts) -> Result<Statuses> {
         .collect()
 }
 
-/// Asks a host for all its groups.
+/// Asks a host for all its groups. One that gave no answer is as if it were not there.
 pub(super) fn status(address: SocketAddr) -> Result<BTreeMap<u64, Row>> {
     let answer = command(address, &["RAFT", "STATUS"])?;
     let text = answer
         .text()
         .with_context(|| format!("RAFT STATUS was answered {answer:?}"))?;
-    let rows: Vec<Row> = serde_json::from_str(&text)
-        .with_context(|| format!("RAFT STATUS is not understood: {text}"))?;
-    Ok(rows.into_iter().map(|row| (row.group, row)).collect())
+    parse_rows(&text).with_context(|| format!("RAFT STATUS is not understood: {text}"))
+}
+
+fn parse_rows(text: &str) -> Result<BTreeMap<u64, Row>> {
+    let rows: Vec<serde_json::Value> = serde_json::from_str(text)?;
+    rows.into_iter()
+        .filter(|row| row.get("error").is_none())
+        .map(|row| {
+            let row: Row = serde_json::from_value(row)?;
+            Ok((row.group, row))
+        })
+        .collect()
 }
 
 /// The host that says that it leads the group; of several, the one with the newest term.
@@ -270,6 +279,17 @@ mod tests {
         assert_eq!(leader(&statuses, 1), Some(1));
         assert!(all_led(&statuses, 1));
         assert!(!all_led(&statuses, 2));
+    }
+
+    #[test]
+    fn a_group_that_gave_no_answer_is_not_there() {
+        let answered = r#"{"group": 1, "role": "leader", "term": 2, "first": 1, "commit": 3,
+            "applied": 3, "voters": [1], "learners": [], "state_hash": "0",
+            "installed_from_stream": false}"#;
+        let silent = r#"{"group": 2, "replica": 1, "error": "no answer within 5s"}"#;
+        let rows = parse_rows(&format!("[{answered}, {silent}]")).expect("it parses");
+        assert_eq!(rows.keys().copied().collect::<Vec<_>>(), [1]);
+        assert!(parse_rows(r#"[{"group": 1}]"#).is_err());
     }
 
     #[test]
