@@ -18,6 +18,10 @@ pub struct EngineConfig {
     pub election_timeout_ticks_min: u64,
     /// Upper bound of the election timeout. At least the lower bound; default 60.
     pub election_timeout_ticks_max: u64,
+    /// Election timeouts without any work after which a group falls quiet: no heartbeat, no timer,
+    /// no wake-up until somebody asks it something, a message comes, or its leader's host is lost.
+    /// The same on every host. Up to 1,000; 0, the default: never.
+    pub quiesce_timeouts: u64,
     /// Size of one command. 1 byte to 8 MiB less 64 KiB, default 4 MiB.
     pub proposal_bytes_max: usize,
     /// Bytes of requests and messages that may wait for a step worker. 1 MiB to 4 GiB,
@@ -79,6 +83,7 @@ impl Default for EngineConfig {
             heartbeat_ticks: 5,
             election_timeout_ticks_min: 30,
             election_timeout_ticks_max: 60,
+            quiesce_timeouts: 0,
             proposal_bytes_max: 4 << 20,
             inbox_bytes_max: 64 << 20,
             uncommitted_bytes_max: 64 << 20,
@@ -143,6 +148,7 @@ impl EngineConfig {
                 self.election_timeout_ticks_min,
                 200_000,
             ),
+            ("quiesce_timeouts", self.quiesce_timeouts, 0, 1_000),
             (
                 "proposal_bytes_max",
                 size(self.proposal_bytes_max),

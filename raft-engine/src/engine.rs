@@ -406,6 +406,14 @@ impl Engine {
         self.shared.step_shared.lane.notice(LaneInput::Scrub);
     }
 
+    /// Says that a host can no longer be reached. Groups that have fallen quiet under a leader there
+    /// wake and look for another.
+    pub fn host_lost(&self, host: HostId) {
+        for step in &self.shared.steps {
+            step.notice(StepInput::HostLost { host });
+        }
+    }
+
     /// Hands a received snapshot, committed in its final directory, to the group, which removes it
     /// again if it is of no use or its sender does not live where it came from.
     pub fn snapshot_received(&self, received: ReceivedSnapshot) {

@@ -35,6 +35,9 @@ pub struct GroupStatus {
     pub state_hash: u64,
     /// Whether the replica took its state from a streamed snapshot since the process started.
     pub installed_from_stream: bool,
+    /// Whether the group has fallen quiet here: nothing is sent and nothing is awaited until somebody
+    /// needs it.
+    pub is_quiet: bool,
     /// Memory the core holds for it.
     pub memory_bytes: usize,
     /// Why the replica has failed, if it has.

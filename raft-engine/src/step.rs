@@ -99,6 +99,9 @@ pub(crate) enum StepInput {
     Unreachable {
         replicas: Vec<(GroupId, ReplicaId)>,
     },
+    HostLost {
+        host: HostId,
+    },
     // Notices of our own workers.
     Persisted(Vec<LaneDone>),
     Applied(Vec<(GroupId, Index)>),
@@ -291,6 +294,7 @@ impl StepWorker {
                     self.isolated(group, |_, _, group| group.raft.report_unreachable(replica));
                 }
             }
+            StepInput::HostLost { host } => self.host_lost(host),
             StepInput::Persisted(done) => {
                 for done in done {
                     self.persisted(done);
@@ -509,6 +513,23 @@ impl StepWorker {
             .push((id, Event::Refused { group: id, reason }));
     }
 
+    /// Groups that fell quiet under a leader on `host` wake, or nobody would miss it.
+    fn host_lost(&mut self, host: HostId) {
+        let led_there = |group: &Group| {
+            let leader = group.raft.leader().filter(|_| group.raft.is_quiet())?;
+            (group.hosts.get(&leader) == Some(&host)).then_some((group.id, leader))
+        };
+        let mut led: Vec<_> = self
+            .groups
+            .values()
+            .filter_map(|group| led_there(group))
+            .collect();
+        led.sort_unstable();
+        for (id, leader) in led {
+            self.isolated(id, |_, _, group| group.raft.report_unreachable(leader));
+        }
+    }
+
     fn persisted(&mut self, done: LaneDone) {
         self.isolated(done.group, |shared, out, group| {
             if group.replica != done.replica {
@@ -568,6 +589,7 @@ impl StepWorker {
             log_bytes: self.shared.reader.log_bytes(id, group.replica),
             state_hash: 0,
             installed_from_stream: group.is_installed_from_stream,
+            is_quiet: raft.is_quiet(),
             memory_bytes: raft.memory_bytes(),
             failed: group.failed.clone().or_else(|| self.failed.clone()),
         };

@@ -43,6 +43,7 @@ fn two_hundred_seeds_lose_nothing() {
         total.votes += report.votes;
         total.sealed += report.sealed;
         total.moved_bytes += report.moved_bytes;
+        total.quiet += report.quiet;
         total.memory_bytes = total.memory_bytes.max(report.memory_bytes);
     }
     record(&serde_json::json!({
@@ -50,7 +51,7 @@ fn two_hundred_seeds_lose_nothing() {
         "applied": total.applied, "crashes": total.crashes, "snapshots": total.snapshots,
         "streamed": total.streamed, "reads": total.reads, "membership_changes": total.changes,
         "votes": total.votes, "sealed_segments": total.sealed, "moved_bytes": total.moved_bytes,
-        "memory_bytes_most": total.memory_bytes,
+        "found_quiet": total.quiet, "memory_bytes_most": total.memory_bytes,
     }));
     println!("{total:?}");
     assert!(
@@ -71,6 +72,7 @@ fn two_hundred_seeds_lose_nothing() {
         total.votes,
         total.sealed,
         total.moved_bytes,
+        total.quiet,
     ] {
         assert!(count > SEEDS, "too little happened: {total:?}");
     }

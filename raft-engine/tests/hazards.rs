@@ -16,6 +16,8 @@ mod peers;
 mod power;
 #[path = "cluster/promises.rs"]
 mod promises;
+#[path = "hazards/quiet.rs"]
+mod quiet;
 #[path = "hazards/snapshots.rs"]
 mod snapshots;
 #[path = "hazards/world.rs"]

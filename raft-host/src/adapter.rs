@@ -179,6 +179,9 @@ impl Delivery for Inward {
 
     fn event(&self, event: TransportEvent) {
         tracing::debug!(?event, "network");
+        if let TransportEvent::Disconnected { host, .. } = &event {
+            self.engine.host_lost(*host);
+        }
         self.ear.tell(HostEvent::Network(event));
     }
 }

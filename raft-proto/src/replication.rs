@@ -72,6 +72,7 @@ impl Raft {
         &mut self,
         proposals: impl IntoIterator<Item = Proposal<'a>, IntoIter: Clone>,
     ) -> Result<Proposed, ProposeError> {
+        self.wake();
         self.may_propose()?;
         let proposals = proposals.into_iter();
         let (mut count, mut bytes) = (0, 0);
@@ -82,7 +83,6 @@ impl Raft {
         if self.is_uncommitted_full(bytes) {
             return Err(ProposeError::UncommittedFull);
         }
-        self.wake();
         let proposed = self.append(proposals, count, bytes);
         self.broadcast_append();
         self.assert_invariants();
@@ -160,13 +160,13 @@ impl Raft {
         kind: EntryKind,
         change: &MembershipChange,
     ) -> Result<EntryId, ProposeError> {
+        self.wake();
         self.may_propose()?;
         self.check_change(change)?;
         let payload = change.encode();
         if self.is_uncommitted_full(payload.len()) {
             return Err(ProposeError::UncommittedFull);
         }
-        self.wake();
         let proposed = self.append_change(kind, &payload);
         self.broadcast_append();
         self.assert_invariants();
@@ -535,8 +535,12 @@ impl Raft {
         Ok(())
     }
 
-    /// A message to `to` was dropped: what was in flight is probably lost with it.
+    /// A message to `to` was dropped: what was in flight is probably lost with it. A group that has
+    /// fallen quiet under `to` wakes, to find out whether it still leads.
     pub fn report_unreachable(&mut self, to: ReplicaId) {
+        if self.is_quiet() && self.leader == Some(to) {
+            self.wake();
+        }
         if self.is_leader()
             && let Some(peer) = self.peers.peer_mut(to)
             && peer.progress.is_replicate()

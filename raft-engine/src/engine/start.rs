@@ -242,6 +242,7 @@ impl Engine {
             election_timeout_ticks_min: config.election_timeout_ticks_min,
             election_timeout_ticks_max: config.election_timeout_ticks_max,
             heartbeat_ticks: config.heartbeat_ticks,
+            quiesce_timeouts: config.quiesce_timeouts,
             message_bytes_max: config.message_bytes_max,
             inflight_messages_max: config.inflight_messages_max,
             inflight_bytes_max: config.inflight_bytes_max,

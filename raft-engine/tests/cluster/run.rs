@@ -77,6 +77,8 @@ pub struct Report {
     pub sealed: u64,
     /// Bytes that logs moved forward.
     pub moved_bytes: u64,
+    /// Groups that were found quiet.
+    pub quiet: u64,
     /// The most that a group's core held.
     pub memory_bytes: usize,
 }
@@ -106,6 +108,8 @@ pub struct Run {
     rng: Rng,
     now: Time,
     options: Options,
+    /// The same on every host: how soon groups fall quiet, if ever.
+    quiesce_timeouts: u64,
     hosts: Vec<Host>,
     network: Network,
     applications: Arc<Mutex<Applications>>,
@@ -148,7 +152,9 @@ impl Run {
         let mut network = Network::default();
         network.loss_percent = rng.below(6);
         network.delay_max_nanos = MILLISECOND * (1 + rng.below(20));
+        let quiesce_timeouts = rng.below(3);
         Self {
+            quiesce_timeouts,
             rng,
             now: Time(0),
             options,
@@ -181,7 +187,13 @@ impl Run {
             }
             if self.now >= next_client {
                 self.client();
-                next_client = self.now.plus_nanos(self.rng.below(12 * MILLISECOND));
+                // Now and then nobody asks for anything, for so long that groups fall quiet.
+                let pause_max = if self.rng.one_in(300) {
+                    2 * SECOND
+                } else {
+                    12 * MILLISECOND
+                };
+                next_client = self.now.plus_nanos(self.rng.below(pause_max));
             }
             self.squeeze();
             self.administer();

@@ -76,6 +76,8 @@ pub struct World {
     pub promises: Promises,
     /// Hosts that hear and are heard of nothing.
     pub cut: BTreeSet<HostId>,
+    /// Hosts whose threads stand still: what comes gathers in their inboxes.
+    pub paused: BTreeSet<HostId>,
     /// Messages sent by each host for each group.
     sent: BTreeMap<(HostId, GroupId), u64>,
     /// The lives in which hosts forwarded reads.
@@ -146,6 +148,7 @@ impl World {
             applications: Arc::default(),
             promises: Promises::default(),
             cut: BTreeSet::new(),
+            paused: BTreeSet::new(),
             sent: BTreeMap::new(),
             reading_lives: BTreeSet::new(),
             snapshots_from: None,
@@ -343,7 +346,7 @@ impl World {
     pub fn leader(&mut self, group: GroupId) -> usize {
         for _ in 0..400 {
             for at in 0..self.hosts.len() {
-                if self.hosts[at].running.is_none() || self.cut.contains(&self.hosts[at].id) {
+                if !self.is_there(at) {
                     continue;
                 }
                 let status = self.ask(at, |engine, responder| engine.status(group, responder));
@@ -365,7 +368,7 @@ impl World {
         for _ in 0..400 {
             let mut applied = BTreeSet::new();
             for at in 0..self.hosts.len() {
-                if self.hosts[at].running.is_some() && !self.cut.contains(&self.hosts[at].id) {
+                if self.is_there(at) {
                     let status = self.status(at, group);
                     applied.insert(status.applied);
                     applied.insert(status.last);
@@ -377,6 +380,22 @@ impl World {
             self.run_for(25 * MILLISECOND);
         }
         panic!("group {group} is not level within ten seconds");
+    }
+
+    /// Whether a host runs and is heard of.
+    fn is_there(&self, at: usize) -> bool {
+        let host = &self.hosts[at];
+        host.running.is_some() && !self.cut.contains(&host.id) && !self.paused.contains(&host.id)
+    }
+
+    /// When a worker of a host has something to do by itself, as it said at its last poll.
+    pub fn deadline(&self, at: usize) -> Option<Time> {
+        self.hosts[at].deadline
+    }
+
+    /// What all hosts have sent.
+    pub fn sent(&self) -> u64 {
+        self.sent.values().sum()
     }
 
     pub fn events(&self, at: usize) -> Vec<Event> {
@@ -437,6 +456,9 @@ impl World {
             let Some((_, workers)) = &mut host.running else {
                 continue;
             };
+            if self.paused.contains(&host.id) {
+                continue;
+            }
             for worker in workers.ids() {
                 match workers.poll(worker, self.now) {
                     Progress::More => is_busy = true,

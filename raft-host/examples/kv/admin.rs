@@ -116,6 +116,7 @@ fn row(status: &GroupStatus) -> serde_json::Value {
         // As text: not every reader of JSON has 64 bits for a number.
         "state_hash": format!("{:016x}", status.state_hash),
         "installed_from_stream": status.installed_from_stream,
+        "is_quiet": status.is_quiet,
         "failed": status.failed,
     })
 }

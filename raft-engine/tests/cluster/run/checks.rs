@@ -74,6 +74,7 @@ impl Run {
         let statuses: Vec<GroupStatus> =
             slots.iter().filter_map(|slot| slot.take()?.ok()).collect();
         for status in &statuses {
+            self.report.quiet += u64::from(status.is_quiet);
             let held = status.memory_bytes;
             self.report.memory_bytes = self.report.memory_bytes.max(held);
             if held > GROUP_MEMORY_BYTES_MAX {

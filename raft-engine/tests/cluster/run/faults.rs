@@ -9,7 +9,7 @@ use raft_engine::{
 };
 use raft_log::LaneOptions;
 use raft_log::vfs::Vfs;
-use raft_proto::GroupId;
+use raft_proto::{GroupId, HostId};
 
 use super::{
     CACHE_BYTES_MAX, FOUNDERS, HOSTS, MILLISECOND, NoEvents, Run, SECOND, UNCOMMITTED_BYTES_MAX,
@@ -70,6 +70,8 @@ impl Run {
                         if !is_one_way {
                             self.network.cut(other, alone);
                         }
+                        self.disconnected(alone, other);
+                        self.disconnected(other, alone);
                     }
                 }
             }
@@ -114,6 +116,17 @@ impl Run {
         drop(lost);
         self.streams
             .retain(|stream| stream.from != id && stream.to != id);
+        for at in 0..self.hosts.len() {
+            self.disconnected(self.hosts[at].id, id);
+        }
+    }
+
+    /// A host's transport tells its engine that the connection to another has ended.
+    fn disconnected(&self, at: HostId, from: HostId) {
+        let host = self.hosts.iter().find(|host| host.id == at);
+        if let Some((engine, _)) = host.and_then(|host| host.running.as_ref()) {
+            engine.host_lost(from);
+        }
     }
 
     pub(super) fn restart_due(&mut self) {
@@ -135,6 +148,7 @@ impl Run {
             seed: self.hosts[at].seed,
             open_count: self.hosts[at].opens,
             compaction_overhead: 20,
+            quiesce_timeouts: self.quiesce_timeouts,
             cache_bytes_max: CACHE_BYTES_MAX,
             uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
             test_ack_before_sync: self.options.test_ack_before_sync,
