@@ -912,6 +912,8 @@ impl Raft {
             if self.config.step_down_on_removal {
                 self.become_follower(self.term, None);
             }
+        // Who is left may be all who confirmed; and one alone is never answered.
+        self.settle_rounds();
             return;
         }
         if self.maybe_commit() {

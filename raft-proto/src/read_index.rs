@@ -286,6 +286,11 @@ impl Raft {
             return;
         };
         peer.acked_round = peer.acked_round.max(round);
+        self.settle_rounds();
+    }
+
+    /// Answers the rounds that a quorum has confirmed.
+    pub(crate) fn settle_rounds(&mut self) {
         let confirmed = self.peers.confirmed_round(self.config.id, self.reads.round);
         while let Some(&(number, sent_at)) = self.reads.sent_at.front()
             && number <= confirmed

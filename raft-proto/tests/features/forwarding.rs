@@ -5,8 +5,8 @@ use bytes::Bytes;
 use crate::dropped;
 use crate::net::{Net, change, index, message, plain, replica, voters};
 use raft_proto::{
-    Body, ChangeKind, Config, DropReason, EntryKind, Forwarded, MembershipChange, Proposal,
-    ReadState, Session, Term,
+    Body, ChangeKind, Config, DropReason, EntryKind, Forwarded, Membership, MembershipChange,
+    Proposal, ReadState, Session, Term,
 };
 
 fn command(text: &str) -> Forwarded {
@@ -153,6 +153,32 @@ fn one_that_no_longer_leads_passes_on_to_the_next_leader() {
     net.tick_all(1);
     assert_eq!(net.node(1).texts(), ["late"]);
     assert_eq!(net.raft(1).term(), Term::new(2));
+}
+
+#[test]
+fn a_read_that_waits_is_answered_when_only_those_are_left_who_confirmed() {
+    let mut net = Net::new(&[1, 2], plain);
+    net.elect(1);
+    net.raft(1)
+        .propose_membership(change(ChangeKind::Remove, 2))
+        .expect("nothing is pending");
+    net.raft(1).read_index(7).expect("it leads");
+    net.pump(1);
+    // The round never reaches two; the entry that removes it does.
+    net.take(|message| matches!(message.body, Body::Heartbeat { .. }));
+    net.settle();
+    assert_eq!(
+        net.raft(1).membership(),
+        &Membership {
+            index: index(2),
+            ..voters(&[1])
+        }
+    );
+    let state = ReadState {
+        user: 7,
+        index: index(1),
+    };
+    assert_eq!(net.node(1).reads, [state]);
 }
 
 fn leased() -> Net {
