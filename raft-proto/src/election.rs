@@ -49,7 +49,9 @@ const ROUNDS_BEFORE_TARGET_FALLS: u32 = 2;
 
 /// Time.
 impl Raft {
-    /// The wall time, in milliseconds, that entries appended from now on carry.
+    /// The wall time, in milliseconds, that entries appended from now on carry. It never falls, not
+    /// over a change of leader either: every entry taken in raises it. Of what a received snapshot
+    /// covers only the driver can tell the time, with this.
     pub fn set_leader_time_ms(&mut self, ms: u64) {
         self.leader_time_ms = self.leader_time_ms.max(ms);
     }

@@ -350,11 +350,6 @@ impl Batch {
         }
     }
 
-    /// Whether some entry may change the membership; quick, and may be wrong only by saying so.
-    pub(crate) fn may_hold_membership(&self) -> bool {
-        self.iter().any(|entry| entry.kind().is_membership())
-    }
-
     /// The same places with the commands left out, as a witness holds them. Membership changes
     /// stay: a witness votes.
     pub(crate) fn without_commands(&self, group: GroupId) -> Self {

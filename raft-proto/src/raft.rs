@@ -175,7 +175,7 @@ impl Raft {
             led_from: Index::ZERO,
             uncommitted_bytes: 0,
             uncommitted: VecDeque::new(),
-            leader_time_ms: 0,
+            leader_time_ms: restored.leader_time_ms,
             chunk: Chunk::default(),
             snapshot: restored.snapshot,
             installing: None,

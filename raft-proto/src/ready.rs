@@ -205,4 +205,10 @@ pub struct Restored {
     pub membership: Membership,
     /// The indexes of membership entries in the log.
     pub membership_entries: Vec<Index>,
+    /// The leader's time of the last entry, in milliseconds, or of the last that the newest snapshot
+    /// covers: no entry appended here carries an earlier one.
+    pub leader_time_ms: u64,
+    /// [`Config::lease_ticks`](crate::Config::lease_ticks) of the life before, if it was lowered
+    /// since: leases that were granted then are waited for.
+    pub lease_ticks: u64,
 }

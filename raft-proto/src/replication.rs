@@ -627,8 +627,9 @@ impl Raft {
                 .from_index(news)
                 .expect("the news lies within the batch")
         };
-        if batch.may_hold_membership() {
-            for entry in batch.iter().filter(|entry| entry.kind().is_membership()) {
+        for entry in &batch {
+            self.leader_time_ms = self.leader_time_ms.max(entry.leader_time_ms());
+            if entry.kind().is_membership() {
                 self.membership_entries.push_back(entry.index());
             }
         }

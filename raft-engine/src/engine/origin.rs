@@ -63,6 +63,7 @@ impl Origin {
             applied: id.index,
             membership,
             membership_entries: Vec::new(),
+            ..Restored::default()
         };
         Ok(Self {
             restored,
@@ -134,6 +135,7 @@ impl Origin {
             applied: base.index,
             membership: newest.map(|meta| meta.membership).unwrap_or_default(),
             membership_entries: state.membership_entries.clone(),
+            ..Restored::default()
         };
         Ok(Self {
             restored,

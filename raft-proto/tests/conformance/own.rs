@@ -118,6 +118,7 @@ impl Env {
                 .filter(|entry| entry.kind.is_membership())
                 .map(|entry| entry.id.index)
                 .collect(),
+            ..Restored::default()
         };
         node.raft = Raft::new(config, restored, node.tick).expect("the options were taken before");
         node.append_work.clear();

@@ -83,7 +83,7 @@ impl Disk {
         }
     }
 
-    fn restored(&self) -> Restored {
+    pub(crate) fn restored(&self) -> Restored {
         let mut terms = vec![TermRun {
             first: self.base.id.index,
             term: self.base.id.term,
@@ -109,6 +109,12 @@ impl Disk {
             applied: self.applied.id.index,
             membership: self.applied.membership.clone(),
             membership_entries,
+            leader_time_ms: self
+                .log
+                .last()
+                .and_then(|batch| Some(batch.iter().last()?.leader_time_ms()))
+                .unwrap_or_default(),
+            lease_ticks: 0,
         }
     }
 }

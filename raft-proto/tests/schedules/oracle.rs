@@ -26,6 +26,8 @@ pub(crate) enum Violation {
     LeaderCompleteness { term: Term, lacks: EntryId },
     /// Two replicas committed, or applied, different entries at one index.
     StateMachineSafety { index: Index },
+    /// An entry carries an earlier time than the one before it.
+    TimeFell { id: EntryId },
     /// Committed by less than a quorum of disks.
     CommitWithoutQuorum { id: EntryId },
     /// A term or a commit index fell.
@@ -75,6 +77,7 @@ struct Known {
     term: Term,
     before: Term,
     hash: u64,
+    leader_time_ms: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -179,8 +182,18 @@ impl Oracle {
             }
             let term = entry.term();
             let hash = frame_hash(entry);
+            let leader_time_ms = entry.leader_time_ms();
+            let previous = entry.index().previous().unwrap_or_default();
+            if leader_time_ms < self.time(EntryId::new(before, previous)) {
+                return Err(Violation::TimeFell { id: entry.id() });
+            }
             match self.entries[place].iter().find(|known| known.term == term) {
-                None => self.entries[place].push(Known { term, before, hash }),
+                None => self.entries[place].push(Known {
+                    term,
+                    before,
+                    hash,
+                    leader_time_ms,
+                }),
                 Some(known)
                     if known.before == before
                         && (known.hash == hash || entry.is_without_command()) => {}
@@ -189,6 +202,13 @@ impl Oracle {
             before = term;
         }
         Ok(())
+    }
+
+    /// The leader's time of an entry; 0 for one that was in no log.
+    pub(crate) fn time(&self, id: EntryId) -> u64 {
+        let known = self.entries.get(at(id.index)).into_iter().flatten();
+        let mut times = known.filter(|known| known.term == id.term);
+        times.next().map_or(0, |known| known.leader_time_ms)
     }
 
     /// The hash of the entry's content, also where this copy was made for a witness.

@@ -140,7 +140,7 @@ impl Disk {
         batches
     }
 
-    fn restored(&self, machine: &Machine) -> Restored {
+    fn restored(&self, machine: &Machine, leader_time_ms: u64) -> Restored {
         let mut terms = vec![TermRun {
             first: self.before.index,
             term: self.before.term,
@@ -167,6 +167,8 @@ impl Disk {
                 .filter(|stored| stored.kind.is_membership())
                 .map(|stored| stored.id.index)
                 .collect(),
+            leader_time_ms,
+            ..Restored::default()
         }
     }
 }
@@ -222,8 +224,14 @@ impl Replica {
         }
     }
 
-    /// Starts it from its disk. `state` gives the state that a snapshot holds.
-    pub(crate) fn start(&mut self, seed: u64, state: impl Fn(Index) -> u64) {
+    /// Starts it from its disk. `state` gives the state that a snapshot holds, `time` the leader's
+    /// time of an entry.
+    pub(crate) fn start(
+        &mut self,
+        seed: u64,
+        state: impl Fn(Index) -> u64,
+        time: impl Fn(EntryId) -> u64,
+    ) {
         if let Some(meta) = &self.disk.snapshot
             && (!self.is_machine_durable || meta.id.index > self.machine.applied.index)
         {
@@ -239,8 +247,9 @@ impl Replica {
             life: self.lives,
             ..self.config.clone()
         };
-        let raft = Raft::new(config, self.disk.restored(&self.machine), self.now)
-            .expect("the settings are within their bounds");
+        let restored = self.disk.restored(&self.machine, time(self.disk.last()));
+        let raft =
+            Raft::new(config, restored, self.now).expect("the settings are within their bounds");
         let before = self.disk.first().previous().unwrap_or_default();
         self.seen = Seen::restarted(self.disk.hard.term, before);
         self.raft = Some(raft);

@@ -338,12 +338,16 @@ impl World {
         replica.machine = crate::replica::Machine {
             applied: meta.id,
             state,
-            membership: meta.membership,
+            membership: meta.membership.clone(),
         };
         replica
             .applies
             .retain(|(batch, _)| batch.last().index > index);
-        self.with(at, |raft| raft.applied(index))
+        let time = self.oracle.time(meta.id);
+        self.with(at, |raft| {
+            raft.set_leader_time_ms(time);
+            raft.applied(index);
+        })
     }
 
     /// The state machine applies up to `count` batches.
@@ -424,7 +428,8 @@ impl World {
         }
         let seed = self.rng.draw();
         let oracle = &self.oracle;
-        self.replicas[at].start(seed, |index| oracle.state(index));
+        let (state, time) = (|index| oracle.state(index), |id| oracle.time(id));
+        self.replicas[at].start(seed, state, time);
         self.note(|| format!("{} starts", at + 1));
     }
 
@@ -471,7 +476,10 @@ impl World {
         let length = self.rng.index(payload.len() + 1);
         let count = self.rng.range(1, 3);
         let mut is_taken = false;
+        // No two hosts agree on the time of day, and some have theirs set back.
+        let wall_ms = self.rng.below(1 << 20);
         self.with(at, |raft| {
+            raft.set_leader_time_ms(wall_ms);
             let proposal = raft_proto::Proposal::command(&payload[..length]);
             let proposals = (0..count).map(|_| proposal);
             is_taken = raft.propose(proposals).is_ok();
