@@ -34,7 +34,15 @@ pub struct Config {
     /// Length of the leader's lease, from the sending of a heartbeat round that a quorum confirmed
     /// (thesis §6.4.1); at most `election_timeout_ticks_min`, less what clocks may drift apart in
     /// that time; needs `check_quorum`. 0, the default: reads take a round each pass.
+    ///
+    /// All replicas of a group need the same. Raising it, stop them all first, or raise
+    /// [`Restored::lease_ticks`](crate::Restored::lease_ticks) of all before: what a follower
+    /// promises its leader is as long as its own setting. Lowering it, name the earlier one there
+    /// until all were started with the lower one.
     pub lease_ticks: u64,
+    /// As in etcd-raft, [`Raft::campaign`](crate::Raft::campaign) stands within a lease that this
+    /// replica granted. Reads by lease may then be stale. Default off.
+    pub campaign_within_lease: bool,
     /// Check membership changes against the membership in force, and take one at a time. Off only
     /// for a caller that orders changes by itself. Default on.
     pub validate_changes: bool,
@@ -97,6 +105,7 @@ impl Config {
             check_quorum: true,
             step_down_on_removal: true,
             lease_ticks: 0,
+            campaign_within_lease: false,
             validate_changes: true,
             change_after_own_commit: true,
             change_done_when_applied: false,

@@ -101,23 +101,17 @@ impl Raft {
         if self.is_leader() {
             self.advance_leader();
         } else if self.is_promotable() && self.elapsed() >= self.timeout {
-            let heard_at = core::mem::replace(&mut self.elapsed_from, self.tick);
+            self.note_lease();
+            self.elapsed_from = self.tick;
             if self.is_patience_over() {
                 self.hup(self.first_campaign()).ok();
             } else {
-                self.give_up_leader(heard_at);
+                // It leaves the candidacy to replicas of higher priority, and must not hold their
+                // votes up by a leader that it would itself have stood against.
+                self.leader = None;
             }
         }
         self.assert_invariants();
-    }
-
-    /// It leaves the candidacy to replicas of higher priority, and must not hold their votes up by
-    /// a leader that it would itself have stood against. What it granted that leader holds.
-    fn give_up_leader(&mut self, heard_at: u64) {
-        if self.leader.take().is_some() {
-            let until = heard_at.saturating_add(self.config.lease_ticks);
-            self.no_vote_before = self.no_vote_before.max(until);
-        }
     }
 
     fn advance_leader(&mut self) {
@@ -211,8 +205,13 @@ impl Raft {
     /// # Errors
     ///
     /// It may not: it leads, is no voter, is a witness, takes in a snapshot, or has committed
-    /// membership changes to switch to first.
+    /// membership changes to switch to first; or [`DropReason::LeaseHeld`]: a lease that it granted
+    /// may still run. Wait for the election timeout, or ask the leader to hand over.
     pub fn campaign(&mut self) -> Result<(), Refused> {
+        // A leader that fell quiet has no lease.
+        if !self.is_quiet() && !self.config.campaign_within_lease {
+            self.note_lease();
+        }
         self.wake();
         let result = self.hup(self.first_campaign());
         self.assert_invariants();
@@ -256,8 +255,21 @@ impl Raft {
         if !self.is_promotable() || self.has_undone_change() {
             return Refused::dropped(DropReason::NotPromotable);
         }
+        // Its own vote counts too. Who was told to stand by the leader breaks no lease.
+        let is_fenced = self.tick < self.no_vote_before;
+        if is_fenced && campaign != Campaign::Transfer && !self.config.campaign_within_lease {
+            return Refused::dropped(DropReason::LeaseHeld);
+        }
         self.start(campaign);
         Ok(())
+    }
+
+    /// Keeps in mind until when a lease may run that this replica granted to the leader it knows.
+    pub(crate) fn note_lease(&mut self) {
+        if self.fence_ticks > 0 && self.leader.is_some_and(|leader| !self.is_me(leader)) {
+            let until = self.elapsed_from.saturating_add(self.fence_ticks);
+            self.no_vote_before = self.no_vote_before.max(until);
+        }
     }
 
     fn start(&mut self, campaign: Campaign) {
@@ -414,7 +426,7 @@ impl Raft {
         if self.role != Role::Follower {
             return Refused::dropped(DropReason::NotForThisRole);
         }
-        if self.config.lease_ticks > 0 {
+        if self.fence_ticks > 0 {
             return Refused::dropped(DropReason::LeaseHeld);
         }
         self.wake();

@@ -83,7 +83,10 @@ pub enum DropReason {
     ReadsFull,
     /// What was forwarded was refused by the leader's own rules.
     ProposalRefused,
-    /// While reads rely on a lease the leader may not be forgotten.
+    /// A snapshot past the next entry is asked for. Ask again when the log is so long.
+    PastEnd,
+    /// Reads rely on a lease that this replica granted: meanwhile the leader is not forgotten, and
+    /// nobody stands against it unasked. Try again when an election timeout has passed.
     LeaseHeld,
 }
 

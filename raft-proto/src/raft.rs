@@ -52,9 +52,10 @@ pub struct Raft {
     pub(crate) timeout: u64,
     /// The tick of the last heartbeat.
     pub(crate) heartbeat_from: u64,
-    /// No vote is granted before this tick: a lease granted in an earlier term, or before the
-    /// restart, may still run.
+    /// No vote is granted before this tick: a lease that was granted may still run.
     pub(crate) no_vote_before: u64,
+    /// The longest lease that this replica may have granted, in this life or the one before.
+    pub(crate) fence_ticks: u64,
 
     pub(crate) term: Term,
     pub(crate) vote: Option<ReplicaId>,
@@ -144,10 +145,11 @@ impl Raft {
         };
         let rng = config.seed;
         // Who never knew a term never granted a lease.
+        let fence_ticks = config.lease_ticks.max(restored.lease_ticks);
         let no_vote_before = if hard_state.term == Term::ZERO {
             tick
         } else {
-            tick.saturating_add(config.lease_ticks)
+            tick.saturating_add(fence_ticks)
         };
         let mut raft = Self {
             config,
@@ -157,6 +159,7 @@ impl Raft {
             timeout: 0,
             heartbeat_from: tick,
             no_vote_before,
+            fence_ticks,
             term: hard_state.term,
             vote: hard_state.vote,
             durable_term: hard_state.term,
@@ -367,10 +370,7 @@ impl Raft {
     pub(crate) fn reset(&mut self, term: Term) {
         if self.term != term {
             // A lease that was granted to the leader of the old term outlives that term.
-            if self.leader.is_some_and(|leader| !self.is_me(leader)) {
-                let until = self.elapsed_from.saturating_add(self.config.lease_ticks);
-                self.no_vote_before = self.no_vote_before.max(until);
-            }
+            self.note_lease();
             self.term = term;
             self.vote = None;
         }

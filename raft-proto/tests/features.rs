@@ -7,6 +7,8 @@ mod bad_input;
 mod changes;
 #[path = "features/forwarding.rs"]
 mod forwarding;
+#[path = "features/leases.rs"]
+mod leases;
 #[path = "net/net.rs"]
 mod net;
 #[path = "features/priorities.rs"]

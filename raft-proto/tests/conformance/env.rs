@@ -335,6 +335,7 @@ impl Env {
             check_quorum: flag("checkquorum"),
             step_down_on_removal: flag("step-down-on-removal"),
             lease_ticks,
+            campaign_within_lease: true,
             validate_changes: !flag("disable-conf-change-validation"),
             change_after_own_commit: flag("own-commit-first"),
             change_done_when_applied: true,
