@@ -136,6 +136,9 @@ pub enum MembershipError {
     /// More replicas than a membership may name.
     #[error("more than {MEMBERSHIP_REPLICAS_MAX} replicas")]
     TooMany,
+    /// More bytes than a membership or a change may take: a shorter context, or fewer at once.
+    #[error("more than {MEMBERSHIP_BYTES_MAX} bytes")]
+    TooLarge,
     /// A member's log has either all commands or none. Remove it and add a new replica.
     #[error("replica {0} is a witness for life or not at all")]
     WitnessForLife(ReplicaId),
@@ -348,6 +351,10 @@ impl Membership {
         self.witnesses.retain(|replica| members.contains(replica));
         if !self.has_enough_full_voters() {
             return Err(MembershipError::TooManyWitnesses);
+        }
+        // One that nobody could read back could not be part of a snapshot.
+        if self.encode().len() > MEMBERSHIP_BYTES_MAX {
+            return Err(MembershipError::TooLarge);
         }
         Ok(Changed {
             membership: self,

@@ -163,6 +163,10 @@ impl Raft {
         self.wake();
         self.may_propose()?;
         self.check_change(change)?;
+        if MembershipChange::decode(&payload).is_err() {
+            return Err(MembershipError::TooLarge.into());
+        }
+        self.check_change(change)?;
         let payload = change.encode();
         if self.is_uncommitted_full(payload.len()) {
             return Err(ProposeError::UncommittedFull);

@@ -3,7 +3,10 @@
 use std::collections::BTreeSet;
 
 use crate::net::{Net, change, changes, index, plain, replica, voters};
-use raft_proto::{ChangeKind, Index, Membership, MembershipChange, ProposeError, Role};
+use raft_proto::{
+    ChangeKind, Index, MEMBERSHIP_BYTES_MAX, Membership, MembershipChange, MembershipError,
+    ProposeError, Role,
+};
 
 fn ids(set: &BTreeSet<raft_proto::ReplicaId>) -> Vec<u64> {
     set.iter().map(|id| id.get()).collect()
@@ -148,4 +151,27 @@ fn each_index_of_a_membership_is_that_of_its_entry_on_every_replica() {
     net.settle();
     net.tick_all(1);
     assert_eq!(net.raft(2).membership().index, index(4));
+}
+
+#[test]
+fn a_change_that_nobody_could_read_back_is_refused() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    let large = |context_bytes: usize| MembershipChange {
+        context: vec![0; context_bytes].into(),
+        ..change(ChangeKind::AddLearner, 4)
+    };
+    let last = net.raft(1).last_index();
+    let refused = net
+        .raft(1)
+        .propose_membership(large(MEMBERSHIP_BYTES_MAX + 1));
+    assert_eq!(
+        refused,
+        Err(ProposeError::Change(MembershipError::TooLarge))
+    );
+    assert_eq!(net.raft(1).last_index(), last, "nothing was appended");
+    let fits = large(MEMBERSHIP_BYTES_MAX - 64);
+    net.raft(1).propose_membership(fits).expect("it fits");
+    net.settle();
+    assert!(net.raft(2).membership().learners.contains(&replica(4)));
 }
