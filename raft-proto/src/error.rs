@@ -5,18 +5,19 @@ use core::fmt;
 use crate::membership::MembershipError;
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
-/// Why a message or a command was not acted on. The state is unchanged, except that time a peer
-/// was heard of counts.
+/// Why a message or a command was not acted on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Refused {
-    /// Nothing is wrong: it is old, or not for now. Whoever sent it will say more.
+    /// Nothing is wrong: it is old, or not for now. Whoever sent it will say more. What a message
+    /// tells besides, such as a later term, counts all the same
+    /// ([`Raft::handle_message`](crate::Raft::handle_message)); a command leaves nothing behind.
     #[error("dropped: {reason}")]
     Dropped {
         /// Why.
         reason: DropReason,
     },
-    /// It claims what no correct replica claims. Where [`ViolationKind::is_fatal`], this group's
+    /// It claims what no correct replica claims; nothing was changed by it. Where [`ViolationKind::is_fatal`], this group's
     /// replica must be stopped: what it holds can no longer be trusted to be what others hold.
     #[error("violation by replica {from}: {kind}")]
     Violation {
@@ -47,7 +48,7 @@ pub enum DropReason {
     OtherGroup,
     /// It belongs to another epoch of the group: another life of it.
     OtherEpoch,
-    /// An answer from a replica that is no member.
+    /// An answer or a request from a replica that is no member, here and now.
     UnknownPeer,
     /// It is of a term that is over.
     StaleTerm {
@@ -96,7 +97,7 @@ impl fmt::Display for DropReason {
             Self::NotForThisReplica => "addressed to another replica",
             Self::OtherGroup => "of another group",
             Self::OtherEpoch => "of another epoch of the group",
-            Self::UnknownPeer => "an answer from a replica that is no member",
+            Self::UnknownPeer => "from a replica that is no member",
             Self::StaleTerm { found, current } => {
                 return write!(f, "of term {found}, which is over: it is term {current}");
             }
@@ -113,6 +114,7 @@ impl fmt::Display for DropReason {
             Self::UnknownRead => "nobody waits for this read",
             Self::ReadsFull => "too many reads wait",
             Self::ProposalRefused => "the forwarded proposal was refused",
+            Self::PastEnd => "past the next entry",
             Self::LeaseHeld => "reads rely on the leader's lease",
         })
     }
@@ -157,7 +159,8 @@ pub enum ViolationKind {
         /// The first that is wrong.
         found: EntryId,
     },
-    /// A term or index of zero, or too high to be counted on from, where there can be none.
+    /// A term or index where none like it can be: of zero, too high to be counted on from, or of a
+    /// later term than its sender's.
     OutOfRange,
     /// It confirms a heartbeat round that was never begun.
     RoundNeverBegun {

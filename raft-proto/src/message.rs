@@ -199,6 +199,17 @@ impl Body {
         )
     }
 
+    /// Whether it asks for what only members are given.
+    pub(crate) const fn is_request(&self) -> bool {
+        matches!(
+            self,
+            Self::Propose { .. }
+                | Self::ReadIndex { .. }
+                | Self::TransferLeader { .. }
+                | Self::SnapshotRequest { .. }
+        )
+    }
+
     /// Whether only the leader of its term says it.
     pub(crate) const fn is_of_leader(&self) -> bool {
         matches!(

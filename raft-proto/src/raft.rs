@@ -449,13 +449,46 @@ impl Raft {
 /// No term and no index of a message reaches this: a replica could not count on from there.
 const NUMBER_LIMIT: u64 = 1 << 63;
 
+/// Whether the numbers of a message can be: whoever sends it.
+fn is_in_range(message: &Message) -> bool {
+    let term = message.term;
+    let is_index = |index: Index| index.get() < NUMBER_LIMIT;
+    // Of a log whose newest term is at most `newest`; nothing at all has neither term nor index.
+    let is_place = |id: EntryId, newest: Term| {
+        is_index(id.index) && id.term <= newest && (id.index > Index::ZERO || id == EntryId::ZERO)
+    };
+    let is_snapshot = |meta: &SnapshotMeta| is_place(meta.id, term) && meta.id.term > Term::ZERO;
+    let has_term = match message.body {
+        // Both are as good in any term, and none may move one by them.
+        Body::Propose { .. } | Body::ReadIndex { .. } => term == Term::ZERO,
+        Body::PreVoteResponse { is_rejected: true } => true,
+        _ => term > Term::ZERO,
+    };
+    has_term
+        && term.get() < NUMBER_LIMIT
+        && match &message.body {
+            Body::PreVote { last } | Body::Vote { last, .. } | Body::Quiesce { last } => {
+                is_place(*last, term)
+            }
+            Body::Append { prev, commit, .. } => is_place(*prev, term) && is_index(*commit),
+            Body::AppendResponse { index, rejected } => {
+                is_index(*index) && rejected.is_none_or(|hint| is_place(hint, term))
+            }
+            Body::Heartbeat { commit: index, .. }
+            | Body::ReadIndexResponse { index, .. }
+            | Body::SnapshotRequest { index, .. } => is_index(*index),
+            Body::Snapshot { meta } | Body::SnapshotOffer { meta, .. } => is_snapshot(meta),
+            _ => true,
+        }
+}
+
 /// Messages.
 impl Raft {
     /// Takes a message with its group: one of another group or epoch is dropped.
     ///
     /// # Errors
     ///
-    /// [`Refused`]: nothing was done.
+    /// [`Refused`], as [`Raft::handle_message`].
     pub fn handle_envelope(&mut self, envelope: Envelope) -> Result<(), Refused> {
         if envelope.group != self.config.group {
             return Refused::dropped(DropReason::OtherGroup);
@@ -470,7 +503,10 @@ impl Raft {
     ///
     /// # Errors
     ///
-    /// [`Refused`]: nothing was done. After a fatal violation this replica must be stopped.
+    /// [`Refused::Violation`]: nothing was done. After a fatal one this replica must be stopped.
+    /// [`Refused::Dropped`]: what it asks for was not done. What it tells by the way may have been
+    /// taken: a later term is followed, a leader is heard of, a quiet replica wakes, a sender of an
+    /// older term is told. So ask [`Raft::poll_ready`] after it as after any other.
     pub fn handle_message(&mut self, message: Message) -> Result<(), Refused> {
         self.check_message(&message)?;
         self.wake_by(&message.body);
@@ -488,27 +524,11 @@ impl Raft {
         if from == self.config.id {
             return Refused::violation(from, ViolationKind::OwnName);
         }
-        if message.body.is_response() && self.peers.peer(from).is_none() {
+        let is_for_members = message.body.is_response() || message.body.is_request();
+        if is_for_members && self.peers.peer(from).is_none() {
             return Refused::dropped(DropReason::UnknownPeer);
         }
-        let has_no_term = matches!(
-            message.body,
-            Body::Propose { .. }
-                | Body::ReadIndex { .. }
-                | Body::PreVoteResponse { is_rejected: true }
-        );
-        if (term == Term::ZERO && !has_no_term) || term.get() >= NUMBER_LIMIT {
-            return Refused::violation(from, ViolationKind::OutOfRange);
-        }
-        let is_in_range = match message.body {
-            Body::AppendResponse {
-                index,
-                rejected: Some(hint),
-            } => index.get() < NUMBER_LIMIT && hint.index.get() < NUMBER_LIMIT,
-            Body::ReadIndexResponse { index, .. } => index.get() < NUMBER_LIMIT,
-            _ => true,
-        };
-        if !is_in_range {
+        if !is_in_range(message) {
             return Refused::violation(from, ViolationKind::OutOfRange);
         }
         if term < self.term {
@@ -525,11 +545,7 @@ impl Raft {
             }
         }
         match &message.body {
-            Body::Append {
-                prev,
-                commit,
-                entries,
-            } => self.check_append(from, term, *prev, *commit, entries),
+            Body::Append { prev, entries, .. } => self.check_append(from, term, *prev, entries),
             Body::Heartbeat { commit, .. } if *commit > self.log.last() => Refused::violation(
                 from,
                 ViolationKind::CommitPastEnd {
@@ -538,12 +554,11 @@ impl Raft {
                 },
             ),
             Body::Snapshot { meta } | Body::SnapshotOffer { meta, .. } => {
-                self.check_snapshot(from, term, meta)
+                self.check_snapshot(from, meta)
             }
-            Body::AppendResponse {
-                index,
-                rejected: None,
-            } if self.is_leader() && term == self.term && *index > self.log.last() => {
+            Body::AppendResponse { index, .. }
+                if self.is_leader() && term == self.term && *index > self.log.last() =>
+            {
                 Refused::violation(
                     from,
                     ViolationKind::AckPastEnd {
@@ -566,13 +581,8 @@ impl Raft {
         from: ReplicaId,
         term: Term,
         prev: EntryId,
-        commit: Index,
         entries: &[Batch],
     ) -> Result<(), Refused> {
-        let is_in_range = prev.index.get() < NUMBER_LIMIT && commit.get() < NUMBER_LIMIT;
-        if !is_in_range || prev.term > term {
-            return Refused::violation(from, ViolationKind::OutOfRange);
-        }
         let mut before = prev;
         for batch in entries {
             let (first, last) = (batch.first(), batch.last());
@@ -609,20 +619,8 @@ impl Raft {
         }
     }
 
-    fn check_snapshot(
-        &self,
-        from: ReplicaId,
-        term: Term,
-        meta: &SnapshotMeta,
-    ) -> Result<(), Refused> {
+    fn check_snapshot(&self, from: ReplicaId, meta: &SnapshotMeta) -> Result<(), Refused> {
         let id = meta.id;
-        let is_in_range = id.index > Index::ZERO
-            && id.index.get() < NUMBER_LIMIT
-            && id.term > Term::ZERO
-            && id.term <= term;
-        if !is_in_range {
-            return Refused::violation(from, ViolationKind::OutOfRange);
-        }
         if meta.membership.voters.is_empty() || meta.membership.index > id.index {
             return Refused::violation(from, ViolationKind::Membership);
         }
@@ -912,10 +910,10 @@ impl Raft {
             if self.config.step_down_on_removal {
                 self.become_follower(self.term, None);
             }
-        // Who is left may be all who confirmed; and one alone is never answered.
-        self.settle_rounds();
             return;
         }
+        // Who is left may be all who confirmed; and one alone is never answered.
+        self.settle_rounds();
         if self.maybe_commit() {
             self.broadcast_append();
         } else {

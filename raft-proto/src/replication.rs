@@ -162,12 +162,11 @@ impl Raft {
     ) -> Result<EntryId, ProposeError> {
         self.wake();
         self.may_propose()?;
-        self.check_change(change)?;
+        let payload = change.encode();
         if MembershipChange::decode(&payload).is_err() {
             return Err(MembershipError::TooLarge.into());
         }
         self.check_change(change)?;
-        let payload = change.encode();
         if self.is_uncommitted_full(payload.len()) {
             return Err(ProposeError::UncommittedFull);
         }
@@ -719,7 +718,8 @@ impl Raft {
     ///
     /// # Errors
     ///
-    /// There is no leader to ask, or this replica leads.
+    /// There is no leader to ask, or this replica leads; or [`DropReason::PastEnd`]: `index` lies
+    /// past the next entry.
     pub fn request_snapshot(&mut self, index: Index) -> Result<(), Refused> {
         if self.is_leader() {
             return Refused::dropped(DropReason::NotForThisRole);
@@ -727,6 +727,9 @@ impl Raft {
         let Some(leader) = self.leader else {
             return Refused::dropped(DropReason::NoLeader);
         };
+        if index > self.log.last().next() {
+            return Refused::dropped(DropReason::PastEnd);
+        }
         self.wake();
         let request = self.draw() >> 2;
         self.snapshot_request = Some(request);
@@ -743,8 +746,9 @@ impl Raft {
         if !self.is_leader() {
             return Refused::dropped(DropReason::NotLeader);
         }
-        if self.peers.peer(from).is_none() {
-            return Refused::dropped(DropReason::UnknownPeer);
+        // The asker's log may be longer, by entries that never were committed.
+        if index > self.log.last().next() {
+            return Refused::dropped(DropReason::PastEnd);
         }
         self.snapshot_requests.insert(from, (index, request));
         self.answer_snapshot_requests();

@@ -75,6 +75,8 @@ fn snapshot_of(term: u64, at: u64, membership: Membership) -> Body {
 }
 
 const FAR: u64 = u64::MAX - 1;
+/// The first that is out of range.
+const LIMIT: u64 = 1 << 63;
 
 #[test]
 fn in_its_own_name() {
@@ -148,7 +150,7 @@ fn a_second_leader_of_the_term_whatever_it_says() {
 #[test]
 fn commit_indexes_past_the_log() {
     let mut raft = holding(2, 1, &[1, 1], 1);
-    for commit in [3, 9, u64::MAX - 3] {
+    for commit in [3, 9, LIMIT - 1] {
         let body = Body::Heartbeat {
             commit: index(commit),
             round: 0,
@@ -164,10 +166,15 @@ fn commit_indexes_past_the_log() {
 #[test]
 fn acknowledgements_of_what_was_never_sent() {
     let mut net = leader();
-    for acked in [3, 1_000, FAR - 1] {
+    for (acked, rejected) in [
+        (3, None),
+        (1_000, None),
+        (LIMIT - 1, None),
+        (3, Some(entry_id(1, 2))),
+    ] {
         let body = Body::AppendResponse {
             index: index(acked),
-            rejected: None,
+            rejected,
         };
         let kind = ViolationKind::AckPastEnd {
             acked: index(acked),
@@ -212,11 +219,59 @@ fn positions_out_of_range() {
     let bad = [
         append(entry_id(1, FAR - 1), 0, vec![]),
         append(entry_id(1, 1), FAR - 1, vec![]),
-        // The entry before is of a later term than the leader's.
+        // The entry before is of a later term than the leader's, or of a term and no index.
         append(entry_id(4, 2), 0, vec![]),
+        append(entry_id(1, 0), 0, vec![]),
+        Body::Heartbeat {
+            commit: index(LIMIT),
+            round: 0,
+        },
+        Body::Quiesce {
+            last: entry_id(4, 2),
+        },
+        Body::SnapshotRequest {
+            index: index(LIMIT),
+            request: 1,
+        },
+        Body::AppendResponse {
+            index: index(2),
+            rejected: Some(entry_id(4, 2)),
+        },
     ];
     for body in bad {
         violates(&mut raft, message(1, 2, 3, body), ViolationKind::OutOfRange);
+    }
+}
+
+#[test]
+fn candidates_whose_entries_are_of_later_terms_than_their_own() {
+    let mut raft = holding(2, 3, &[1, 2], 1);
+    for last in [entry_id(6, 9), entry_id(5, 0), entry_id(2, LIMIT)] {
+        let is_transfer = true;
+        for body in [Body::PreVote { last }, Body::Vote { last, is_transfer }] {
+            violates(&mut raft, message(1, 2, 5, body), ViolationKind::OutOfRange);
+        }
+    }
+}
+
+#[test]
+fn terms_where_there_are_none() {
+    // A later one would depose the leader by a mere wish.
+    let mut net = leader();
+    let entries = || {
+        vec![raft_proto::Forwarded::from(raft_proto::Proposal::command(
+            b"x",
+        ))]
+    };
+    for term in [1, 9] {
+        let wishes = [
+            Body::Propose { entries: entries() },
+            Body::ReadIndex { life: 1, id: 1 },
+        ];
+        for body in wishes {
+            let wish = message(2, 1, term, body);
+            violates(net.raft(1), wish, ViolationKind::OutOfRange);
+        }
     }
 }
 

@@ -258,7 +258,7 @@ fn a_follower_that_is_elsewhere_does_not_fall_quiet_when_told_to() {
         let last = crate::net::entry_id(term, at);
         crate::net::message(1, 2, 1, Body::Quiesce { last })
     };
-    for (term, at) in [(1, 1), (1, 3), (2, 2)] {
+    for (term, at) in [(1, 1), (1, 3)] {
         let stale = crate::dropped(raft_proto::DropReason::Stale);
         assert_eq!(net.raft(2).handle_message(quiesce(term, at)), stale);
         assert!(!net.raft(2).is_quiet());

@@ -93,6 +93,16 @@ fn who_it_came_from() {
             refuse(net.raft(1), answer, DropReason::UnknownPeer);
         }
     }
+    let entries = vec![Forwarded::from(Proposal::command(b"x"))];
+    let requests = [
+        (0, Body::Propose { entries }),
+        (0, Body::ReadIndex { life: 1, id: 1 }),
+        (2, Body::TransferLeader { to: replica(2) }),
+    ];
+    for (term, body) in requests {
+        let request = message(9, 1, term, body);
+        refuse(net.raft(1), request, DropReason::UnknownPeer);
+    }
 }
 
 #[test]
@@ -178,7 +188,9 @@ fn what_is_meant_for_another_role() {
         },
     ];
     for body in to_leader {
-        refuse(net.raft(2), message(3, 2, 1, body), DropReason::NotLeader);
+        let term = u64::from(!matches!(body, Body::ReadIndex { .. }));
+        let request = message(3, 2, term, body);
+        refuse(net.raft(2), request, DropReason::NotLeader);
     }
     let not_from_leader = Body::ReadIndexResponse {
         life: 2,
@@ -254,7 +266,7 @@ fn transfers_to_who_may_not_lead_or_is_being_handed_it() {
 fn what_is_known_already() {
     let mut net = led();
     let matched = net.raft(1).last_index();
-    for rejected in [None, Some(entry_id(1, 0))] {
+    for rejected in [None, Some(entry_id(0, 0))] {
         let body = Body::AppendResponse {
             index: matched,
             rejected,

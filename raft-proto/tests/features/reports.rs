@@ -166,7 +166,7 @@ fn of_two_requests_only_the_later_is_answered_and_none_by_another_leader() {
     net.snapshot(1);
     net.settle();
     assert_eq!(net.node(3).offered.len(), 1);
-    net.raft(3).request_snapshot(index(9)).expect("it follows");
+    net.raft(3).request_snapshot(index(2)).expect("it follows");
     net.settle();
     net.elect(2);
     let meta = net.snapshot(2);
@@ -189,6 +189,20 @@ fn who_may_ask_and_who_is_asked() {
         net.raft(1).request_snapshot(index(1)),
         dropped(DropReason::NotForThisRole)
     );
+    net.settle();
+    assert_eq!(
+        net.raft(2).request_snapshot(index(3)),
+        dropped(DropReason::PastEnd)
+    );
+    let far = Body::SnapshotRequest {
+        index: index(3),
+        request: 4,
+    };
+    assert_eq!(
+        net.raft(1).handle_message(message(2, 1, 1, far)),
+        dropped(DropReason::PastEnd)
+    );
+    assert!(net.node(1).wanted.is_empty());
     let ask = Body::SnapshotRequest {
         index: index(1),
         request: 4,

@@ -99,13 +99,13 @@ fn hazard_13_a_higher_term_is_no_vote_and_a_term_has_one() {
         last,
         is_transfer: false,
     };
-    raft.handle_message(message(2, 1, 5, vote(entry_id(1, 9))))
+    raft.handle_message(message(3, 1, 5, vote(entry_id(1, 9))))
         .expect("it is answered");
     assert_eq!(raft.hard_state().vote, None);
     raft.handle_message(message(2, 1, 5, vote(entry_id(3, 2))))
         .expect("it is answered");
     assert_eq!(raft.hard_state().vote, Some(replica(2)));
-    raft.handle_message(message(3, 1, 5, vote(entry_id(9, 9))))
+    raft.handle_message(message(4, 1, 5, vote(entry_id(4, 9))))
         .expect("it is answered");
     assert_eq!(raft.hard_state().vote, Some(replica(2)), "one vote a term");
     let ready = raft.poll_ready().expect("there are answers");
@@ -117,7 +117,7 @@ fn hazard_13_a_higher_term_is_no_vote_and_a_term_has_one() {
             _ => None,
         })
         .collect();
-    assert_eq!(answers, [(2, true), (2, false), (3, true)]);
+    assert_eq!(answers, [(3, true), (2, false), (4, true)]);
 }
 
 #[test]
