@@ -86,6 +86,7 @@ macro_rules! trace {
     };
 }
 
+mod check;
 mod checksum;
 mod chunk;
 mod config;
