@@ -218,6 +218,9 @@ fn term_changes(batch: &Batch) -> Vec<TermRun> {
 }
 
 fn membership_entries(batch: &Batch) -> Vec<Index> {
+    if !batch.may_hold_membership() {
+        return Vec::new();
+    }
     batch
         .iter()
         .filter(|entry| entry.kind().is_membership())

@@ -201,12 +201,23 @@ impl fmt::Debug for EntryRef<'_> {
 ///
 /// Invariant: at least one frame; every frame complete and checked; indexes rise by one; terms
 /// never fall.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 pub struct Batch {
     bytes: Bytes,
     first: EntryId,
     last: EntryId,
+    /// Of the frames, or of those of the batch that this is a part of.
+    may_hold_membership: bool,
 }
+
+/// Two batches are the same if their frames are.
+impl PartialEq for Batch {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Batch {}
 
 impl Batch {
     /// Checks `bytes` as frames of `group` and takes them, without a copy.
@@ -215,12 +226,16 @@ impl Batch {
     ///
     /// [`FrameError`] says what is wrong, and where.
     pub fn decode(group: GroupId, bytes: Bytes) -> Result<Self, FrameError> {
+        let seed = FrameSeed::new(group);
         let mut offset = 0;
         let mut first = None;
         let mut last: Option<EntryId> = None;
+        let mut may_hold_membership = false;
         while offset < bytes.len() {
-            let frame = check_frame(group, &bytes, offset)?;
-            let id = EntryRef { frame }.id();
+            let frame = check_frame(seed, &bytes, offset)?;
+            let entry = EntryRef { frame };
+            may_hold_membership |= entry.kind().is_membership();
+            let id = entry.id();
             let follows = match last {
                 None => id.index > Index::ZERO && id.term > Term::ZERO,
                 Some(last) => id.index == last.index.next() && id.term >= last.term,
@@ -233,7 +248,12 @@ impl Batch {
             offset += frame.len();
         }
         match (first, last) {
-            (Some(first), Some(last)) => Ok(Self { bytes, first, last }),
+            (Some(first), Some(last)) => Ok(Self {
+                bytes,
+                first,
+                last,
+                may_hold_membership,
+            }),
             _ => Err(FrameError::Empty),
         }
     }
@@ -299,6 +319,7 @@ impl Batch {
             bytes: self.bytes.slice(offset..),
             first: entry.id(),
             last: self.last,
+            may_hold_membership: self.may_hold_membership,
         })
     }
 
@@ -316,6 +337,7 @@ impl Batch {
             bytes: self.bytes.slice(..offset + entry.frame.len()),
             first: self.first,
             last: entry.id(),
+            may_hold_membership: self.may_hold_membership,
         })
     }
 
@@ -347,7 +369,14 @@ impl Batch {
             bytes: self.bytes.slice(..end),
             first: self.first,
             last,
+            may_hold_membership: self.may_hold_membership,
         }
+    }
+
+    /// Whether some entry may change the membership. A part of a batch says yes if the whole did.
+    #[must_use]
+    pub const fn may_hold_membership(&self) -> bool {
+        self.may_hold_membership
     }
 
     /// The same places with the commands left out, as a witness holds them. Membership changes
@@ -355,6 +384,7 @@ impl Batch {
     pub(crate) fn without_commands(&self, group: GroupId) -> Self {
         let capacity = self.len() * ENTRY_HEADER_BYTES;
         let mut bytes = BytesMut::with_capacity(capacity);
+        let seed = FrameSeed::new(group);
         for entry in self.iter() {
             if entry.kind().is_membership() {
                 bytes.put_slice(entry.frame());
@@ -362,7 +392,7 @@ impl Batch {
             }
             put_frame(
                 &mut bytes,
-                group,
+                seed,
                 entry.id(),
                 entry.leader_time_ms(),
                 Head {
@@ -377,6 +407,7 @@ impl Batch {
             bytes: bytes.freeze(),
             first: self.first,
             last: self.last,
+            may_hold_membership: self.may_hold_membership,
         }
     }
 
@@ -449,11 +480,12 @@ impl<'a> Iterator for Iter<'a> {
 /// Indexes are given by the builder: the first entry gets `first`, each further one the next.
 #[derive(Debug)]
 pub struct BatchBuilder {
-    group: GroupId,
+    seed: FrameSeed,
     bytes: BytesMut,
     term: Term,
     first: Index,
     next: Index,
+    may_hold_membership: bool,
 }
 
 impl BatchBuilder {
@@ -465,13 +497,14 @@ impl BatchBuilder {
     }
 
     /// Starts a batch in what is left of a buffer.
-    pub(crate) const fn within(group: GroupId, term: Term, first: Index, bytes: BytesMut) -> Self {
+    pub(crate) fn within(group: GroupId, term: Term, first: Index, bytes: BytesMut) -> Self {
         Self {
-            group,
+            seed: FrameSeed::new(group),
             bytes,
             term,
             first,
             next: first,
+            may_hold_membership: false,
         }
     }
 
@@ -495,9 +528,10 @@ impl BatchBuilder {
     ) -> Index {
         let index = self.next;
         let flags = if session.is_some() { FLAG_SESSION } else { 0 };
+        self.may_hold_membership |= kind.is_membership();
         put_frame(
             &mut self.bytes,
-            self.group,
+            self.seed,
             EntryId::new(self.term, index),
             leader_time_ms,
             Head {
@@ -530,6 +564,7 @@ impl BatchBuilder {
             bytes: self.bytes.split().freeze(),
             first: EntryId::new(self.term, self.first),
             last: EntryId::new(self.term, last),
+            may_hold_membership: self.may_hold_membership,
         });
         (batch, self.bytes)
     }
@@ -544,7 +579,7 @@ struct Head {
 
 fn put_frame(
     bytes: &mut BytesMut,
-    group: GroupId,
+    seed: FrameSeed,
     id: EntryId,
     leader_time_ms: u64,
     head: Head,
@@ -568,11 +603,11 @@ fn put_frame(
         bytes.put_u64_le(session.serial);
     }
     bytes.put_slice(payload);
-    let crc = frame_crc(group, &bytes[start..]);
+    let crc = seed.checksum(&bytes[start..]);
     bytes[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
 }
 
-fn check_frame(group: GroupId, bytes: &[u8], offset: usize) -> Result<&[u8], FrameError> {
+fn check_frame(seed: FrameSeed, bytes: &[u8], offset: usize) -> Result<&[u8], FrameError> {
     let rest = &bytes[offset..];
     if rest.len() < ENTRY_HEADER_BYTES {
         return Err(FrameError::Truncated { offset });
@@ -586,7 +621,7 @@ fn check_frame(group: GroupId, bytes: &[u8], offset: usize) -> Result<&[u8], Fra
     let Some(frame) = rest.get(..length) else {
         return Err(FrameError::Truncated { offset });
     };
-    if read_u32(frame, 4) != frame_crc(group, frame) {
+    if read_u32(frame, 4) != seed.checksum(frame) {
         return Err(FrameError::Checksum { offset });
     }
     if EntryKind::from_byte(kind).is_none() || flags & !FLAGS_KNOWN != 0 {
@@ -599,11 +634,18 @@ fn check_frame(group: GroupId, bytes: &[u8], offset: usize) -> Result<&[u8], Fra
     Ok(frame)
 }
 
-fn frame_crc(group: GroupId, frame: &[u8]) -> u32 {
-    let mut seed = [0; 12];
-    seed[..8].copy_from_slice(&group.get().to_le_bytes());
-    seed[8..].copy_from_slice(&frame[..4]);
-    crc32c_append(crc32c_append(0, &seed), &frame[8..])
+/// The part of a frame's checksum that all frames of a group share: its number.
+#[derive(Clone, Copy, Debug)]
+struct FrameSeed(u32);
+
+impl FrameSeed {
+    fn new(group: GroupId) -> Self {
+        Self(crc32c_append(0, &group.get().to_le_bytes()))
+    }
+
+    fn checksum(self, frame: &[u8]) -> u32 {
+        crc32c_append(crc32c_append(self.0, &frame[..4]), &frame[8..])
+    }
 }
 
 const fn payload_start(flags: u8) -> usize {
