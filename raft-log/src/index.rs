@@ -369,11 +369,13 @@ pub(crate) struct TailCache {
 
 #[derive(Debug, Default)]
 struct TailInner {
-    /// By segment and offset, which never mean two things while the segment lives.
-    batches: FxHashMap<(u64, u64), Batch>,
-    order: VecDeque<(u64, u64)>,
+    /// Ascending by segment and offset, as they are written: these never mean two things while the
+    /// segment lives.
+    batches: VecDeque<(Position, Batch)>,
     bytes: usize,
 }
+
+type Position = (u64, u64);
 
 impl TailCache {
     pub(crate) fn new(bytes_max: usize) -> Self {
@@ -385,27 +387,38 @@ impl TailCache {
 
     pub(crate) fn find(&self, segment: u64, offset: u64) -> Option<Batch> {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.batches.get(&(segment, offset)).cloned()
+        let at = inner
+            .batches
+            .binary_search_by_key(&(segment, offset), |(position, _)| *position)
+            .ok()?;
+        Some(inner.batches[at].1.clone())
     }
 
-    pub(crate) fn insert_all(&self, batches: impl Iterator<Item = (u64, u64, Batch)>) {
+    /// Takes batches in the order in which they lie on the disk, behind those of earlier calls.
+    pub(crate) fn insert_all(&self, batches: impl Iterator<Item = (Position, Batch)>) {
         if self.bytes_max == 0 {
             return;
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        for (segment, offset, batch) in batches {
-            inner.bytes += batch.size_bytes();
-            inner.order.push_back((segment, offset));
-            inner.batches.insert((segment, offset), batch);
+        for (position, batch) in batches {
+            debug_assert!(
+                inner.batches.back().is_none_or(|last| last.0 < position),
+                "batches come in order"
+            );
+            inner.bytes += cached_bytes(&batch);
+            inner.batches.push_back((position, batch));
         }
         while inner.bytes > self.bytes_max
-            && let Some(oldest) = inner.order.pop_front()
+            && let Some((_, oldest)) = inner.batches.pop_front()
         {
-            if let Some(batch) = inner.batches.remove(&oldest) {
-                inner.bytes -= batch.size_bytes();
-            }
+            inner.bytes -= cached_bytes(&oldest);
         }
     }
+}
+
+/// What a cached batch takes.
+fn cached_bytes(batch: &Batch) -> usize {
+    batch.size_bytes() + size_of::<(Position, Batch)>()
 }
 
 #[cfg(test)]

@@ -434,7 +434,7 @@ impl Lane {
                         let offset = data_at + to_u64(at);
                         tables.append(key, &item, self.active.number, offset);
                         self.active.note(key, &item);
-                        recent.push((self.active.number, offset, batch));
+                        recent.push(((self.active.number, offset), batch));
                     }
                     Change::Reset(id) => {
                         tables.reset(key);
