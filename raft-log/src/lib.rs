@@ -71,7 +71,7 @@
 //!
 //! The types to know: [`Lane`], the writer, driven by [`Lane::poll`]; [`Submission`], what one
 //! replica wants durable; [`LogReader`], which reads from any thread. [`LaneThread`] drives a lane
-//! for those who use the log alone. [`tools`] look into the log of a host that is stopped; a scrub
+//! for those who use the log alone, and calls back or lets its callers wait. [`tools`] look into the log of a host that is stopped; a scrub
 //! ([`Lane::scrub`]) verifies one that runs.
 //!
 //! One feature: `sim` adds the simulated file system, [`vfs`]' other half, for tests.

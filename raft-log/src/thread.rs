@@ -1,39 +1,41 @@
 //! A lane on a thread of its own, for those who use the log alone.
 
-use std::collections::VecDeque;
+mod inbox;
+mod intake;
+
 use std::path::Path;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use raft_proto::Time;
 
+use self::inbox::{Inbox, Tenure, tell_all};
+use self::intake::Intake;
 use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::lane::{Lane, LaneStats, Progress, ScrubStatus};
-use crate::read::{LaneSpace, LogReader};
+use crate::read::LogReader;
 use crate::recovery::{DamageReport, Recovery};
 use crate::state::Submission;
-use crate::vfs::Vfs;
+use crate::vfs::{Vfs, VfsError};
 
 /// Bytes that may wait for the disk before submitters are told [`LogError::Busy`].
 const PENDING_BYTES_MAX: usize = 64 << 20;
 /// An idle thread looks around this often, whatever happens.
 const PARK_MAX: Duration = Duration::from_millis(500);
+/// What a submission counts for besides its entries.
+const SUBMISSION_BYTES: usize = 128;
 
 /// Damage reports kept until somebody takes them.
 const DAMAGE_MAX: usize = 1_024;
 
-type Callback = Box<dyn FnOnce(Result<(), LogError>) + Send>;
-
 /// A lane driven by its own thread. While a batch is synced, submissions gather; the next write
 /// takes all of them.
 ///
-/// Completions are reported by callback, in the order of submission, on a thread of the log's own: a
-/// callback must not wait. Where many end at once, a second thread calls back while the next batch
-/// is on its way already.
+/// [`LaneThread::append`] waits until what it was given is durable. [`LaneThread::submit`] does
+/// not: completions are reported by callback, in the order of submission, on the lane's thread. A
+/// callback must not wait, as the next write does until it returns; it may submit.
 #[derive(Debug)]
 pub struct LaneThread {
     inbox: Arc<Inbox>,
@@ -42,49 +44,12 @@ pub struct LaneThread {
     thread: Option<JoinHandle<Result<(), LogError>>>,
 }
 
-#[derive(Default)]
-struct Inbox {
-    state: Mutex<InboxState>,
-    wake: Condvar,
-}
-
-#[derive(Default)]
-struct InboxState {
-    waiting: Vec<(Submission, Callback)>,
-    /// Of submissions not completed.
-    bytes: usize,
-    is_asleep: bool,
-    is_closing: bool,
-    /// A scrub was asked for and has not begun.
-    wants_scrub: bool,
-    stats: LaneStats,
-    scrub: ScrubStatus,
-    /// Damage found that nobody has taken yet.
-    damage: Vec<DamageReport>,
-}
-
-impl std::fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inbox").finish_non_exhaustive()
-    }
-}
-
-impl Inbox {
-    fn lock(&self) -> MutexGuard<'_, InboxState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 impl LaneThread {
     /// Opens the lane below `data_dir`, or makes it, and starts its thread.
     ///
     /// # Errors
     ///
-    /// As [`Lane::open`].
-    ///
-    /// # Panics
-    ///
-    /// If the system refuses a thread.
+    /// As [`Lane::open`]; [`LogError::Io`] too if the system refuses a thread.
     pub fn open(
         vfs: Arc<dyn Vfs>,
         data_dir: &Path,
@@ -99,7 +64,11 @@ impl LaneThread {
             std::thread::Builder::new()
                 .name("raft-log-lane".to_owned())
                 .spawn(move || drive(lane, &inbox))
-                .expect("the system starts a thread")
+                .map_err(|source| VfsError {
+                    op: "start a thread",
+                    path: data_dir.to_owned(),
+                    source,
+                })?
         };
         let this = Self {
             inbox,
@@ -115,15 +84,34 @@ impl LaneThread {
     ///
     /// # Errors
     ///
-    /// Nothing was taken: [`LogError::Busy`], [`LogError::TooLarge`], [`LogError::StorageFull`] for
-    /// entries while the disk is full. What was taken before it became full waits for room, so that
-    /// what a group submitted behind it leaves no gap.
+    /// Nothing was taken: [`LogError::Busy`], [`LogError::TooLarge`], [`LogError::Latched`] if the
+    /// lane's thread has ended, [`LogError::StorageFull`] for entries while the disk is full. What
+    /// was taken before it became full waits for room, so that what a group submitted behind it
+    /// leaves no gap.
     pub fn submit(
         &self,
         submission: Submission,
         on_done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) -> Result<(), LogError> {
-        let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
+        let bytes = self.admit(&submission)?;
+        self.inbox.push(submission, bytes, Box::new(on_done))
+    }
+
+    /// Takes a submission and returns when it is durable. Many threads that wait at a time share
+    /// writes and syncs, and are woken together. Not for the lane's own thread: a callback that
+    /// calls this waits for itself.
+    ///
+    /// # Errors
+    ///
+    /// As [`LaneThread::submit`]; [`LogError::Latched`] also when a write or sync failed: then the
+    /// entries may be there after the next open, or not.
+    pub fn append(&self, submission: Submission) -> Result<(), LogError> {
+        let bytes = self.admit(&submission)?;
+        self.inbox.push_and_wait(submission, bytes)
+    }
+
+    /// What the submission counts for, if it may come in.
+    fn admit(&self, submission: &Submission) -> Result<usize, LogError> {
         let largest = submission.entries.iter().map(raft_proto::Batch::size_bytes);
         let bound = self.record_bytes_max;
         if let Some(size) = largest.max().filter(|&size| size > bound) {
@@ -132,21 +120,7 @@ impl LaneThread {
         if !submission.entries.is_empty() && self.reader.space().is_full() {
             return Err(LogError::StorageFull);
         }
-        let mut state = self.inbox.lock();
-        if state.bytes > 0 && state.bytes + bytes > PENDING_BYTES_MAX {
-            return Err(LogError::Busy {
-                pending: state.bytes,
-                bound: PENDING_BYTES_MAX,
-            });
-        }
-        state.bytes += bytes;
-        state.waiting.push((submission, Box::new(on_done)));
-        let is_asleep = std::mem::take(&mut state.is_asleep);
-        drop(state);
-        if is_asleep {
-            self.inbox.wake.notify_one();
-        }
-        Ok(())
+        Ok(submission.entries_bytes() + SUBMISSION_BYTES)
     }
 
     /// A handle for reading.
@@ -164,7 +138,7 @@ impl LaneThread {
     /// Begins to verify everything durable, as [`Lane::scrub`].
     pub fn scrub(&self) {
         self.inbox.lock().wants_scrub = true;
-        self.inbox.wake.notify_one();
+        self.inbox.notify();
     }
 
     /// How far verifying has come, as of the last step of it.
@@ -197,7 +171,11 @@ impl LaneThread {
             return Ok(());
         };
         self.inbox.lock().is_closing = true;
-        self.inbox.wake.notify_one();
+        self.inbox.notify();
+        if thread.thread().id() == std::thread::current().id() {
+            // Dropped by a callback: a thread cannot wait for itself, and ends when this returns.
+            return Ok(());
+        }
         thread
             .join()
             .unwrap_or_else(|_| Err(LogError::Latched("the lane's thread panicked".to_owned())))
@@ -211,19 +189,16 @@ impl Drop for LaneThread {
     }
 }
 
-/// What a submission counts for besides its entries.
-const SUBMISSION_BYTES: usize = 128;
-
 fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
+    let _tenure = Tenure(inbox);
     let origin = Instant::now();
     let clock = || Time(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
     let mut taken = Vec::new();
-    let mut notifier = Notifier::start();
     let mut intake = Intake::new(&lane);
     loop {
         let is_closing = {
             let mut state = inbox.lock();
-            std::mem::swap(&mut state.waiting, &mut taken);
+            inbox.take(&mut state, &mut taken);
             if std::mem::take(&mut state.wants_scrub) {
                 lane.scrub();
                 state.scrub = lane.scrub_status();
@@ -233,113 +208,56 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
         intake.take(&mut lane, taken.drain(..), |bytes| {
             inbox.lock().bytes -= bytes
         });
+        let begin = Instant::now();
         let progress = lane.poll(clock());
-        let ended = complete(&mut lane, inbox, &mut intake.callbacks, &mut notifier);
-        if ended > 1 && ended < HANDED_OVER_MIN {
-            gather(inbox, ended);
+        let span = begin.elapsed();
+        let before = inbox.waiting();
+        let ended = complete(&mut lane, inbox, &mut intake);
+        if ended > 0 {
+            gather(inbox, before + ended, span / 2);
         }
         tell_scrub(&mut lane, inbox);
-        if is_closing && intake.callbacks.is_empty() && inbox.lock().waiting.is_empty() {
+        if is_closing && intake.told_later.is_empty() && inbox.is_empty() {
             // Who was promised an answer has it before the log is closed.
             let refused = intake.held.into_iter();
-            notifier.tell(
-                refused
-                    .map(|(_, on_done)| (on_done, Err(LogError::StorageFull)))
-                    .collect(),
-            );
-            notifier.stop();
+            tell_all(refused.map(|(_, on_done)| (on_done, Err(LogError::StorageFull))));
             return lane.close();
         }
         if let Progress::Idle { until } = progress {
             let timeout = until
                 .map_or(PARK_MAX, |until| Duration::from_nanos(until.since(clock())))
                 .min(PARK_MAX);
-            let mut state = inbox.lock();
-            let may_sleep = state.waiting.is_empty() && !state.is_closing && !state.wants_scrub;
-            if may_sleep && !timeout.is_zero() {
-                state.is_asleep = true;
-                let (mut state, _) = inbox
-                    .wake
-                    .wait_timeout(state, timeout)
-                    .unwrap_or_else(PoisonError::into_inner);
-                state.is_asleep = false;
-            }
+            inbox.sleep(timeout);
         }
     }
 }
 
-/// What the lane's thread has taken and not completed.
-struct Intake {
-    space: LaneSpace,
-    /// Number of the last submission that the lane took.
-    ticket: u64,
-    /// Of what the lane took, in that order: bytes and who is told.
-    callbacks: VecDeque<(usize, Callback)>,
-    /// What found no room, in order: entries taken while there was some, and whatever their groups
-    /// submitted after them. To refuse them would leave a gap before those behind.
-    held: VecDeque<(Submission, Callback)>,
-}
+/// How long the first of those who were just told may take to submit again: about what it takes
+/// to wake a thread.
+const FIRST_GAP: Duration = Duration::from_micros(40);
+/// How long the next one may take.
+const NEXT_GAP: Duration = Duration::from_micros(15);
 
-impl Intake {
-    fn new(lane: &Lane) -> Self {
-        Self {
-            space: lane.reader().space(),
-            ticket: 0,
-            callbacks: VecDeque::new(),
-            held: VecDeque::new(),
-        }
+/// Waits while those who were just told submit again, until `all` are there, `longest` at most:
+/// who does so at once, as most do, would else find the next sync begun without it, and wait for
+/// two. The submitters would fall into two halves, and each sync would carry one of them.
+fn gather(inbox: &Inbox, all: usize, longest: Duration) {
+    if all < 2 {
+        return;
     }
-
-    /// Submits what was held back, then what is new. `refused` hears the bytes of what never will
-    /// be taken.
-    fn take(
-        &mut self,
-        lane: &mut Lane,
-        new: impl Iterator<Item = (Submission, Callback)>,
-        refused: impl Fn(usize),
-    ) {
-        let held = std::mem::take(&mut self.held);
-        for (submission, on_done) in held.into_iter().chain(new) {
-            let group = submission.group;
-            if self.held.iter().any(|(other, _)| other.group == group) {
-                self.held.push_back((submission, on_done));
-                continue;
-            }
-            let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
-            // Only a full lane refuses for lack of room, and whether it is full changes in its own
-            // poll alone.
-            let spare = self.space.is_full().then(|| submission.clone());
-            let numbered = Submission {
-                submission: self.ticket + 1,
-                ..submission
-            };
-            match (lane.submit(numbered), spare) {
-                (Ok(()), _) => {
-                    self.ticket += 1;
-                    self.callbacks.push_back((bytes, on_done));
-                }
-                (Err(LogError::StorageFull), Some(spare)) => self.held.push_back((spare, on_done)),
-                (Err(error), _) => {
-                    refused(bytes);
-                    on_done(Err(error));
-                }
-            }
-        }
-    }
-}
-
-/// How long a sync is put off so that those who were just told are in it: less than half of it.
-const GATHER: Duration = Duration::from_micros(40);
-
-/// Waits a moment until all who were just told have submitted again, beside those who wait already.
-/// Who does so at once, as most do, would else find the next sync begun without it, and wait for
-/// two: the submitters fall into two halves, and each sync carries one of them.
-fn gather(inbox: &Inbox, ended: usize) {
     let begin = Instant::now();
-    let all = ended + inbox.lock().waiting.len();
-    while begin.elapsed() < GATHER && inbox.lock().waiting.len() < all {
-        for _ in 0..32 {
-            std::hint::spin_loop();
+    let mut quiet_until = begin + FIRST_GAP;
+    let mut seen = inbox.waiting();
+    while seen < all {
+        std::thread::yield_now();
+        let now = Instant::now();
+        let waiting = inbox.waiting();
+        if waiting > seen {
+            seen = waiting;
+            quiet_until = now + NEXT_GAP;
+        }
+        if now >= quiet_until.min(begin + longest) {
+            return;
         }
     }
 }
@@ -356,180 +274,22 @@ fn tell_scrub(lane: &mut Lane, inbox: &Inbox) {
     }
 }
 
-/// Completions come in the order of submission, over all replicas: so do the callbacks.
-fn complete(
-    lane: &mut Lane,
-    inbox: &Inbox,
-    callbacks: &mut VecDeque<(usize, Callback)>,
-    notifier: &mut Notifier,
-) -> usize {
+/// Completions come in the order of submission, over all replicas: so does what is told of them.
+/// Returns how many there were.
+fn complete(lane: &mut Lane, inbox: &Inbox, intake: &mut Intake) -> usize {
     let done = lane.take_completions();
     let count = done.len();
-    if done.is_empty() {
+    if count == 0 {
         return 0;
     }
-    let mut bytes = 0;
-    let ended: Vec<Ended> = callbacks
-        .drain(..done.len())
-        .zip(done)
-        .map(|((size, on_done), completion)| {
-            bytes += size;
-            (on_done, completion.result)
-        })
-        .collect();
+    let told = &mut intake.told_later;
+    let bytes: usize = told.iter().take(count).map(|(bytes, _)| bytes).sum();
     {
         let mut state = inbox.lock();
         state.bytes -= bytes;
         state.stats = lane.stats();
     }
-    notifier.tell(ended);
+    let ended = told.drain(..count).zip(done);
+    tell_all(ended.map(|((_, on_done), completion)| (on_done, completion.result)));
     count
-}
-
-type Ended = (Callback, Result<(), LogError>);
-
-/// From so many on, callbacks are handed over: to wake this many threads takes as long as a sync.
-const HANDED_OVER_MIN: usize = 8;
-
-/// Calls back in order: few at once here and now, many on a thread of its own.
-struct Notifier {
-    /// `None`: there is no such thread.
-    sender: Option<Sender<Vec<Ended>>>,
-    /// What was handed over and is not done.
-    pending: Arc<AtomicUsize>,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl Notifier {
-    fn start() -> Self {
-        let (sender, receiver) = channel::<Vec<Ended>>();
-        let pending = Arc::<AtomicUsize>::default();
-        let thread = {
-            let pending = Arc::clone(&pending);
-            std::thread::Builder::new()
-                .name("raft-log-notify".to_owned())
-                .spawn(move || {
-                    while let Ok(ended) = receiver.recv() {
-                        call_all(ended);
-                        pending.fetch_sub(1, Ordering::Release);
-                    }
-                })
-                .ok()
-        };
-        Self {
-            sender: thread.is_some().then_some(sender),
-            pending,
-            thread,
-        }
-    }
-
-    fn tell(&mut self, ended: Vec<Ended>) {
-        let is_idle = self.pending.load(Ordering::Acquire) == 0;
-        let sender = self.sender.as_ref();
-        let Some(sender) = sender.filter(|_| !is_idle || ended.len() >= HANDED_OVER_MIN) else {
-            return call_all(ended);
-        };
-        self.pending.fetch_add(1, Ordering::Relaxed);
-        if let Err(refused) = sender.send(ended) {
-            // A callback panicked, and the thread is gone with it.
-            call_all(refused.0);
-        }
-    }
-
-    /// Waits until all callbacks have been called.
-    fn stop(&mut self) {
-        self.sender = None;
-        if let Some(thread) = self.thread.take() {
-            // A callback's panic was reported by its thread; the log has no part in it.
-            drop(thread.join());
-        }
-    }
-}
-
-fn call_all(ended: Vec<Ended>) {
-    for (on_done, result) in ended {
-        on_done(result);
-    }
-}
-
-#[cfg(all(test, feature = "sim"))]
-mod tests {
-    use super::*;
-    use crate::vfs::SimVfs;
-    use raft_proto::{BatchBuilder, EntryKind, GroupId, HardState, Index, ReplicaId, Term};
-
-    fn submission(group: u64, first: u64, size: usize) -> Submission {
-        let group = GroupId::new(group).expect("not 0");
-        let mut batch = BatchBuilder::new(group, Term::new(1), Index::new(first), 0);
-        batch.push(EntryKind::Command, 0, None, &vec![1; size]);
-        let replica = ReplicaId::new(1).expect("not 0");
-        let mut submission = Submission::new(group, replica, 0);
-        submission.entries.extend(batch.finish());
-        submission
-    }
-
-    fn nobody() -> Callback {
-        Box::new(|result| result.expect("nothing is refused"))
-    }
-
-    #[test]
-    fn what_finds_no_room_is_held_with_all_that_its_group_submitted_behind_it() {
-        let disk = Arc::new(SimVfs::new(1));
-        let path = Path::new("/data");
-        disk.create_dir_all(path).expect("an empty disk");
-        let options = LaneOptions {
-            segment_size_bytes: 64 << 10,
-            record_bytes_max: 32 << 10,
-            ..LaneOptions::default()
-        };
-        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
-        let (mut lane, _) = Lane::open(vfs, path, options).expect("it opens");
-        let mut intake = Intake::new(&lane);
-        let mut now = Time(0);
-        let mut run = |lane: &mut Lane, span: u64| {
-            for _ in 0..100 {
-                now = now.plus_nanos(span / 100);
-                disk.set_now(now);
-                lane.poll(now);
-            }
-        };
-        disk.set_capacity(Some(disk.used_bytes()));
-        let mut first = 1;
-        while intake.held.is_empty() {
-            assert!(first < 1_000, "it fills up");
-            let new = (submission(1, first, 6_000), nobody());
-            intake.take(&mut lane, std::iter::once(new), |_| {
-                panic!("nothing is refused")
-            });
-            run(&mut lane, 10_000_000);
-            first += 1;
-        }
-        let taken = intake.ticket;
-        let mut vote = submission(1, 1, 1);
-        vote.entries.clear();
-        vote.hard_state = Some(HardState::default());
-        let other = Submission {
-            group: GroupId::new(2).expect("not 0"),
-            ..vote.clone()
-        };
-        let small = submission(1, first, 1);
-        let new = [small, vote, other].map(|new| (new, nobody()));
-        intake.take(&mut lane, new.into_iter(), |_| panic!("nothing is refused"));
-        assert_eq!(intake.held.len(), 3, "all of group 1, in order");
-        assert_eq!(intake.ticket, taken + 1, "the other group goes on");
-        disk.set_capacity(None);
-        run(&mut lane, 5_000_000_000);
-        assert!(!intake.space.is_full());
-        intake.take(&mut lane, std::iter::empty(), |_| {
-            panic!("nothing is refused")
-        });
-        assert!(intake.held.is_empty());
-        run(&mut lane, 1_000_000_000);
-        let done = lane.take_completions();
-        assert_eq!(u64::try_from(done.len()), Ok(intake.ticket));
-        assert!(done.iter().all(|done| done.result.is_ok()));
-        let (group, replica) = (done[0].group, done[0].replica);
-        let range = lane.reader().range(group, replica);
-        assert_eq!(range, Some((Index::new(1), Index::new(first))));
-    }
 }

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -140,7 +139,7 @@ impl Wal {
         if let Some(batch) = batch.finish() {
             stream.next = batch.last().index.next();
             append.entries.push(batch);
-            if let Err(error) = self.submit(append) {
+            if let Err(error) = self.log.append(append) {
                 stream.next = first;
                 return Err(error);
             }
@@ -176,7 +175,7 @@ impl Wal {
         let held = lock(&handle);
         let mut trim = Submission::new(id, only(), 0);
         trim.compact_before = Some(Index::new(before).min(held.next));
-        self.submit(trim)
+        self.log.append(trim)
     }
 
     /// Closes the log.
@@ -197,16 +196,6 @@ impl Wal {
             }))
         };
         Arc::clone(streams.entry(id).or_insert_with(new))
-    }
-
-    /// Submits and waits until it is durable.
-    fn submit(&self, submission: Submission) -> Result<(), LogError> {
-        let (done, durable) = channel();
-        self.log
-            .submit(submission, move |result| drop(done.send(result)))?;
-        durable
-            .recv()
-            .unwrap_or_else(|_| Err(LogError::Latched("the log's thread is gone".to_owned())))
     }
 }
 

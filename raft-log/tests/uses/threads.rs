@@ -140,3 +140,106 @@ fn a_scrub_is_asked_for_and_told_from_outside() {
     read_all(&log.reader(), key(1)).expect("it is whole");
     log.close().expect("it closes");
 }
+
+/// A submission without entries: a term.
+fn term(group: u64, term: u64) -> Submission {
+    let (group, replica) = key(group);
+    let mut submission = Submission::new(group, replica, 0);
+    submission.hard_state = Some(HardState {
+        term: Term::new(term),
+        ..HardState::default()
+    });
+    submission
+}
+
+#[test]
+fn threads_that_wait_share_syncs_and_each_is_told() {
+    const THREADS: u64 = 16;
+    const APPENDS: u64 = 50;
+    let dir = tempfile::tempdir().expect("a directory");
+    let vfs = Arc::new(StdVfs::new());
+    let (log, _) = LaneThread::open(vfs, dir.path(), options()).expect("it opens");
+    let before = log.stats();
+    std::thread::scope(|scope| {
+        for thread in 1..=THREADS {
+            let log = &log;
+            scope.spawn(move || {
+                let (group, replica) = key(thread);
+                let mut rng = Rng(thread);
+                for index in 1..=APPENDS {
+                    let mut submission = Submission::new(group, replica, 0);
+                    let first = Index::new(index);
+                    submission.entries = vec![batch(&mut rng, group, Term::new(1), first, 1, 64)];
+                    log.append(submission).expect("it is durable");
+                    let range = log.reader().range(group, replica);
+                    assert_eq!(range, Some((Index::new(1), first)), "it can be read");
+                }
+            });
+        }
+    });
+    let records = log.stats().records - before.records;
+    assert!(
+        records < THREADS * APPENDS / 2,
+        "{records} records: those who wait at the same time go into one"
+    );
+    log.close().expect("it closes");
+}
+
+#[test]
+fn a_failed_sync_is_told_to_all_who_wait_and_to_all_who_come_later() {
+    let disk = disk(5);
+    let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+    let (log, _) = LaneThread::open(vfs, DATA.as_ref(), options()).expect("it opens");
+    log.append(term(1, 1)).expect("it is durable");
+    disk.fail_next("sync", std::io::ErrorKind::Other);
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (1..=4)
+            .map(|group| {
+                let log = &log;
+                scope.spawn(move || log.append(term(group, 2)))
+            })
+            .collect();
+        for thread in threads {
+            let refused = thread.join().expect("nobody panics");
+            assert!(matches!(refused, Err(LogError::Latched(_))), "{refused:?}");
+        }
+    });
+    let refused = log.append(term(1, 3));
+    assert!(matches!(refused, Err(LogError::Latched(_))), "{refused:?}");
+}
+
+#[test]
+fn a_callback_that_panics_harms_nobody_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let vfs = Arc::new(StdVfs::new());
+    let (log, _) = LaneThread::open(vfs, dir.path(), options()).expect("it opens");
+    log.submit(term(1, 1), |_| panic!("on purpose"))
+        .expect("there is room");
+    log.append(term(2, 1)).expect("it is durable");
+    log.close().expect("it closes");
+}
+
+#[test]
+fn a_callback_may_submit_and_may_drop_the_log() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let vfs = Arc::new(StdVfs::new());
+    let (log, _) = LaneThread::open(vfs, dir.path(), options()).expect("it opens");
+    let log = Arc::new(log);
+    let (done, ended) = channel();
+    let inner = Arc::clone(&log);
+    log.submit(term(1, 1), move |result| {
+        result.expect("it is durable");
+        let last = done.clone();
+        inner
+            .submit(term(1, 2), move |result| drop(last.send(result)))
+            .expect("there is room");
+        // The other owner is gone by now, or goes with this one.
+        drop((inner, done));
+    })
+    .expect("there is room");
+    drop(log);
+    ended
+        .recv()
+        .expect("it is told before the thread ends")
+        .expect("it is durable");
+}

@@ -1,0 +1,156 @@
+//! What the lane's thread takes from its inbox, and what it must hold back.
+
+use std::collections::VecDeque;
+
+use super::SUBMISSION_BYTES;
+use super::inbox::OnDone;
+use crate::error::LogError;
+use crate::lane::Lane;
+use crate::read::LaneSpace;
+use crate::state::Submission;
+
+/// What the lane's thread has taken and not completed.
+pub(super) struct Intake {
+    space: LaneSpace,
+    /// Number of the last submission that the lane took.
+    ticket: u64,
+    /// Of what the lane took, in that order: bytes and who is told.
+    pub(super) told_later: VecDeque<(usize, OnDone)>,
+    /// What found no room, in order: entries taken while there was some, and whatever their groups
+    /// submitted after them. To refuse them would leave a gap before those behind.
+    pub(super) held: VecDeque<(Submission, OnDone)>,
+}
+
+impl Intake {
+    pub(super) fn new(lane: &Lane) -> Self {
+        Self {
+            space: lane.reader().space(),
+            ticket: 0,
+            told_later: VecDeque::new(),
+            held: VecDeque::new(),
+        }
+    }
+
+    /// Submits what was held back, then what is new. `refused` hears the bytes of what never will
+    /// be taken.
+    pub(super) fn take(
+        &mut self,
+        lane: &mut Lane,
+        new: impl Iterator<Item = (Submission, OnDone)>,
+        refused: impl Fn(usize),
+    ) {
+        let held = std::mem::take(&mut self.held);
+        for (submission, on_done) in held.into_iter().chain(new) {
+            let group = submission.group;
+            if self.held.iter().any(|(other, _)| other.group == group) {
+                self.held.push_back((submission, on_done));
+                continue;
+            }
+            let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
+            // Only a full lane refuses for lack of room, and whether it is full changes in its own
+            // poll alone.
+            let spare = self.space.is_full().then(|| submission.clone());
+            let numbered = Submission {
+                submission: self.ticket + 1,
+                ..submission
+            };
+            match (lane.submit(numbered), spare) {
+                (Ok(()), _) => {
+                    self.ticket += 1;
+                    self.told_later.push_back((bytes, on_done));
+                }
+                (Err(LogError::StorageFull), Some(spare)) => self.held.push_back((spare, on_done)),
+                (Err(error), _) => {
+                    refused(bytes);
+                    on_done.tell(Err(error));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(all(test, feature = "sim"))]
+mod tests {
+    use super::*;
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use crate::config::LaneOptions;
+    use crate::vfs::{SimVfs, Vfs};
+    use raft_proto::{BatchBuilder, EntryKind, GroupId, HardState, Index, ReplicaId, Term, Time};
+
+    fn submission(group: u64, first: u64, size: usize) -> Submission {
+        let group = GroupId::new(group).expect("not 0");
+        let mut batch = BatchBuilder::new(group, Term::new(1), Index::new(first), 0);
+        batch.push(EntryKind::Command, 0, None, &vec![1; size]);
+        let replica = ReplicaId::new(1).expect("not 0");
+        let mut submission = Submission::new(group, replica, 0);
+        submission.entries.extend(batch.finish());
+        submission
+    }
+
+    fn nobody() -> OnDone {
+        OnDone::Call(Box::new(|result| result.expect("nothing is refused")))
+    }
+
+    #[test]
+    fn what_finds_no_room_is_held_with_all_that_its_group_submitted_behind_it() {
+        let disk = Arc::new(SimVfs::new(1));
+        let path = Path::new("/data");
+        disk.create_dir_all(path).expect("an empty disk");
+        let options = LaneOptions {
+            segment_size_bytes: 64 << 10,
+            record_bytes_max: 32 << 10,
+            ..LaneOptions::default()
+        };
+        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+        let (mut lane, _) = Lane::open(vfs, path, options).expect("it opens");
+        let mut intake = Intake::new(&lane);
+        let mut now = Time(0);
+        let mut run = |lane: &mut Lane, span: u64| {
+            for _ in 0..100 {
+                now = now.plus_nanos(span / 100);
+                disk.set_now(now);
+                lane.poll(now);
+            }
+        };
+        disk.set_capacity(Some(disk.used_bytes()));
+        let mut first = 1;
+        while intake.held.is_empty() {
+            assert!(first < 1_000, "it fills up");
+            let new = (submission(1, first, 6_000), nobody());
+            intake.take(&mut lane, std::iter::once(new), |_| {
+                panic!("nothing is refused")
+            });
+            run(&mut lane, 10_000_000);
+            first += 1;
+        }
+        let taken = intake.ticket;
+        let mut vote = submission(1, 1, 1);
+        vote.entries.clear();
+        vote.hard_state = Some(HardState::default());
+        let other = Submission {
+            group: GroupId::new(2).expect("not 0"),
+            ..vote.clone()
+        };
+        let small = submission(1, first, 1);
+        let new = [small, vote, other].map(|new| (new, nobody()));
+        intake.take(&mut lane, new.into_iter(), |_| panic!("nothing is refused"));
+        assert_eq!(intake.held.len(), 3, "all of group 1, in order");
+        assert_eq!(intake.ticket, taken + 1, "the other group goes on");
+        disk.set_capacity(None);
+        run(&mut lane, 5_000_000_000);
+        assert!(!intake.space.is_full());
+        intake.take(&mut lane, std::iter::empty(), |_| {
+            panic!("nothing is refused")
+        });
+        assert!(intake.held.is_empty());
+        run(&mut lane, 1_000_000_000);
+        let done = lane.take_completions();
+        assert_eq!(u64::try_from(done.len()), Ok(intake.ticket));
+        assert!(done.iter().all(|done| done.result.is_ok()));
+        let (group, replica) = (done[0].group, done[0].replica);
+        let range = lane.reader().range(group, replica);
+        assert_eq!(range, Some((Index::new(1), Index::new(first))));
+    }
+}
