@@ -1,11 +1,14 @@
 //! Measures the log for `cargo xtask bench log`: 64 groups, sync on, bytes that do not compress.
 //!
 //! `bench_log write DIR SUBMITTERS BATCH PAYLOAD_BYTES SECONDS`: each submitter appends a batch to
-//! one of its groups and waits until it is durable; one submitter drives the lane inline. Groups
-//! are compacted as they go, so that segments are recycled.
+//! one of its groups, and the next in the callback that says that it is durable. One submitter drives
+//! the lane inline.
+//! `bench_log write-blocking ...`: each submitter is a thread that waits in `LaneThread::append`.
+//! Groups are compacted as they go, so that segments are recycled.
 //! `bench_log fill DIR BYTES PAYLOAD_BYTES` fills a log; `bench_log open DIR` opens and reads it.
 #![expect(
     clippy::print_stdout,
+    clippy::print_stderr,
     clippy::cast_precision_loss,
     reason = "prints figures"
 )]
@@ -14,6 +17,7 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Sender, channel};
 use std::time::{Duration, Instant};
 
 use raft_log::vfs::StdVfs;
@@ -30,13 +34,21 @@ fn main() -> Outcome<()> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     match words[..] {
-        ["write", dir, submitters, batch, payload, seconds] => {
+        [
+            form @ ("write" | "write-blocking"),
+            dir,
+            submitters,
+            batch,
+            payload,
+            seconds,
+        ] => {
             let shape = Shape {
                 submitters: submitters.parse()?,
                 batch: batch.parse()?,
                 payload: payload.parse()?,
             };
-            write(dir, shape, Duration::from_secs_f64(seconds.parse()?))
+            let span = Duration::from_secs_f64(seconds.parse()?);
+            write(dir, shape, span, form == "write-blocking")
         }
         ["fill", dir, bytes, payload] => fill(dir, bytes.parse()?, payload.parse()?),
         ["open", dir] => open(dir),
@@ -94,16 +106,16 @@ impl Source {
     }
 }
 
-fn write(dir: &str, shape: Shape, span: Duration) -> Outcome<()> {
+fn write(dir: &str, shape: Shape, span: Duration, is_blocking: bool) -> Outcome<()> {
     let vfs = Arc::new(StdVfs::new());
     let options = LaneOptions::default();
     let counted = Counted::default();
-    let (micros, syncs) = if shape.submitters == 1 {
+    let (micros, syncs) = if shape.submitters == 1 && !is_blocking {
         let (lane, _) = Lane::open(vfs, Path::new(dir), options)?;
         inline(lane, shape, span, &counted)?
     } else {
         let (lane, _) = LaneThread::open(vfs, Path::new(dir), options)?;
-        threads(&lane, shape, span, &counted)?
+        threads(lane, shape, span, &counted, is_blocking)?
     };
     let mut micros = micros;
     micros.sort_unstable();
@@ -202,69 +214,133 @@ fn inline(
     }
 }
 
+/// What the submitters of a run have in common.
+struct Run {
+    lane: LaneThread,
+    shape: Shape,
+    is_counting: AtomicBool,
+    is_over: AtomicBool,
+}
+
 fn threads(
-    lane: &LaneThread,
+    lane: LaneThread,
     shape: Shape,
     span: Duration,
     counted: &Counted,
+    is_blocking: bool,
 ) -> Outcome<(Vec<u64>, u64)> {
-    let is_counting = AtomicBool::new(false);
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let (is_counting, is_over) = (&is_counting, &is_over);
-        let submitters: Vec<_> = (0..shape.submitters)
-            .map(|at| scope.spawn(move || submit(lane, at, shape, is_counting, is_over)))
-            .collect();
-        std::thread::sleep(span / 4);
-        let syncs = lane.stats().fdatasyncs;
-        counted.begin()?;
-        is_counting.store(true, Ordering::Relaxed);
-        std::thread::sleep(span);
-        is_counting.store(false, Ordering::Relaxed);
-        let syncs = lane.stats().fdatasyncs - syncs;
-        counted.end()?;
-        is_over.store(true, Ordering::Relaxed);
-        let mut all = Vec::new();
-        for submitter in submitters {
-            all.extend(submitter.join().map_err(|_| "a submitter panicked")??);
+    let run = Arc::new(Run {
+        lane,
+        shape,
+        is_counting: AtomicBool::new(false),
+        is_over: AtomicBool::new(false),
+    });
+    let (sender, micros) = channel();
+    for at in 0..shape.submitters {
+        let submitter = Submitter {
+            run: Arc::clone(&run),
+            sources: sources(shape, at)?,
+            payloads: payloads(shape),
+            micros: Vec::new(),
+            sender: sender.clone(),
+        };
+        if is_blocking {
+            std::thread::spawn(move || submitter.wait_for_each());
+        } else {
+            submitter.submit();
         }
-        Ok((all, syncs))
-    })
+    }
+    drop(sender);
+    std::thread::sleep(span / 4);
+    let syncs = run.lane.stats().fdatasyncs;
+    counted.begin()?;
+    run.is_counting.store(true, Ordering::Relaxed);
+    std::thread::sleep(span);
+    run.is_counting.store(false, Ordering::Relaxed);
+    let syncs = run.lane.stats().fdatasyncs - syncs;
+    counted.end()?;
+    run.is_over.store(true, Ordering::Relaxed);
+    let mut all = Vec::new();
+    for of_one in micros {
+        all.extend(of_one?);
+    }
+    Ok((all, syncs))
 }
 
-/// Appends to its own groups in turn and returns each append's microseconds.
-fn submit(
-    lane: &LaneThread,
-    at: u64,
-    shape: Shape,
-    is_counting: &AtomicBool,
-    is_over: &AtomicBool,
-) -> Outcome<Vec<u64>> {
-    let mut sources: Vec<Source> = (1..=GROUPS)
-        .filter(|group| group % shape.submitters == at)
+/// The groups of one submitter.
+fn sources(shape: Shape, submitter: u64) -> Outcome<Vec<Source>> {
+    (1..=GROUPS)
+        .filter(|group| group % shape.submitters == submitter)
         .map(|group| Source::new(group, shape))
-        .collect::<Outcome<_>>()?;
-    let payloads = payloads(shape);
-    let mut micros = Vec::new();
-    let is_done = Arc::new(AtomicBool::new(false));
-    while !is_over.load(Ordering::Relaxed) {
-        for source in &mut sources {
-            let submission = source.draw(shape, &payloads)?;
+        .collect()
+}
+
+/// Appends to its own groups in turn, each batch when the one before is durable, and sends each
+/// append's microseconds at the end.
+struct Submitter {
+    run: Arc<Run>,
+    sources: Vec<Source>,
+    payloads: Vec<Vec<u8>>,
+    micros: Vec<u64>,
+    sender: Sender<Outcome<Vec<u64>>>,
+}
+
+impl Submitter {
+    fn draw(&mut self) -> Outcome<Submission> {
+        self.sources.rotate_left(1);
+        self.sources[0].draw(self.run.shape, &self.payloads)
+    }
+
+    /// Counts an append. `false`: it was the last.
+    fn count(&mut self, begin: Instant) -> bool {
+        if self.run.is_counting.load(Ordering::Relaxed) {
+            let micros = u64::try_from(begin.elapsed().as_micros());
+            self.micros.push(micros.unwrap_or(u64::MAX));
+        }
+        !self.run.is_over.load(Ordering::Relaxed)
+    }
+
+    fn end(self, error: Option<Box<dyn Error + Send + Sync>>) {
+        drop(self.sender.send(error.map_or(Ok(self.micros), Err)));
+    }
+
+    /// As a thread that waits.
+    fn wait_for_each(mut self) {
+        loop {
+            let submission = self.draw();
             let begin = Instant::now();
-            let (done, thread) = (Arc::clone(&is_done), std::thread::current());
-            lane.submit(submission, move |result| {
-                done.store(result.is_ok(), Ordering::Release);
-                thread.unpark();
-            })?;
-            while !is_done.swap(false, Ordering::AcqRel) {
-                std::thread::park();
+            let appended =
+                submission.and_then(|submission| Ok(self.run.lane.append(submission)?));
+            if let Err(error) = appended {
+                return self.end(Some(error));
             }
-            if is_counting.load(Ordering::Relaxed) {
-                micros.push(u64::try_from(begin.elapsed().as_micros())?);
+            if !self.count(begin) {
+                return self.end(None);
             }
         }
     }
-    Ok(micros)
+
+    /// As a chain of callbacks.
+    fn submit(mut self) {
+        let submission = match self.draw() {
+            Ok(submission) => submission,
+            Err(error) => return self.end(Some(error)),
+        };
+        let (run, begin) = (Arc::clone(&self.run), Instant::now());
+        let submitted = run.lane.submit(submission, move |result| {
+            if let Err(error) = result {
+                self.end(Some(error.into()));
+            } else if self.count(begin) {
+                self.submit();
+            } else {
+                self.end(None);
+            }
+        });
+        // Whoever was refused is gone with its sender: fewer appends are counted.
+        if let Err(error) = submitted {
+            eprintln!("refused: {error}");
+        }
+    }
 }
 
 fn payloads(shape: Shape) -> Vec<Vec<u8>> {

@@ -2,7 +2,9 @@
 //! file system, each in a program of its own.
 //!
 //! For each point the programs run one after the other, the whole round several times; the medians
-//! are printed. 64 groups, incompressible bytes, sync on. The device's program writes and syncs
+//! are printed. 64 groups, incompressible bytes, sync on. Of ours, several submitters are chains of
+//! callbacks, and beside that threads that wait, as they are with `raft-engine`, whose call waits.
+//! The device's program writes and syncs
 //! what all submitters together have in flight, in one piece: what perfect group commit would do.
 
 use std::path::{Path, PathBuf};
@@ -61,6 +63,8 @@ struct Point {
     batch: u64,
     payload_bytes: u64,
     ours_entries_per_s: f64,
+    /// The same submitters as threads that wait; with one, the lane on its thread.
+    ours_blocking_entries_per_s: f64,
     raft_engine_entries_per_s: f64,
     raft_engine_recycle_entries_per_s: f64,
     device_bytes_per_s: f64,
@@ -149,11 +153,13 @@ impl LogBench {
     ) -> Result<Point> {
         let shape = [submitters, batch, payload_bytes].map(|number| number.to_string());
         let seconds = self.seconds.to_string();
-        let mut ours = Vec::new();
+        let (mut ours, mut blocking) = (Vec::new(), Vec::new());
         let (mut theirs, mut theirs_p99, mut recycled, mut device) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for _ in 0..self.runs {
-            ours.push(programs.ours_write(&shape, &seconds)?);
+            ours.push(programs.ours_write("write", &shape, &seconds)?);
+            let waiting = programs.ours_write("write-blocking", &shape, &seconds)?;
+            blocking.push(waiting.entries_per_s);
             let printed = programs.raft_engine_write("default", &shape, &seconds)?;
             theirs.push(number(&printed, 0)?);
             theirs_p99.push(number(&printed, 2)?);
@@ -169,6 +175,7 @@ impl LogBench {
             batch,
             payload_bytes,
             ours_entries_per_s: of(|run| run.entries_per_s),
+            ours_blocking_entries_per_s: median(blocking),
             raft_engine_entries_per_s: median(theirs),
             raft_engine_recycle_entries_per_s: median(recycled),
             device_bytes_per_s: device_syncs_per_s * (submitters * batch * payload_bytes) as f64,
@@ -233,9 +240,9 @@ impl Programs {
         Ok(dir)
     }
 
-    fn ours_write(&self, shape: &[String], seconds: &str) -> Result<Ours> {
+    fn ours_write(&self, verb: &str, shape: &[String], seconds: &str) -> Result<Ours> {
         let dir = self.fresh("ours")?;
-        let mut arguments = vec!["write".to_owned(), path(&dir)];
+        let mut arguments = vec![verb.to_owned(), path(&dir)];
         arguments.extend_from_slice(shape);
         arguments.push(seconds.to_owned());
         let printed = words(&self.ours, &arguments)?;
@@ -279,6 +286,7 @@ fn table(points: &[Point]) -> comfy_table::Table {
         "batch",
         "bytes",
         "ours/s",
+        "ours blocking/s",
         "raft-engine/s",
         "recycling/s",
         "ratio",
@@ -294,6 +302,7 @@ fn table(points: &[Point]) -> comfy_table::Table {
             point.batch.to_string(),
             point.payload_bytes.to_string(),
             format!("{:.0}", point.ours_entries_per_s),
+            format!("{:.0}", point.ours_blocking_entries_per_s),
             format!("{:.0}", point.raft_engine_entries_per_s),
             format!("{:.0}", point.raft_engine_recycle_entries_per_s),
             format!("{ratio:.2}"),
