@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use rustix::thread::futex::{self, Flags};
+
 use super::PENDING_BYTES_MAX;
 use crate::error::LogError;
 use crate::lane::{LaneStats, ScrubStatus};
@@ -14,6 +16,8 @@ use crate::state::Submission;
 
 pub(super) type Callback = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
+/// As many as a call of the system wakes at most.
+const ALL: u32 = i32::MAX.unsigned_abs();
 /// What is taken from an inbox together wakes together; two takes in a row do not.
 const EPOCHS: usize = 4;
 
@@ -250,12 +254,13 @@ impl Epochs {
             if let Some(found) = found() {
                 return found;
             }
-            atomic_wait::wait(counter, seen);
+            // Whatever it says, interrupted too: look again.
+            futex::wait(counter, Flags::PRIVATE, seen, None).ok();
         }
     }
 
     fn wake(&self, epoch: usize) {
         self.0[epoch].fetch_add(1, Ordering::Release);
-        atomic_wait::wake_all(&self.0[epoch]);
+        futex::wake(&self.0[epoch], Flags::PRIVATE, ALL).ok();
     }
 }
