@@ -151,8 +151,9 @@ impl Progress {
             self.sent_commit = self.sent_commit.min(self.prev());
             return true;
         }
-        // A probe is one message: a reply to any other is old.
-        if self.prev() != rejected {
+        // A probe is one message: a reply to any other is old. Who refuses what it acknowledged has
+        // forgotten it, or speaks out of turn; to ask again at once would never end.
+        if self.prev() != rejected || rejected <= self.matched {
             return false;
         }
         self.next = rejected.min(hint.next()).max(self.matched.next());

@@ -256,6 +256,33 @@ fn hazard_27_acknowledgements_of_an_earlier_leadership_do_not_count() {
 }
 
 #[test]
+fn hazard_26_a_follower_that_forgot_what_it_acknowledged_is_not_asked_without_pause() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.propose(1, "a").expect("it leads");
+    net.settle();
+    // A probe, refused at the very index that was acknowledged: no answer can find a lower one.
+    net.raft(1).report_unreachable(replica(2));
+    net.propose(1, "b").expect("it leads");
+    let matched = net.raft(1).peer_statuses().nth(1).expect("two").matched;
+    let term = net.raft(1).term().get();
+    for _ in 0..3 {
+        net.pump(1);
+        net.mail.clear();
+        let refusal = Body::AppendResponse {
+            index: matched,
+            rejected: Some(entry_id(0, 0)),
+        };
+        net.raft(1)
+            .handle_message(message(2, 1, term, refusal))
+            .ok();
+    }
+    net.pump(1);
+    let again = net.take(|message| message.to == replica(2));
+    assert_eq!(again, [], "the next heartbeat's answer asks again");
+}
+
+#[test]
 fn hazard_27_repeated_and_reordered_acknowledgements_never_move_a_match_back() {
     let mut net = Net::new(&[1, 2, 3], plain);
     net.elect(1);
