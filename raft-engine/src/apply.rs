@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use raft_proto::{Batch, EntryId, EntryKind, GroupId, Index};
+use raft_snapshot::SnapshotEnv;
 use rustc_hash::FxHashMap;
 
 use crate::inbox::{Inbox, Room};
@@ -80,6 +81,18 @@ pub(crate) enum Task {
         status: Box<GroupStatus>,
         responder: Responder<GroupStatus>,
     },
+}
+
+impl Task {
+    /// Replaces the machine's state by the stored snapshot at `index`.
+    pub(crate) fn restore(group: GroupId, env: SnapshotEnv, index: Index) -> Self {
+        Self::Restore(Box::new(RestoreJob {
+            group,
+            env,
+            index,
+            machine: None,
+        }))
+    }
 }
 
 struct ApplyGroup {

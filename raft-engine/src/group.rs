@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use raft_log::{SnapshotRecord, SnapshotsRecord, Submission};
+use raft_log::{SnapshotRecord, SnapshotsRecord};
 use raft_proto::{
     EntryId, GroupId, HardState, HostId, Index, Membership, Message, Raft, ReplicaId, Session,
     SnapshotMeta, SubmissionId,
@@ -11,7 +11,7 @@ use raft_proto::{
 use raft_snapshot::SnapshotEnv;
 
 use crate::apply::{Read, Task, Waiter};
-use crate::jobs::{Abort, RestoreJob};
+use crate::jobs::Abort;
 use crate::request::{Applied, RequestError, Responder, SnapshotOutcome};
 
 /// A command that waits for its pass.
@@ -36,7 +36,7 @@ pub(crate) struct Outstanding {
 /// What follows when a snapshot record is durable.
 pub(crate) enum OnDurable {
     /// The replica's first record: it exists.
-    Founded { responder: Option<Responder<()>> },
+    Founded { responder: Responder<()> },
     /// A snapshot of our own: its flag may go, and its caller hears of it.
     Recorded { index: Index },
     /// A received one: the state machine may be restored from it.
@@ -102,8 +102,6 @@ pub(crate) struct Group {
     pub(crate) is_handed_over_as_full: bool,
     pub(crate) is_installed_from_stream: bool,
     pub(crate) failed: Option<String>,
-    /// The first record of a replica that founds its group.
-    pub(crate) founding: Option<Submission>,
 }
 
 impl Group {
@@ -146,7 +144,6 @@ impl Group {
             is_handed_over_as_full: false,
             is_installed_from_stream: false,
             failed: None,
-            founding: None,
         }
     }
 
@@ -164,13 +161,7 @@ impl Group {
     /// The task that replaces the machine's state by the stored snapshot at `index`.
     pub(crate) fn restore_task(&mut self, index: Index) -> Task {
         self.restoring.push(index);
-        let (group, env) = (self.id, self.env.clone());
-        Task::Restore(Box::new(RestoreJob {
-            group,
-            env,
-            index,
-            machine: None,
-        }))
+        Task::restore(self.id, self.env.clone(), index)
     }
 
     /// The machine has come so far.
@@ -205,10 +196,7 @@ impl Group {
     /// Answers a founder who will not be founded.
     pub(crate) fn refuse_founding(&mut self, error: &RequestError) {
         for outstanding in self.outstanding.drain(..) {
-            if let Some(OnDurable::Founded {
-                responder: Some(responder),
-            }) = outstanding.then
-            {
+            if let Some(OnDurable::Founded { responder }) = outstanding.then {
                 responder.respond(Err(error.clone()));
             }
         }

@@ -140,6 +140,7 @@ mod inbox;
 mod jobs;
 mod lane;
 mod outbound;
+mod prepared;
 mod request;
 mod state_machine;
 mod status;

@@ -23,6 +23,7 @@ use crate::inbox::Inbox;
 use crate::jobs::{JobQueue, SaveEnd};
 use crate::lane::LaneInput;
 use crate::outbound::{Event, Events, Outbound};
+use crate::prepared::Prepared;
 use crate::request::{Applied, RequestError, Responder, SnapshotOutcome, SnapshotRequest};
 use crate::status::GroupStatus;
 use crate::{Progress, route};
@@ -50,8 +51,8 @@ pub(crate) struct LaneDone {
 pub(crate) enum StepInput {
     /// A group, made ready outside.
     Start {
-        group: Box<Group>,
-        responder: Option<Responder<()>>,
+        prepared: Box<Prepared>,
+        responder: Responder<()>,
     },
     Stop {
         group: GroupId,
@@ -234,7 +235,10 @@ impl StepWorker {
 
     fn take_in(&mut self, input: StepInput) {
         match input {
-            StepInput::Start { group, responder } => self.start(group, responder),
+            StepInput::Start {
+                prepared,
+                responder,
+            } => self.start(*prepared, responder),
             StepInput::Stop { group, responder } => self.stop(group, responder),
             StepInput::Propose { group, proposal } => match self.serving(group) {
                 Ok(state) => {
@@ -434,28 +438,21 @@ impl StepWorker {
         self.isolated(id, |shared, out, group| act(shared, out, group, responder));
     }
 
-    fn start(&mut self, mut group: Box<Group>, responder: Option<Responder<()>>) {
+    fn start(&mut self, prepared: Prepared, responder: Responder<()>) {
         if let Some(reason) = &self.failed {
-            let error = RequestError::HostFailed {
+            return responder.respond(Err(RequestError::HostFailed {
                 reason: reason.clone(),
-            };
-            group.refuse_founding(&error);
-            if let Some(responder) = responder {
-                responder.respond(Err(error));
-            }
-            return;
+            }));
         }
+        let (group, founding) = prepared.into_group(self.out.tick, responder);
         let id = group.id;
-        self.out.submissions.extend(group.founding.take());
+        self.out.submissions.extend(founding);
         let earlier = self.groups.insert(id, group);
         assert!(
             earlier.is_none(),
             "the engine refuses to start group {id} twice"
         );
         self.touch(id);
-        if let Some(responder) = responder {
-            responder.respond(Ok(()));
-        }
     }
 
     fn stop(&mut self, id: GroupId, responder: Responder<()>) {

@@ -20,5 +20,7 @@ mod promises;
 mod quiet;
 #[path = "hazards/snapshots.rs"]
 mod snapshots;
+#[path = "hazards/time.rs"]
+mod time;
 #[path = "hazards/world.rs"]
 mod world;

@@ -121,8 +121,9 @@ impl GroupHandle {
     /// acknowledged, on any host, before this call.
     ///
     /// The leader confirms by a round of heartbeats that it leads (ReadIndex); nothing is written.
-    /// On a follower the round is asked of the leader and the answer read here. Source: thesis
-    /// §6.4.
+    /// On a follower the round is asked of the leader and the answer read here. With
+    /// [`EngineConfig::lease_ticks`](crate::EngineConfig) a leader that holds a lease needs no round.
+    /// Source: thesis §6.4.
     ///
     /// # Errors
     ///

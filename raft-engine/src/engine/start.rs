@@ -5,13 +5,15 @@ use std::collections::btree_map::Entry;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 
-use raft_log::{Health, Submission};
-use raft_proto::{Config, GroupId, HostId, Index, Raft, ReplicaId};
+use raft_log::Health;
+use raft_proto::{Config, GroupId, HostId, Index, ReplicaId};
+use raft_snapshot::SnapshotEnv;
 
 use super::origin::Origin;
 use super::{Engine, EngineShared, Phase, Running, damage, lock, storage};
-use crate::apply::ApplyInput;
-use crate::group::{Group, OnDurable, Outstanding};
+use crate::apply::{ApplyInput, Task};
+use crate::group::BOOTSTRAP_INDEX;
+use crate::prepared::Prepared;
 use crate::request::{Completion, RequestError, Responder};
 use crate::route;
 use crate::state_machine::StateMachine;
@@ -68,21 +70,10 @@ impl Engine {
         }
         let id = start.group;
         match self.prepare(start) {
-            Ok(mut group) => {
-                // A founder answers once its first record is durable, the others at once.
-                let mut responder = Some(responder);
-                if let Some(Outstanding {
-                    then:
-                        Some(OnDurable::Founded {
-                            responder: when_durable,
-                        }),
-                    ..
-                }) = group.outstanding.front_mut()
-                {
-                    *when_durable = responder.take();
-                }
-                self.step(id).notice(StepInput::Start { group, responder });
-            }
+            Ok(prepared) => self.step(id).notice(StepInput::Start {
+                prepared,
+                responder,
+            }),
             Err(error) => {
                 lock(&self.shared.running).remove(&id);
                 responder.respond(Err(error));
@@ -105,7 +96,8 @@ impl Engine {
         }
     }
 
-    fn prepare(&self, start: StartGroup) -> Result<Box<Group>, RequestError> {
+    /// Reads what the disk holds of the replica, and hands its machine to the apply worker.
+    fn prepare(&self, start: StartGroup) -> Result<Box<Prepared>, RequestError> {
         let StartGroup {
             group: id,
             replica,
@@ -113,34 +105,72 @@ impl Engine {
             start,
             machine,
         } = start;
-        let known = self.shared.step_shared.reader.replicas_of(id);
-        let has_state = known
-            .iter()
-            .any(|(_, state)| !matches!(state.health, Health::Tombstone));
         let env = self.env(id, replica).map_err(|error| storage(&error))?;
-        let state = match &start {
-            Start::Restart => Some(
-                known
-                    .iter()
-                    .find(|(known, _)| *known == replica)
-                    .map(|(_, state)| state)
-                    .ok_or(RequestError::NoState(id))?,
-            ),
-            _ if has_state => return Err(RequestError::StateExists(id)),
-            _ => None,
-        };
+        let origin = self.origin(id, replica, &start, &env)?;
+        let starts = self.shared.starts.fetch_add(1, Ordering::Relaxed) + 1;
+        lock(&self.shared.recovered).remove(&(id, replica));
+        if let Some(running) = lock(&self.shared.running).get_mut(&id) {
+            running.phase = Phase::Serving;
+        }
+        let newest = origin.snapshots.last().map(|meta| meta.id.index);
+        let restore = newest.filter(|&index| index > BOOTSTRAP_INDEX);
+        let apply = &self.shared.step_shared.applies;
+        let apply = &apply[route(id, apply.len())];
+        apply.notice(ApplyInput::Start {
+            group: id,
+            machine,
+            // A machine starts empty: what a stored snapshot covers comes from there.
+            applied: restore.map_or(origin.restored.applied, |_| Index::ZERO),
+        });
+        if let Some(index) = restore {
+            apply.notice(ApplyInput::Task {
+                group: id,
+                task: Task::restore(id, env.clone(), index),
+            });
+        }
+        Ok(Box::new(Prepared {
+            core_config: self.core_config(id, replica, starts),
+            restored: origin.restored,
+            epoch,
+            env,
+            snapshots: origin.snapshots,
+            is_restoring: restore.is_some(),
+            handed: origin.handed,
+            // Numbers of an earlier life of the replica in this process vouch for nothing of this.
+            sequence: starts << SEQUENCE_BITS,
+            is_founder: matches!(start, Start::Bootstrap { .. }),
+        }))
+    }
+
+    /// Where the replica starts from, with snapshots that were read through.
+    fn origin(
+        &self,
+        id: GroupId,
+        replica: ReplicaId,
+        start: &Start,
+        env: &SnapshotEnv,
+    ) -> Result<Origin, RequestError> {
         let damaged = |reason| RequestError::Damaged {
             group: id,
             replica,
             reason,
         };
-        if let Some(reason) = state.and_then(|state| damage(&state.health)) {
-            return Err(damaged(reason));
-        }
-        let mut origin = match (&start, state) {
-            (Start::Restart, Some(state)) => Origin::recovered(id, state)?,
-            (Start::Bootstrap { members }, _) => Origin::founded(id, replica, members)?,
-            _ => Origin::default(),
+        let known = self.shared.step_shared.reader.replicas_of(id);
+        let has_state = known
+            .iter()
+            .any(|(_, state)| !matches!(state.health, Health::Tombstone));
+        let mut origin = match start {
+            Start::Restart => {
+                let state = known.iter().find(|(known, _)| *known == replica);
+                let (_, state) = state.ok_or(RequestError::NoState(id))?;
+                if let Some(reason) = damage(&state.health) {
+                    return Err(damaged(reason));
+                }
+                Origin::recovered(id, state)?
+            }
+            _ if has_state => return Err(RequestError::StateExists(id)),
+            Start::Bootstrap { members } => Origin::founded(id, replica, members)?,
+            Start::Join => Origin::default(),
         };
         let named: Vec<Index> = origin.snapshots.iter().map(|meta| meta.id.index).collect();
         let swept = env.sweep(&named, false).map_err(|error| storage(&error))?;
@@ -148,62 +178,9 @@ impl Engine {
             tracing::info!(group = id.get(), removed = ?swept.removed, "swept");
         }
         origin
-            .fall_back_to_sound(&self.shared.vfs, &env)
+            .fall_back_to_sound(&self.shared.vfs, env)
             .map_err(damaged)?;
-        let starts = self.shared.starts.fetch_add(1, Ordering::Relaxed) + 1;
-        let core_config = self.core_config(id, replica, starts);
-        let raft = Raft::new(core_config, origin.restored.clone(), 0).map_err(|error| {
-            RequestError::Invalid {
-                reason: error.to_string(),
-            }
-        })?;
-        let applied = origin.restored.applied;
-        let mut group = Box::new(Group::new(id, replica, epoch, raft, env, origin.snapshots));
-        group.handed = origin.handed;
-        group.hard_state = origin.restored.hard_state;
-        group.learn_hosts();
-        // Numbers of an earlier life of the replica in this process vouch for nothing of this one.
-        group.sequence = starts << SEQUENCE_BITS;
-        if let Start::Bootstrap { .. } = start {
-            group.sequence += 1;
-            group.founding = Some(Submission {
-                hard_state: Some(origin.restored.hard_state),
-                snapshots: Some(group.snapshots_record()),
-                restart_after: Some(group.handed),
-                ..Submission::new(id, replica, group.sequence)
-            });
-            group.outstanding.push_back(Outstanding {
-                sequence: Some(group.sequence),
-                submission: None,
-                release: Vec::new(),
-                then: Some(OnDurable::Founded { responder: None }),
-            });
-        }
-        lock(&self.shared.recovered).remove(&(id, replica));
-        if let Some(running) = lock(&self.shared.running).get_mut(&id) {
-            running.phase = Phase::Serving;
-        }
-        let apply = &self.shared.step_shared.applies;
-        let apply = &apply[route(id, apply.len())];
-        let restore = group.newest_stored().map(|meta| meta.id.index);
-        // A machine starts empty: what a stored snapshot covers comes from there.
-        let machine_applied = if restore.is_some() {
-            Index::ZERO
-        } else {
-            applied
-        };
-        apply.notice(ApplyInput::Start {
-            group: id,
-            machine,
-            applied: machine_applied,
-        });
-        if let Some(index) = restore {
-            apply.notice(ApplyInput::Task {
-                group: id,
-                task: group.restore_task(index),
-            });
-        }
-        Ok(group)
+        Ok(origin)
     }
 
     /// Stops a group on this host; its state stays on disk. A save under way is aborted. Answered
@@ -242,6 +219,7 @@ impl Engine {
             election_timeout_ticks_min: config.election_timeout_ticks_min,
             election_timeout_ticks_max: config.election_timeout_ticks_max,
             heartbeat_ticks: config.heartbeat_ticks,
+            lease_ticks: config.lease_ticks,
             quiesce_timeouts: config.quiesce_timeouts,
             message_bytes_max: config.message_bytes_max,
             inflight_messages_max: config.inflight_messages_max,

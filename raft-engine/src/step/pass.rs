@@ -18,7 +18,6 @@ use crate::request::{RequestError, SnapshotOutcome};
 /// Steps one group.
 pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, wall_ms: u64) {
     group.raft.set_leader_time_ms(wall_ms);
-    group.raft.advance_to(out.tick);
     if shared.space.is_full() {
         requests::meet_full_storage(group);
     } else {
@@ -29,6 +28,8 @@ pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, w
     requests::give_up_rounds(group, out.tick);
     let patience_ticks = shared.config.election_timeout_ticks_max * 2;
     start_round(group, out.tick + patience_ticks);
+    // Last: what has come in holds timers back.
+    group.raft.advance_to(out.tick);
     let mut ready = std::mem::take(&mut out.ready);
     while group.raft.poll_ready_into(&mut ready) {
         process(shared, out, group, &mut ready);
@@ -150,10 +151,8 @@ pub(super) fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, do
         group.raft.persisted(submission);
     }
     match done.then {
-        None | Some(OnDurable::Founded { responder: None }) => {}
-        Some(OnDurable::Founded {
-            responder: Some(responder),
-        }) => responder.respond(Ok(())),
+        None => {}
+        Some(OnDurable::Founded { responder }) => responder.respond(Ok(())),
         Some(OnDurable::Recorded { index }) => {
             let id = group.id;
             out.jobs.push((id, recorded(group, index)));

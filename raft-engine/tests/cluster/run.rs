@@ -108,8 +108,9 @@ pub struct Run {
     rng: Rng,
     now: Time,
     options: Options,
-    /// The same on every host: how soon groups fall quiet, if ever.
+    /// The same on every host: how soon groups fall quiet, if ever, and how long a lease is.
     quiesce_timeouts: u64,
+    lease_ticks: u64,
     hosts: Vec<Host>,
     network: Network,
     applications: Arc<Mutex<Applications>>,
@@ -153,8 +154,10 @@ impl Run {
         network.loss_percent = rng.below(6);
         network.delay_max_nanos = MILLISECOND * (1 + rng.below(20));
         let quiesce_timeouts = rng.below(3);
+        let lease_ticks = if rng.one_in(2) { 25 } else { 0 };
         Self {
             quiesce_timeouts,
+            lease_ticks,
             rng,
             now: Time(0),
             options,

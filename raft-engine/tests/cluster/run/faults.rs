@@ -149,6 +149,7 @@ impl Run {
             open_count: self.hosts[at].opens,
             compaction_overhead: 20,
             quiesce_timeouts: self.quiesce_timeouts,
+            lease_ticks: self.lease_ticks,
             cache_bytes_max: CACHE_BYTES_MAX,
             uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
             test_ack_before_sync: self.options.test_ack_before_sync,
