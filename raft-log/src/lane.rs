@@ -17,6 +17,7 @@ use crate::error::LogError;
 use crate::hard_state::VoteFile;
 use crate::index::Tables;
 use crate::item::{Item, Key};
+use crate::owners::Lately;
 use crate::pool::{Made, Pool};
 use crate::read::{LogReader, Shared, lane_dir};
 use crate::record::RecordKind;
@@ -144,6 +145,7 @@ pub struct Lane {
     votes: VoteFile,
     lsn: u64,
     synced_lsn: u64,
+    lately: Lately,
     /// The last record whose durability a later one states, or that states it itself.
     watermark_lsn: u64,
     staging: Staging,
@@ -209,6 +211,7 @@ impl Lane {
             active: recovered.active,
             lsn: recovered.last_lsn,
             synced_lsn: recovered.last_lsn,
+            lately: Lately::default(),
             watermark_lsn: 0,
             vfs,
             dir,

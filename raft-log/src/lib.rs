@@ -82,6 +82,7 @@ mod hard_state;
 mod index;
 mod item;
 mod lane;
+mod owners;
 mod pool;
 mod read;
 mod record;

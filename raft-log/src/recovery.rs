@@ -14,6 +14,7 @@ use crate::hard_state::{self, VotesFound};
 use crate::index::{SegmentInfo, Tables};
 use crate::item::{Item, Key};
 use crate::lane::Active;
+use crate::owners::OwnerSet;
 use crate::read::lane_dir;
 use crate::record::RecordKind;
 use crate::segment::{
@@ -152,8 +153,27 @@ struct Walk<'a> {
     /// Segments named by a checkpoint, with their incarnations; those released since are gone.
     named: BTreeMap<u64, u64>,
     released: BTreeSet<u64>,
-    /// Records whose table is lost: any replica may have been in them.
-    lost_tables: Vec<(u64, u64)>,
+    /// Records whose table is lost.
+    lost_tables: Vec<LostTable>,
+}
+
+/// A record whose table is lost, or many.
+struct LostTable {
+    segment: u64,
+    offset: u64,
+    /// Who may have been in it; `None`: anybody.
+    owners: Option<OwnerSet>,
+}
+
+impl LostTable {
+    /// Nobody can say what was there.
+    const fn of_anybody(segment: u64, offset: u64) -> Self {
+        Self {
+            segment,
+            offset,
+            owners: None,
+        }
+    }
 }
 
 /// Reads everything and changes nothing.
@@ -453,7 +473,8 @@ impl Walk<'_> {
             }
             self.misnamed.insert(*number);
             if header.number > end.newest {
-                self.lost_tables.push((header.number, 0));
+                let lost = LostTable::of_anybody(header.number, 0);
+                self.lost_tables.push(lost);
             }
         }
         for number in &self.misnamed {
@@ -468,7 +489,8 @@ impl Walk<'_> {
         {
             // A segment is sealed only when the next one is there.
             self.report.missing.push(end.newest + 1);
-            self.lost_tables.push((end.newest + 1, 0));
+            let lost = LostTable::of_anybody(end.newest + 1, 0);
+            self.lost_tables.push(lost);
         }
         self.report.missing.sort_unstable();
     }
@@ -495,16 +517,19 @@ impl Walk<'_> {
         if !lost.is_empty() {
             self.damage(missing, 0, "entries are missing", &lost);
         }
-        for (segment, offset) in std::mem::take(&mut self.lost_tables) {
-            // Nobody can say who was in it: all who may have been are stopped.
+        for lost in std::mem::take(&mut self.lost_tables) {
+            // All who may have been in it are stopped.
+            let may_own = |key: &Key| lost.owners.is_none_or(|owners| owners.may_hold(*key));
             let all: Vec<(Key, Index, Index)> = self
                 .tables
                 .keys()
                 .into_iter()
                 .filter(|key| self.tables.replicas[key].state.health == Health::Sound)
+                .filter(may_own)
                 .map(|key| (key, Index::ZERO, Index::ZERO))
                 .collect();
-            self.damage(segment, offset, "a record's table is lost", &all);
+            let reason = "a record's table is lost";
+            self.damage(lost.segment, lost.offset, reason, &all);
         }
         self.settle_votes(votes);
     }

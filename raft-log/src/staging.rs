@@ -5,6 +5,7 @@ use bytes::{Bytes, BytesMut};
 use raft_proto::{Batch, EntryId, HardState, Index, ReplicaId, Term, TermRun, crc32c_append};
 
 use crate::item::{EntriesItem, Item, Key, Owner, put_entries, put_item};
+use crate::owners::{Lately, OwnerSet};
 use crate::record::{Place, RECORD_HEADER_BYTES, RecordHeader, RecordKind, padding};
 use crate::state::{Health, SnapshotsRecord, Submission};
 
@@ -53,6 +54,8 @@ pub(crate) struct Staging {
     pub(crate) done: Vec<(Key, u64)>,
     pub(crate) votes: Vec<VoteChange>,
     pub(crate) released: Vec<u64>,
+    /// Who is in it.
+    owners: OwnerSet,
     pub(crate) has_entries: bool,
     pub(crate) is_close: bool,
     /// Whether it holds entries that the log itself moves.
@@ -117,6 +120,7 @@ impl Staging {
     }
 
     pub(crate) fn item(&mut self, owner: Owner, item: &Item) {
+        owner.into_iter().for_each(|key| self.owners.insert(key));
         put_item(self.head(), owner, item);
     }
 
@@ -135,6 +139,7 @@ impl Staging {
             term_changes: term_changes(batch),
             membership_entries: membership_entries(batch),
         };
+        self.owners.insert(key);
         put_entries(self.head(), key, &item);
         self.data_crc = crc32c_append(self.data_crc, batch.bytes());
         if batch.size_bytes() < COPY_BELOW_BYTES {
@@ -172,10 +177,15 @@ impl Staging {
         &mut self,
         kind: RecordKind,
         lane: u16,
-        lsn: u64,
-        synced_lsn: u64,
+        (lsn, synced_lsn): (u64, u64),
         place: Place,
+        lately: &mut Lately,
     ) -> (Vec<Bytes>, RecordHeader) {
+        let owners = match kind {
+            RecordKind::Data | RecordKind::Watermark => self.owners,
+            // Other records say the same.
+            RecordKind::Checkpoint | RecordKind::Footer => OwnerSet::default(),
+        };
         let mut head = std::mem::take(self.head());
         self.flush_copied();
         let table_len = head.len() - RECORD_HEADER_BYTES;
@@ -189,6 +199,7 @@ impl Staging {
             data_len: self.data_len,
             table_crc: place.checksum(&head[RECORD_HEADER_BYTES..]),
             data_crc: place.seal(crc32c_append(self.data_crc, pad)),
+            owners: Some(lately.next(owners, place)),
         };
         head[..RECORD_HEADER_BYTES].copy_from_slice(&header.encode(place));
         let mut buffers = Vec::with_capacity(self.parts.len() + 2);

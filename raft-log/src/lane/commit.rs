@@ -343,8 +343,9 @@ impl Lane {
             offset: self.active.offset,
         };
         self.lsn += 1;
+        let lsns = (self.lsn, self.synced_lsn);
         let (buffers, header) =
-            staging.frame(kind, self.options.lane, self.lsn, self.synced_lsn, place);
+            staging.frame(kind, self.options.lane, lsns, place, &mut self.lately);
         let data_at = place.offset + to_u64(RECORD_HEADER_BYTES + header.table_len);
         self.active.offset += to_u64(header.total());
         assert!(

@@ -7,11 +7,12 @@ use bytes::Bytes;
 use raft_proto::Index;
 
 use super::segment_bytes::{BadBatch, Record, SegmentBytes};
-use super::{Cut, End, SegmentFile, Walk};
+use super::{Cut, End, LostTable, SegmentFile, Walk};
 use crate::error::LogError;
 use crate::index::{At, SegmentInfo, Span};
 use crate::item::{Item, Key, items};
 use crate::lane::Active;
+use crate::owners::{OwnerSet, Owners};
 use crate::record::{RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
 use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES, Trailer};
 use crate::state::Health;
@@ -270,7 +271,7 @@ impl Walk<'_> {
         cursor.newest = segment;
         cursor.has_damage = true;
         self.unreadable.insert(segment);
-        self.lost_tables.push((segment, 0));
+        self.lost_tables.push(LostTable::of_anybody(segment, 0));
     }
 
     /// No segment holds a record, and the lowest that is there is `number`: it is the first, or
@@ -278,7 +279,7 @@ impl Walk<'_> {
     fn first_missing(&mut self, number: u64, cursor: &Cursor) {
         for missing in cursor.newest + 1..number {
             self.report.missing.push(missing);
-            self.lost_tables.push((missing, 0));
+            self.lost_tables.push(LostTable::of_anybody(missing, 0));
         }
     }
 
@@ -344,7 +345,7 @@ impl Walk<'_> {
                         let reason = "a table that repeats what other records say";
                         self.damage(segment.number, to_u64(at), reason, &[]);
                     } else {
-                        self.lost_tables.push((segment.number, to_u64(at)));
+                        self.lose_table(segment.number, &record);
                     }
                     cursor.passed(&record);
                     at = record.end();
@@ -353,21 +354,31 @@ impl Walk<'_> {
                     }
                 }
                 None => {
-                    self.lost_tables.push((segment.number, to_u64(at)));
-                    match found.next {
-                        Some((number, offset, lsn)) if number == segment.number => {
-                            cursor.expected = Some(lsn);
-                            at = offset;
-                        }
-                        Some((_, _, lsn)) => {
-                            cursor.expected = Some(lsn);
-                            return Ok(Ended::Left);
-                        }
-                        None => return Ok(Ended::Left),
+                    self.lost_tables.push(LostTable {
+                        segment: segment.number,
+                        offset: to_u64(at),
+                        owners: found.owners_from(expected),
+                    });
+                    let Some(next) = found.next else {
+                        return Ok(Ended::Left);
+                    };
+                    cursor.expected = Some(next.lsn);
+                    if next.segment != segment.number {
+                        return Ok(Ended::Left);
                     }
+                    at = next.offset;
                 }
             }
         }
+    }
+
+    /// The table of a record is lost, its header is not.
+    fn lose_table(&mut self, segment: u64, record: &Record) {
+        self.lost_tables.push(LostTable {
+            segment,
+            offset: to_u64(record.offset),
+            owners: record.header.owners.map(|owners| owners.own),
+        });
     }
 
     fn note_closed(&self, table: &Bytes, cursor: &mut Cursor) {
@@ -556,8 +567,7 @@ impl Walk<'_> {
         let table = record.table.clone().unwrap_or_default();
         let bad = segment.bad_batches(record)?;
         if !self.take(segment.number, record, &table, Some(active), cursor) {
-            self.lost_tables
-                .push((segment.number, to_u64(record.offset)));
+            self.lose_table(segment.number, record);
             return Ok(());
         }
         self.report_bad(segment.number, record, bad);
@@ -715,18 +725,42 @@ impl Walk<'_> {
 struct Behind {
     /// A header says that the invalid record had been durable.
     is_proof: bool,
-    /// The first record with a higher lsn: segment, offset, lsn.
-    next: Option<(u64, usize, u64)>,
+    /// The first record with a higher lsn.
+    next: Option<Next>,
     /// Where the last record seen in the same segment ends.
     end_here: usize,
 }
 
+/// A record behind one that is lost.
+#[derive(Clone, Copy, Debug)]
+struct Next {
+    segment: u64,
+    offset: usize,
+    lsn: u64,
+    owners: Option<Owners>,
+}
+
 impl Behind {
     fn see(&mut self, segment: u64, record: &Record, lsn: u64) {
-        if record.header.lsn > lsn && self.next.is_none() {
-            self.next = Some((segment, record.offset, record.header.lsn));
+        let header = &record.header;
+        if header.lsn > lsn && self.next.is_none() {
+            self.next = Some(Next {
+                segment,
+                offset: record.offset,
+                lsn: header.lsn,
+                owners: header.owners,
+            });
         }
-        self.is_proof |= record.header.synced_lsn >= lsn && record.header.lsn > lsn;
+        self.is_proof |= header.synced_lsn >= lsn && header.lsn > lsn;
+    }
+
+    /// Who may have been in the records from `expected` on that are lost, if the one behind them
+    /// tells of all of them.
+    fn owners_from(&self, expected: Option<u64>) -> Option<OwnerSet> {
+        let next = self.next?;
+        let owners = next.owners?;
+        let lost = next.lsn.checked_sub(expected?)?;
+        (lost <= u64::from(owners.reach)).then_some(owners.before)
     }
 }
 

@@ -1,4 +1,4 @@
-//! A log of version 1 stays readable, and what is written today is the same, byte for byte.
+//! Logs of all versions stay readable, and what is written today is the last one, byte for byte.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,9 +7,9 @@ use raft_log::vfs::{SimVfs, Vfs};
 
 use crate::workload::{DATA, Driven, Workload, disk, open, options, seen_all};
 
-fn golden(name: &str) -> PathBuf {
+fn golden(version: u32, name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/data/v1")
+        .join(format!("tests/data/v{version}"))
         .join(name)
 }
 
@@ -43,26 +43,32 @@ fn content(disk: &SimVfs, path: &Path) -> Vec<u8> {
 
 /// `UPDATE_GOLDEN=1` writes the files anew: only for a new version of the format, under a new name.
 #[test]
-fn version_1_is_what_is_written_today() {
+fn version_2_is_what_is_written_today() {
     let (disk, _) = written();
     for (path, name) in FILES {
         let today = content(&disk, &Path::new(DATA).join(path));
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::create_dir_all(golden("")).expect("a directory");
-            std::fs::write(golden(name), &today).expect("written");
+            std::fs::create_dir_all(golden(2, "")).expect("a directory");
+            std::fs::write(golden(2, name), &today).expect("written");
         }
-        let then = std::fs::read(golden(name)).expect("the golden file is there");
+        let then = std::fs::read(golden(2, name)).expect("the golden file is there");
         assert!(then == today, "{name} differs from what is written today");
     }
 }
 
 #[test]
-fn version_1_is_read() {
+fn version_1_and_2_are_read() {
+    for version in 1..=2 {
+        is_read(version);
+    }
+}
+
+fn is_read(version: u32) {
     let disk = disk(2);
     disk.create_dir_all(&Path::new(DATA).join("log/0"))
         .expect("made");
     for ((path, name), len) in FILES.into_iter().zip([4096 + 2 * 64 * 1024, 64 << 10]) {
-        let bytes = std::fs::read(golden(name)).expect("the golden file is there");
+        let bytes = std::fs::read(golden(version, name)).expect("the golden file is there");
         let file = disk.open(&Path::new(DATA).join(path), true).expect("made");
         disk.prepare(file, len).expect("there is room");
         disk.write(file, 0, &bytes).expect("written");
