@@ -145,6 +145,12 @@ impl LaneOptions {
         Ok(())
     }
 
+    /// The most that one write takes, checkpoint and footer aside: a record is closed when it is
+    /// over the bound with its next batch, and that batch has a place in its table.
+    pub(crate) fn write_bytes_max(&self) -> u64 {
+        2 * u64::try_from(self.record_bytes_max).unwrap_or(u64::MAX / 4) + (1 << 20)
+    }
+
     pub(crate) fn reserve(&self) -> u64 {
         self.reserve_bytes.unwrap_or(self.segment_size_bytes / 16)
     }

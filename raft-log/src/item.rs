@@ -3,12 +3,15 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use raft_proto::{EntryId, GroupId, HardState, Index, ReplicaId, Term, TermRun};
 
+use crate::segment::NUMBER_MAX;
 use crate::state::{Damage, Health, ReplicaState, SnapshotRecord, SnapshotsRecord};
 
 /// A group's replica.
 pub(crate) type Key = (GroupId, ReplicaId);
 
-const ITEM_HEADER_BYTES: usize = 24;
+pub(crate) const ITEM_HEADER_BYTES: usize = 24;
+/// A batch's item, if it is of one term and changes no membership.
+pub(crate) const ENTRIES_ITEM_BYTES: usize = ITEM_HEADER_BYTES + 40;
 const ENTRIES: u8 = 1;
 const HARD_STATE: u8 = 2;
 const SNAPSHOTS: u8 = 3;
@@ -22,6 +25,8 @@ const RELEASED: u8 = 10;
 const OPENED: u8 = 11;
 const RUNS: u8 = 12;
 const CLOSED: u8 = 13;
+const LIMITS: u8 = 14;
+const SUCCESSOR: u8 = 15;
 
 /// Entries in the record's data part, in the order of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,6 +83,19 @@ pub(crate) enum Item {
     },
     /// A clean close.
     Closed,
+    /// What holds from here on.
+    Limits(Limits),
+    /// The segment that follows a sealed one.
+    Successor(u64),
+}
+
+/// What holds until it is said anew: in checkpoints, and when a lane is opened or closed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// The most that one write takes, checkpoint and footer aside: what a crash may cut off.
+    pub(crate) write_bytes_max: u64,
+    /// No segment's number was given out from here on.
+    pub(crate) numbers_end: u64,
 }
 
 /// Whose item it is; `None` is the lane's own.
@@ -174,6 +192,8 @@ pub(crate) fn put_item(out: &mut BytesMut, owner: Owner, item: &Item) {
         Item::Released(_) => (RELEASED, 0),
         Item::Opened { .. } => (OPENED, 0),
         Item::Closed => (CLOSED, 0),
+        Item::Limits(_) => (LIMITS, 0),
+        Item::Successor(_) => (SUCCESSOR, 0),
     };
     header(out, kind, flags, 0, owner);
     match item {
@@ -220,6 +240,11 @@ pub(crate) fn put_item(out: &mut BytesMut, owner: Owner, item: &Item) {
             out.put_u64_le(*offset);
             out.put_u64_le(*cut_bytes);
         }
+        Item::Limits(limits) => {
+            out.put_u64_le(limits.write_bytes_max);
+            out.put_u64_le(limits.numbers_end);
+        }
+        Item::Successor(number) => out.put_u64_le(*number),
         Item::Entries(_) | Item::State(_) | Item::Tombstone | Item::Closed => {}
     }
     let len = count(out.len() - at - ITEM_HEADER_BYTES);
@@ -263,7 +288,10 @@ impl Items<'_> {
         if reserved != 0 || flags > 1 {
             return None;
         }
-        let is_lanes = matches!(kind, SEGMENTS | RELEASED | OPENED | CLOSED);
+        let is_lanes = matches!(
+            kind,
+            SEGMENTS | RELEASED | OPENED | CLOSED | LIMITS | SUCCESSOR
+        );
         let owner = match (group, replica) {
             (0, 0) if is_lanes => None,
             _ if is_lanes => return None,
@@ -330,6 +358,19 @@ fn decode(kind: u8, flag: bool, body: &mut &[u8]) -> Option<Item> {
             cut_bytes: number(body)?,
         },
         CLOSED => Item::Closed,
+        LIMITS => {
+            let limits = Limits {
+                write_bytes_max: number(body)?,
+                numbers_end: number(body)?,
+            };
+            // No log ever gets so far: it leaves room to count on.
+            let makes_sense = limits.numbers_end <= NUMBER_MAX + 1;
+            Item::Limits(makes_sense.then_some(limits)?)
+        }
+        SUCCESSOR => {
+            let number = number(body)?;
+            Item::Successor((1..=NUMBER_MAX).contains(&number).then_some(number)?)
+        }
         _ => return None,
     })
 }

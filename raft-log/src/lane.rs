@@ -16,7 +16,7 @@ use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::hard_state::VoteFile;
 use crate::index::Tables;
-use crate::item::{Item, Key};
+use crate::item::{ENTRIES_ITEM_BYTES, Item, Key};
 use crate::owners::Lately;
 use crate::pool::{Made, Pool};
 use crate::read::{LogReader, Shared, lane_dir};
@@ -297,11 +297,13 @@ impl Lane {
         let key = (submission.group, submission.replica);
         let bound = self.gather_max();
         let entries_bytes = submission.entries_bytes();
-        if !self.staging.is_empty() && self.staging.len() + entries_bytes + 256 > bound {
+        let items_bytes = submission.entries.len() * ENTRIES_ITEM_BYTES;
+        let is_over = self.staging.len() + entries_bytes + items_bytes + 256 > bound;
+        if !self.staging.is_empty() && is_over {
             self.enqueue();
         }
         let mut begun = submission.hard_state;
-        let is_split = entries_bytes > bound;
+        let is_split = entries_bytes + items_bytes > bound;
         if is_split && let Some(hard_state) = submission.hard_state {
             // Over more than one record: term and vote go first, as no entry may be durable before
             // its term; the commit index goes last, as it names entries.
@@ -514,9 +516,10 @@ impl Lane {
         if !self.staging.is_empty() {
             self.enqueue();
         }
-        self.staging.item(None, &Item::Released(Vec::new()));
-        self.staging.is_close = true;
         self.is_closing = true;
+        let limits = self.limits();
+        self.staging.item(None, &Item::Limits(limits));
+        self.staging.is_close = true;
     }
 
     fn enqueue(&mut self) {

@@ -8,11 +8,13 @@ use std::sync::Arc;
 use raft_proto::Time;
 
 use crate::config::LaneOptions;
-use crate::segment::{SegmentHeader, incarnation, segment_path, unfinished_path};
+use crate::segment::{NUMBER_MAX, SegmentHeader, incarnation, segment_path, unfinished_path};
 use crate::vfs::{FileId, Op, OpId, Vfs, VfsError};
 
 /// Dead segments kept for recycling; more are removed.
 const DEAD_MAX: usize = 2;
+/// More than are given out between two segments: spares, and what is made again.
+const NUMBERS_AHEAD: u64 = 64;
 /// How long after a failure the next attempt comes.
 pub(crate) const RETRY_NANOS: u64 = 1_000_000_000;
 
@@ -95,6 +97,23 @@ impl Pool {
             .unmade
             .or_else(|| self.making.as_ref().map(|(_, spare)| spare.number));
         front.len >= len && earlier.is_none_or(|earlier| earlier > front.number)
+    }
+
+    /// The number of the next spare.
+    pub(crate) fn first(&self) -> Option<u64> {
+        self.spares.front().map(|spare| spare.number)
+    }
+
+    /// From here on no number is given out before this is asked again, which is in each new
+    /// segment; with `is_last` none is.
+    pub(crate) fn numbers_end(&self, is_last: bool) -> u64 {
+        let making = self
+            .making
+            .as_ref()
+            .map_or(0, |(_, spare)| spare.number + 1);
+        let given = self.next_number.max(making);
+        let ahead = if is_last { 0 } else { NUMBERS_AHEAD };
+        (given + ahead).min(NUMBER_MAX + 1)
     }
 
     /// Takes the next spare and opens it.

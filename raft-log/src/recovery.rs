@@ -12,7 +12,7 @@ use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::hard_state::{self, VotesFound};
 use crate::index::{SegmentInfo, Tables};
-use crate::item::{Item, Key};
+use crate::item::{Item, Key, Limits};
 use crate::lane::Active;
 use crate::owners::OwnerSet;
 use crate::read::lane_dir;
@@ -121,8 +121,10 @@ pub(crate) struct Analysis {
     pub(crate) footer: Option<(u64, u64)>,
     /// The last segment that holds records.
     pub(crate) newest: u64,
-    /// The highest number that any file bears, foreign ones too: no new file gets one of them.
-    pub(crate) highest: u64,
+    /// The one that follows it, if it is sealed and says so.
+    pub(crate) successor: Option<u64>,
+    /// All numbers that were given out, to files that are foreign or gone too, lie before.
+    pub(crate) numbers_end: u64,
     pub(crate) last_lsn: u64,
     /// Files that nothing needs: removed by an open.
     pub(crate) dead: Vec<u64>,
@@ -148,6 +150,8 @@ struct Walk<'a> {
     misnamed: BTreeSet<u64>,
     unreadable: BTreeSet<u64>,
     highest: u64,
+    /// What the last record that says so says.
+    limits: Limits,
     /// Something lies behind the last record that may have been a write, or stale.
     may_be_cut: bool,
     /// Segments named by a checkpoint, with their incarnations; those released since are gone.
@@ -194,6 +198,7 @@ pub(crate) fn analyse(
         misnamed: BTreeSet::new(),
         unreadable: BTreeSet::new(),
         highest: 0,
+        limits: Limits::default(),
         may_be_cut: false,
         named: BTreeMap::new(),
         released: BTreeSet::new(),
@@ -217,6 +222,7 @@ pub(crate) fn analyse(
             && !walk.misnamed.contains(number)
             && !walk.unreadable.contains(number)
     };
+    let numbers_end = walk.numbers_end(&end);
     let dead = files.keys().copied().filter(is_dead).collect();
     Ok(Analysis {
         files,
@@ -227,7 +233,8 @@ pub(crate) fn analyse(
         is_closed: end.is_closed,
         footer: end.footer,
         newest: end.newest,
-        highest: walk.highest,
+        successor: end.successor,
+        numbers_end,
         last_lsn: end.last_lsn,
         dead,
         unreadable: walk.unreadable.into_iter().collect(),
@@ -335,9 +342,11 @@ impl Walk<'_> {
     fn take_checkpoint(&mut self, record: &Record) -> Option<()> {
         let mut tables = Tables::default();
         let mut named = BTreeMap::new();
+        let mut limits = Limits::default();
         for item in crate::item::items(record.table.as_ref()?) {
             match item? {
                 (None, Item::Segments(segments)) => named.extend(segments),
+                (None, Item::Limits(found)) => limits = found,
                 (Some(key), Item::State(state)) => {
                     tables.replicas.entry(key).or_default().state = *state;
                 }
@@ -349,6 +358,7 @@ impl Walk<'_> {
         }
         self.tables = tables;
         self.named = named;
+        self.limits = limits;
         Some(())
     }
 
@@ -397,6 +407,15 @@ impl Walk<'_> {
             }
         }
         Ok(())
+    }
+
+    /// From here on no number was given out.
+    fn numbers_end(&self, end: &End) -> u64 {
+        // A log without a record begins anew: those before its first segment would be missed.
+        let is_new = end.newest == 0 && self.report.foreign.is_empty();
+        let of_files = if is_new { 0 } else { self.highest };
+        let known = of_files.max(end.newest).max(end.successor.unwrap_or(0)) + 1;
+        known.max(self.limits.numbers_end)
     }
 
     fn damage(
@@ -483,14 +502,12 @@ impl Walk<'_> {
                 self.report.missing.push(*number);
             }
         }
-        if let Some(sealed) = end.active.as_ref().filter(|_| end.footer.is_some())
-            && sealed.number == end.newest
-            && !files.contains_key(&(end.newest + 1))
+        if let Some(successor) = end.successor
+            && !files.contains_key(&successor)
         {
             // A segment is sealed only when the next one is there.
-            self.report.missing.push(end.newest + 1);
-            let lost = LostTable::of_anybody(end.newest + 1, 0);
-            self.lost_tables.push(lost);
+            self.report.missing.push(successor);
+            self.lost_tables.push(LostTable::of_anybody(successor, 0));
         }
         self.report.missing.sort_unstable();
     }
@@ -598,5 +615,7 @@ struct End {
     is_closed: bool,
     footer: Option<(u64, u64)>,
     newest: u64,
+    /// What follows the newest segment by its footer, if that is the last thing in it.
+    successor: Option<u64>,
     last_lsn: u64,
 }

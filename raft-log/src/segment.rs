@@ -18,6 +18,8 @@ const TRAILER_MAGIC: u64 = 0x3144_4E45_464C_5446;
 const VERSION: u32 = 1;
 pub(crate) const TRAILER_BYTES: usize = 64;
 const SUFFIX: &str = ".seg";
+/// The highest number of a segment: room is left to count on from any.
+pub(crate) const NUMBER_MAX: u64 = u64::MAX / 2;
 pub(crate) const UNFINISHED_SUFFIX: &str = ".seg.new";
 
 /// What a segment file begins with.
@@ -153,8 +155,8 @@ pub(crate) fn segment_path(dir: &Path, number: u64) -> PathBuf {
 pub(crate) fn segment_number(name: &str) -> Option<u64> {
     let digits = name.strip_suffix(SUFFIX)?;
     let number = u64::from_str_radix(digits, 16).ok()?;
-    // No log ever gets so far: it leaves room to count on from any number.
-    let is_number = (1..=u64::MAX / 2).contains(&number);
+    // No log ever gets so far.
+    let is_number = (1..=NUMBER_MAX).contains(&number);
     (is_number && format!("{number:016x}") == digits).then_some(number)
 }
 

@@ -13,8 +13,12 @@ mod failure;
 mod fuzz;
 #[path = "log/golden.rs"]
 mod golden;
+#[path = "log/large.rs"]
+mod large;
 #[path = "log/model.rs"]
 mod model;
+#[path = "log/numbers.rs"]
+mod numbers;
 #[path = "log/space.rs"]
 mod space;
 #[path = "log/tail.rs"]

@@ -5,7 +5,7 @@ use raft_proto::{HardState, Index};
 use crate::error::LogError;
 use crate::hard_state::Half;
 use crate::index::SegmentInfo;
-use crate::item::{Item, Key, put_state};
+use crate::item::{ITEM_HEADER_BYTES, Item, Key, Limits, put_state};
 use crate::lane::{Flight, FlightKind, Lane};
 use crate::pool::{Dead, RETRY_NANOS};
 use crate::record::{Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
@@ -19,6 +19,9 @@ use bytes::Bytes;
 static FILLER: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
 /// What a watermark's filler and second record take, at most.
 const WATERMARK_BYTES: usize = SECTOR_BYTES + 2 * RECORD_ALIGN;
+
+/// What a checkpoint says of limits.
+const LIMITS_ITEM_BYTES: usize = ITEM_HEADER_BYTES + 16;
 
 /// A record, or two, ready to be written in one go.
 struct Written {
@@ -82,14 +85,7 @@ impl Lane {
 
     /// An upper bound of what sealing writes if `more` batches come, the trailer included.
     pub(super) fn footer_bytes(&self, more: usize) -> u64 {
-        let (runs, items) = (
-            self.active.runs + more,
-            self.active.touched.len() + self.active.moved_runs + more,
-        );
-        let footer = RECORD_HEADER_BYTES
-            + items * super::seal::RUNS_ITEM_BYTES
-            + runs * crate::index::LIST_RUN_BYTES;
-        to_u64(aligned(footer) + TRAILER_BYTES)
+        self.active.footer_bytes(more)
     }
 
     /// Begins the next write, if there is something to write and room for it.
@@ -169,6 +165,7 @@ impl Lane {
     fn make_room(&mut self, len: usize, changes: usize) -> bool {
         let checkpoint = self.checkpoint_bytes();
         let footer = RECORD_HEADER_BYTES
+            + super::seal::SUCCESSOR_ITEM_BYTES
             + changes * (super::seal::RUNS_ITEM_BYTES + crate::index::LIST_RUN_BYTES);
         let needed = SEGMENT_HEADER_BYTES
             + checkpoint
@@ -191,7 +188,7 @@ impl Lane {
                 + 8 * state.membership_entries.len()
                 + snapshots.sum::<usize>()
         });
-        let lane = 48 + 16 * (tables.segments.len() + 1);
+        let lane = 48 + 16 * (tables.segments.len() + 1) + LIMITS_ITEM_BYTES;
         aligned(RECORD_HEADER_BYTES + lane + replicas.sum::<usize>())
     }
 
@@ -357,8 +354,17 @@ impl Lane {
         (buffers, data_at)
     }
 
+    /// What holds from the next record on.
+    pub(super) fn limits(&mut self) -> Limits {
+        Limits {
+            write_bytes_max: self.options.write_bytes_max(),
+            numbers_end: self.pool.numbers_end(self.is_closing),
+        }
+    }
+
     /// All that is durable of each replica, and the live segments.
-    fn checkpoint(&self) -> Staging {
+    fn checkpoint(&mut self) -> Staging {
+        let limits = self.limits();
         let mut staging = Staging::default();
         let tables = self.tables();
         let segments = tables
@@ -367,6 +373,7 @@ impl Lane {
             .map(|(number, info)| (*number, info.incarnation))
             .collect();
         staging.item(None, &Item::Segments(segments));
+        staging.item(None, &Item::Limits(limits));
         for key in tables.keys() {
             let state = &tables.replicas[&key].state;
             staging.raw(|out| put_state(out, key, state));
@@ -532,6 +539,8 @@ impl Lane {
             cut_bytes,
         };
         self.staging.item(None, &opened);
+        let limits = self.limits();
+        self.staging.item(None, &Item::Limits(limits));
         self.find_dead();
         let mut staging = std::mem::take(&mut self.staging);
         if self.active.is_sealed {

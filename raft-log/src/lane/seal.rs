@@ -5,15 +5,18 @@ use raft_proto::Index;
 
 use crate::error::LogError;
 use crate::index::{At, LIST_RUN_BYTES, ListRun, Span};
-use crate::item::{EntriesItem, Item, Key, RunsItem};
+use crate::item::{EntriesItem, ITEM_HEADER_BYTES, Item, Key, RunsItem};
 use crate::lane::{Active, FlightKind, Lane};
-use crate::record::{Place, RECORD_HEADER_BYTES, RecordKind};
+use crate::record::{Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
 use crate::segment::{TRAILER_BYTES, Trailer};
 use crate::staging::Staging;
 use crate::vfs::{FileId, Op};
 
 /// An item of a footer's table.
-pub(crate) const RUNS_ITEM_BYTES: usize = 24 + 44;
+pub(crate) const RUNS_ITEM_BYTES: usize = ITEM_HEADER_BYTES + 44;
+
+/// The item that names the next segment.
+pub(crate) const SUCCESSOR_ITEM_BYTES: usize = ITEM_HEADER_BYTES + 8;
 
 /// What readers use of a replica once its segment is sealed.
 #[derive(Debug)]
@@ -38,6 +41,19 @@ impl Range {
 }
 
 impl Active {
+    /// An upper bound of what sealing writes if `more` batches come, the trailer included.
+    pub(crate) fn footer_bytes(&self, more: usize) -> u64 {
+        let (runs, items) = (
+            self.runs + more,
+            self.touched.len() + self.moved_runs + more,
+        );
+        let footer = RECORD_HEADER_BYTES
+            + SUCCESSOR_ITEM_BYTES
+            + items * RUNS_ITEM_BYTES
+            + runs * LIST_RUN_BYTES;
+        to_u64(footer.next_multiple_of(RECORD_ALIGN) + TRAILER_BYTES)
+    }
+
     /// Remembers what the footer must say of a batch.
     pub(crate) fn note(&mut self, key: Key, item: &EntriesItem) {
         let lowest = self.touched.entry(key).or_default();
@@ -88,10 +104,15 @@ impl Lane {
     #[expect(clippy::type_complexity, reason = "writes: file, offset, buffers")]
     fn footer(&mut self) -> (Vec<(FileId, u64, Vec<Bytes>)>, Vec<SealedReplica>) {
         let ranges = self.ranges();
-        let data_at =
-            self.active.offset + to_u64(RECORD_HEADER_BYTES + ranges.len() * RUNS_ITEM_BYTES);
+        let table_len = SUCCESSOR_ITEM_BYTES + ranges.len() * RUNS_ITEM_BYTES;
+        let data_at = self.active.offset + to_u64(RECORD_HEADER_BYTES + table_len);
         let mut staging = Staging::default();
         let mut sealed: Vec<SealedReplica> = Vec::new();
+        let successor = self
+            .pool
+            .first()
+            .expect("it was made before this one is sealed");
+        staging.item(None, &Item::Successor(successor));
         let mut lists = BytesMut::new();
         for range in ranges {
             let list_at = lists.len();

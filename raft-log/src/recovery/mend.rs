@@ -66,7 +66,8 @@ pub(crate) fn mend(
         is_closed,
         footer,
         newest,
-        highest,
+        successor,
+        numbers_end,
         last_lsn,
         dead,
         unreadable,
@@ -76,7 +77,6 @@ pub(crate) fn mend(
         voted,
     } = analysis;
     let mut opening = Opening::default();
-    let has_strangers = !report.foreign.is_empty();
     remove_unfinished(vfs.as_ref(), &dir)?;
     if let Some(active) = &active {
         let is_appended_to = !active.is_sealed;
@@ -108,7 +108,7 @@ pub(crate) fn mend(
     }
     let next = Next {
         newest,
-        must_be_there: footer.is_some(),
+        successor,
         is_untouched: is_closed,
     };
     let spares = spares(vfs.as_ref(), &dir, options, &files, next)?;
@@ -128,9 +128,8 @@ pub(crate) fn mend(
         let health = tables.replicas[&key].state.health.clone();
         opening.healths.push((key, health));
     }
-    // What a misplaced file bears is not used again: it would be overwritten.
-    let next = spares.back().map_or(newest, |spare| spare.number);
-    let next = next.max(if has_strangers { highest } else { 0 }) + 1;
+    let made = spares.back().map_or(0, |spare| spare.number + 1);
+    let next = made.max(numbers_end);
     let pool = Pool::new(Arc::clone(vfs), dir, options, next, spares, last_lsn);
     let active = active.unwrap_or_else(|| Active::none(newest));
     Ok(Recovered {
@@ -270,10 +269,10 @@ fn spares(
             vfs.close(file.file);
             continue;
         }
-        let is_next = *number == newest + 1;
-        let follows = *number == newest + 1 + to_u64(spares.len());
+        let is_next = next.successor == Some(*number);
+        let follows = next.successor.is_none_or(|successor| *number >= successor);
         let is_whole = file.header.is_some() && !file.is_short;
-        let is_of_size = file.len >= options.segment_size_bytes || (is_next && next.must_be_there);
+        let is_of_size = file.len >= options.segment_size_bytes || is_next;
         if !follows || !is_whole || !is_of_size {
             excess.push((*number, file.file));
             continue;
@@ -296,7 +295,7 @@ fn spares(
 struct Next {
     newest: u64,
     /// The newest is sealed: its successor is there, and stays.
-    must_be_there: bool,
+    successor: Option<u64>,
     /// The lane was closed: no write was on its way to one of them.
     is_untouched: bool,
 }

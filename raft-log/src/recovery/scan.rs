@@ -10,7 +10,7 @@ use super::segment_bytes::{BadBatch, Record, SegmentBytes};
 use super::{Cut, End, LostTable, SegmentFile, Walk};
 use crate::error::LogError;
 use crate::index::{At, SegmentInfo, Span};
-use crate::item::{Item, Key, items};
+use crate::item::{Item, Key, Limits, items};
 use crate::lane::Active;
 use crate::owners::{OwnerSet, Owners};
 use crate::record::{RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
@@ -24,6 +24,8 @@ struct Cursor {
     /// Records of the segment at hand that no later one proves durable.
     unproven: VecDeque<(u64, usize)>,
     newest: u64,
+    /// Which segment follows the newest, by its footer.
+    successor: Option<u64>,
     is_closed: bool,
     has_damage: bool,
     /// The synced lsn of a watermark record whose second one, of the same write, is not there yet.
@@ -77,6 +79,7 @@ impl Walk<'_> {
             last_lsn: 0,
             unproven: VecDeque::new(),
             newest: start.map_or(0, |start| start - 1),
+            successor: None,
             is_closed: false,
             has_damage: false,
             lone_watermark: None,
@@ -92,13 +95,21 @@ impl Walk<'_> {
             is_closed: false,
             footer: None,
             newest: 0,
+            successor: None,
             last_lsn: 0,
         };
         let mut active: Option<Active> = None;
+        let mut is_first_behind = true;
         for (number, file) in files.range(start.unwrap_or_default()..) {
+            let is_next = match cursor.successor {
+                // What lies between was made ahead and not used.
+                Some(successor) if *number < successor => continue,
+                Some(successor) => *number == successor,
+                None => is_first_behind || cursor.newest == 0,
+            };
+            is_first_behind = false;
             // A segment is sealed only when the next one is whole, and the second one is made only
             // when the first is.
-            let is_next = *number == cursor.newest + 1 || cursor.newest == 0;
             let was_whole =
                 is_next && (end.footer.is_some() || (start.is_none() && files.len() > 1));
             let Some(header) = file.header else {
@@ -126,6 +137,8 @@ impl Walk<'_> {
                 break;
             }
             cursor.newest = *number;
+            cursor.successor = None;
+            is_first_behind = true;
             cursor.unproven.clear();
             self.tables.segments.insert(
                 *number,
@@ -195,6 +208,7 @@ impl Walk<'_> {
         end.active = active;
         end.is_closed = cursor.is_closed && !cursor.has_damage;
         end.newest = cursor.newest;
+        end.successor = cursor.successor;
         end.last_lsn = cursor.last_lsn;
         Ok(end)
     }
@@ -260,7 +274,11 @@ impl Walk<'_> {
     ) -> Result<(), LogError> {
         let segment = SegmentBytes::open(self.vfs, dir, file, 0, self.options)?;
         // A segment in the making holds zeroes alone.
-        if was_whole || segment.last_used(SEGMENT_HEADER_BYTES)?.is_some() {
+        if was_whole
+            || segment
+                .last_used(SEGMENT_HEADER_BYTES, segment.len())?
+                .is_some()
+        {
             self.lose_all_of(file.number, cursor);
         }
         Ok(())
@@ -269,6 +287,7 @@ impl Walk<'_> {
     /// Nobody can say what was in a segment.
     fn lose_all_of(&mut self, segment: u64, cursor: &mut Cursor) {
         cursor.newest = segment;
+        cursor.successor = None;
         cursor.has_damage = true;
         self.unreadable.insert(segment);
         self.lost_tables.push(LostTable::of_anybody(segment, 0));
@@ -277,9 +296,10 @@ impl Walk<'_> {
     /// No segment holds a record, and the lowest that is there is `number`: it is the first, or
     /// those before it are gone.
     fn first_missing(&mut self, number: u64, cursor: &Cursor) {
-        for missing in cursor.newest + 1..number {
-            self.report.missing.push(missing);
-            self.lost_tables.push(LostTable::of_anybody(missing, 0));
+        let first = cursor.newest + 1;
+        if first < number {
+            self.report.missing.push(first);
+            self.lost_tables.push(LostTable::of_anybody(first, 0));
         }
     }
 
@@ -306,6 +326,7 @@ impl Walk<'_> {
                 self.note_closed(table, cursor);
                 at = record.end();
                 if record.header.kind == RecordKind::Footer {
+                    cursor.successor = Some(successor_of(segment.number, table));
                     let offset = record.offset;
                     return Ok(Ended::Sealed { at, offset });
                 }
@@ -319,7 +340,7 @@ impl Walk<'_> {
             found.is_proof =
                 found.is_proof || segment.has_displaced_proof(at, lsn, self.reach())?;
             let cut = self.cut(segment, at, record.as_ref(), &found, is_recycled, cursor)?;
-            let is_too_large = cut.bytes > self.cut_max();
+            let is_too_large = self.is_too_large(segment, cut, active)?;
             if !found.is_proof && !is_too_large && !segment.is_short {
                 return Ok(Ended::Here { at, cut });
             }
@@ -385,8 +406,26 @@ impl Walk<'_> {
         cursor.is_closed = items(table).any(|item| matches!(item, Some((None, Item::Closed))));
     }
 
-    /// The most that one write may leave behind when it is interrupted.
-    fn cut_max(&self) -> u64 {
+    /// Whether more is to be cut than one write may leave behind when it is interrupted.
+    fn is_too_large(
+        &self,
+        segment: &SegmentBytes<'_>,
+        cut: Cut,
+        active: &Active,
+    ) -> Result<bool, LogError> {
+        let most = self.write_max().max(active.footer_bytes(0));
+        if cut.bytes <= most {
+            return Ok(false);
+        }
+        // A footer's write ends with the trailer, at the end of the file.
+        let at = usize::try_from(cut.offset).unwrap_or(usize::MAX);
+        let end = segment.len().saturating_sub(TRAILER_BYTES);
+        let last_used = segment.last_used(at, end)?;
+        Ok(last_used.is_some_and(|last| to_u64(last + 1 - at) > most))
+    }
+
+    /// The most that one write takes, footers aside.
+    fn write_max(&self) -> u64 {
         let replicas = self.tables.replicas.values().map(|replica| {
             let state = &replica.state;
             200 + 16 * state.terms.len()
@@ -397,12 +436,17 @@ impl Walk<'_> {
                     .map(|snapshot| 20 + snapshot.membership.len())
                     .sum::<usize>()
         });
-        to_u64(2 * self.options.record_bytes_max + 2 * replicas.sum::<usize>() + (1 << 20))
+        let checkpoint = to_u64(2 * replicas.sum::<usize>());
+        match self.limits.write_bytes_max {
+            // A log of before this was said.
+            0 => self.options.write_bytes_max() + checkpoint,
+            most => most + checkpoint,
+        }
     }
 
     /// How far behind the end of a record, or the start of a segment, the next record may begin.
     fn reach(&self) -> usize {
-        usize::try_from(self.cut_max()).unwrap_or(usize::MAX / 2)
+        usize::try_from(self.write_max()).unwrap_or(usize::MAX / 2)
     }
 
     /// Looks for whole headers behind an invalid record, in this segment and in all later ones.
@@ -465,7 +509,7 @@ impl Walk<'_> {
             // Nothing was written after the close, and the close left nothing behind it.
             return Ok(cut);
         }
-        let last_used = segment.last_used(at)?;
+        let last_used = segment.last_used(at, segment.len())?;
         let is_stale = is_recycled || cursor.is_closed;
         let mut end = behind.end_here.max(record.map_or(at, Record::end));
         if !is_stale && let Some(used) = last_used {
@@ -509,6 +553,9 @@ impl Walk<'_> {
         };
         if !items(table).all(makes_sense) {
             return false;
+        }
+        if let Some(limits) = limits_in(table) {
+            self.limits = limits;
         }
         if is_told {
             return true;
@@ -622,8 +669,10 @@ impl Walk<'_> {
         }
         let data_at = to_u64(record.data_at());
         for (owner, item) in items(&table).flatten() {
-            let (Some(key), Item::Runs(runs)) = (owner, item) else {
-                return Ok(false);
+            let (key, runs) = match (owner, item) {
+                (Some(key), Item::Runs(runs)) => (key, runs),
+                (None, Item::Successor(_)) => continue,
+                _ => return Ok(false),
             };
             let list_end = u64::from(runs.list_at)
                 + u64::from(runs.list_count) * to_u64(crate::index::LIST_RUN_BYTES);
@@ -718,6 +767,24 @@ impl Walk<'_> {
             }
         }
     }
+}
+
+/// What a table says of limits.
+fn limits_in(table: &Bytes) -> Option<Limits> {
+    items(table).find_map(|item| match item {
+        Some((None, Item::Limits(limits))) => Some(limits),
+        _ => None,
+    })
+}
+
+/// The segment that follows one with this footer.
+fn successor_of(segment: u64, table: &Bytes) -> u64 {
+    let named = items(table).find_map(|item| match item {
+        Some((None, Item::Successor(number))) => Some(number),
+        _ => None,
+    });
+    // In version 1 each number followed the one before.
+    named.unwrap_or(segment + 1)
 }
 
 /// What lies behind an invalid record.

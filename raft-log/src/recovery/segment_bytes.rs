@@ -250,12 +250,12 @@ impl<'a> SegmentBytes<'a> {
         Ok(false)
     }
 
-    /// Where the last byte that is not zero lies, at or behind `from`.
-    pub(super) fn last_used(&self, from: usize) -> Result<Option<usize>, LogError> {
+    /// Where the last byte that is not zero lies, at or behind `from` and before `end`.
+    pub(super) fn last_used(&self, from: usize, end: usize) -> Result<Option<usize>, LogError> {
         let mut last = None;
         let mut at = from;
-        while at < self.len {
-            let window = self.bytes(at, WINDOW_BYTES)?;
+        while at < end {
+            let window = self.bytes(at, WINDOW_BYTES.min(end - at))?;
             let used = window.chunks(SECTOR_BYTES).rposition(|part| !is_zero(part));
             let end = used.map(|part| window.len().min((part + 1) * SECTOR_BYTES));
             if let Some(used) = window[..end.unwrap_or(0)]

@@ -18,7 +18,7 @@ fn input(rng: &mut Rng, len_max: u64) -> Vec<u8> {
             5 => out.extend_from_slice(&rng.below(16).to_le_bytes()),
             // The header of an item: a kind that there is, a length that may be right.
             6 => {
-                out.push(1 + rng.below(13).to_le_bytes()[0]);
+                out.push(1 + rng.below(15).to_le_bytes()[0]);
                 out.extend_from_slice(&[rng.below(2).to_le_bytes()[0], 0, 0]);
                 out.extend_from_slice(&[rng.below(80).to_le_bytes()[0], 0, 0, 0]);
                 out.extend_from_slice(&rng.below(3).to_le_bytes());
@@ -60,8 +60,8 @@ fn table(rng: &mut Rng, kinds: &[u8]) -> Vec<u8> {
         let numbers = match kind {
             1 | 10 => 4,
             2 | 11 => 3,
-            4 => 2,
-            5 => 1,
+            4 | 14 => 2,
+            5 | 15 => 1,
             7 => 6,
             8 => 5,
             9 => 2 * rng.below(3),
@@ -98,7 +98,7 @@ fn table(rng: &mut Rng, kinds: &[u8]) -> Vec<u8> {
             12 => (0..3).for_each(|_| body.extend_from_slice(&small(rng))),
             _ => {}
         }
-        let is_lanes = matches!(kind, 9 | 10 | 11 | 13);
+        let is_lanes = matches!(kind, 9 | 10 | 11 | 13 | 14 | 15);
         out.push(kind);
         out.extend_from_slice(&[u8::from(rng.one_in(4)), 0, 0]);
         out.extend_from_slice(&u32::try_from(body.len()).expect("small").to_le_bytes());
@@ -111,9 +111,9 @@ fn table(rng: &mut Rng, kinds: &[u8]) -> Vec<u8> {
     out
 }
 
-const DATA: &[u8] = &[1, 2, 3, 4, 5, 6, 8, 10, 11, 13];
-const CHECKPOINT: &[u8] = &[7, 7, 8, 9];
-const FOOTER: &[u8] = &[12];
+const DATA: &[u8] = &[1, 2, 3, 4, 5, 6, 8, 10, 11, 13, 14];
+const CHECKPOINT: &[u8] = &[7, 7, 8, 9, 14];
+const FOOTER: &[u8] = &[12, 12, 12, 15];
 
 fn many(suite: &str, body: fn(&[u8]), kinds: &[u8], len_max: u64) {
     const CASES: u64 = 4_000;
