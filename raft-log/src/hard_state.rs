@@ -11,7 +11,7 @@ use crate::error::LogError;
 use crate::item::Key;
 use crate::record::is_zero;
 use crate::staging::VoteChange;
-use crate::vfs::{FileId, Vfs};
+use crate::vfs::{FileId, Vfs, read_through, unfinished_path};
 
 pub(crate) const SLOT_BYTES: usize = 64;
 pub(crate) const HALVES_AT: usize = 4096;
@@ -137,6 +137,8 @@ pub(crate) struct VotesFound {
     /// Slots that nobody can be read from, or a file that is not whole or not there: any replica
     /// may have had its vote in them.
     pub(crate) has_lost_slots: bool,
+    /// A part of the file cannot be read: it is made anew.
+    is_unreadable: bool,
     /// There was a file.
     pub(crate) exists: bool,
     sequence_of: BTreeMap<Key, usize>,
@@ -202,7 +204,12 @@ fn load_slots(
     identity: u64,
     found: &mut VotesFound,
 ) -> Result<(), LogError> {
-    let head = vfs.read(file, 0, HEADER_BYTES)?;
+    let mut read = |offset, len| -> Result<Bytes, LogError> {
+        let (bytes, unreadable) = read_through(vfs, file, offset, len)?;
+        found.is_unreadable |= !unreadable.is_empty();
+        Ok(bytes)
+    };
+    let head = read(0, HEADER_BYTES)?;
     let len = vfs.len(file)?;
     let Some(capacity) = read_header(&head, path, lane, identity)? else {
         found.has_lost_slots = true;
@@ -213,9 +220,9 @@ fn load_slots(
         found.has_lost_slots = true;
         return Ok(());
     }
+    let a = read(offset(capacity, Half::A, 0), capacity * SLOT_BYTES)?;
+    let b = read(offset(capacity, Half::B, 0), capacity * SLOT_BYTES)?;
     found.capacity = capacity;
-    let a = vfs.read(file, offset(capacity, Half::A, 0), capacity * SLOT_BYTES)?;
-    let b = vfs.read(file, offset(capacity, Half::B, 0), capacity * SLOT_BYTES)?;
     let pairs = a.chunks_exact(SLOT_BYTES).zip(b.chunks_exact(SLOT_BYTES));
     for (at, (a, b)) in pairs.enumerate() {
         let read = |bytes: &[u8], half| {
@@ -328,6 +335,7 @@ impl VoteFile {
         let is_usable = is_dense
             && found.capacity > 0
             && !found.has_lost_slots
+            && !found.is_unreadable
             && this.slots.len() + votes.len() <= this.capacity;
         for change in votes {
             this.set(*change);
@@ -424,10 +432,8 @@ impl VoteFile {
             .max(self.slots.len())
             .next_power_of_two()
             .max(CAPACITY_MIN);
-        let mut temporary = self.path.clone().into_os_string();
-        temporary.push(".new");
-        let temporary = PathBuf::from(temporary);
-        let file = vfs.open(&temporary, true)?;
+        let temporary = unfinished_path(&self.path);
+        let file = vfs.create(&temporary)?;
         if let Err(error) = self.fill(vfs, file, &temporary) {
             vfs.close(file);
             return Err(error);

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use raft_proto::Time;
 
 use crate::config::LaneOptions;
-use crate::segment::{NUMBER_MAX, SegmentHeader, incarnation, segment_path, unfinished_path};
-use crate::vfs::{FileId, Op, OpId, Vfs, VfsError};
+use crate::segment::{NUMBER_MAX, SegmentHeader, incarnation, segment_path};
+use crate::vfs::{FileId, Op, OpId, Vfs, VfsError, unfinished_path};
 
 /// Dead segments kept for recycling; more are removed.
 const DEAD_MAX: usize = 2;
@@ -34,6 +34,15 @@ pub(crate) struct Dead {
     pub(crate) incarnation: u64,
 }
 
+/// A segment on its way.
+#[derive(Debug)]
+struct Making {
+    op: OpId,
+    spare: Spare,
+    /// The smaller one in whose place it comes; that stays if it does not.
+    replaces: Option<Spare>,
+}
+
 /// What is ahead of the active segment, and what became of those behind it.
 #[derive(Debug)]
 pub(crate) struct Pool {
@@ -44,13 +53,11 @@ pub(crate) struct Pool {
     segment_size_bytes: u64,
     spares_wanted: usize,
     spares: VecDeque<Spare>,
-    making: Option<(OpId, Spare)>,
+    making: Option<Making>,
     dead: Vec<Dead>,
     removing: Vec<OpId>,
     /// The number the next spare gets.
     next_number: u64,
-    /// A number whose file could not be made and that others follow: it comes first.
-    unmade: Option<u64>,
     /// A record waits that needs a segment of this size.
     needed: u64,
     retry_at: Option<Time>,
@@ -79,7 +86,6 @@ impl Pool {
             dead: Vec::new(),
             removing: Vec::new(),
             next_number,
-            unmade: None,
             needed: 0,
             retry_at: None,
             lives,
@@ -92,11 +98,9 @@ impl Pool {
         let Some(front) = self.spares.front() else {
             return false;
         };
-        // Numbers are used in order: a gap would be taken for a loss.
-        let earlier = self
-            .unmade
-            .or_else(|| self.making.as_ref().map(|(_, spare)| spare.number));
-        front.len >= len && earlier.is_none_or(|earlier| earlier > front.number)
+        // Numbers are used in order.
+        let making = self.making.as_ref().map(|making| making.spare.number);
+        front.len >= len && making.is_none_or(|making| making > front.number)
     }
 
     /// The number of the next spare.
@@ -110,7 +114,7 @@ impl Pool {
         let making = self
             .making
             .as_ref()
-            .map_or(0, |(_, spare)| spare.number + 1);
+            .map_or(0, |making| making.spare.number + 1);
         let given = self.next_number.max(making);
         let ahead = if is_last { 0 } else { NUMBERS_AHEAD };
         (given + ahead).min(NUMBER_MAX + 1)
@@ -149,17 +153,12 @@ impl Pool {
         if self.making.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return false;
         }
-        if let Some(number) = self.unmade.take() {
-            self.make(number, self.needed.max(self.segment_size_bytes), 0);
-            return true;
-        }
         if let Some(front) = self.spares.front_mut()
             && front.len < self.needed
         {
             // The next number gets a file of the size asked for: the same one, made again.
             let spare = self.spares.pop_front().expect("it was just seen");
-            let len = self.needed;
-            self.make(spare.number, len, spare.incarnation);
+            self.make(spare.number, self.needed, Some(spare));
             return true;
         }
         if self.spares.len() >= self.spares_wanted {
@@ -168,11 +167,11 @@ impl Pool {
         let number = self.next_number;
         let is_next = self.spares.is_empty();
         if is_next && self.needed > self.segment_size_bytes {
-            self.make(number, self.needed, 0);
+            self.make(number, self.needed, None);
         } else if let Some(dead) = self.dead.pop() {
             self.recycle(number, dead);
         } else {
-            self.make(number, self.segment_size_bytes, 0);
+            self.make(number, self.segment_size_bytes, None);
         }
         true
     }
@@ -190,7 +189,8 @@ impl Pool {
         }
     }
 
-    fn make(&mut self, number: u64, len: u64, before: u64) {
+    fn make(&mut self, number: u64, len: u64, replaces: Option<Spare>) {
+        let before = replaces.map_or(0, |spare| spare.incarnation);
         let header = self.header(number, len, before, false);
         let op = self.vfs.submit(Op::Prepare {
             path: segment_path(&self.dir, number),
@@ -203,7 +203,11 @@ impl Pool {
             len,
             incarnation,
         };
-        self.making = Some((op, spare));
+        self.making = Some(Making {
+            op,
+            spare,
+            replaces,
+        });
     }
 
     fn recycle(&mut self, number: u64, dead: Dead) {
@@ -218,7 +222,11 @@ impl Pool {
             len: dead.len,
             incarnation: header.incarnation,
         };
-        self.making = Some((op, spare));
+        self.making = Some(Making {
+            op,
+            spare,
+            replaces: None,
+        });
     }
 
     /// Takes a completion, if it is one of ours.
@@ -233,23 +241,19 @@ impl Pool {
             self.removing.swap_remove(at);
             return Some(Made::Nothing);
         }
-        let (_, spare) = self.making.take_if(|(making, _)| *making == op)?;
+        let Making {
+            spare, replaces, ..
+        } = self.making.take_if(|making| making.op == op)?;
         Some(match result {
             Ok(()) => {
-                // In order of numbers: one that was made again goes before the others.
-                let at = self
-                    .spares
-                    .partition_point(|other| other.number < spare.number);
-                self.spares.insert(at, spare);
+                self.insert(spare);
                 self.next_number = self.next_number.max(spare.number + 1);
                 self.retry_at = None;
                 Made::Spare
             }
             Err(error) => {
                 self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
-                if spare.number < self.next_number {
-                    self.unmade = Some(spare.number);
-                }
+                replaces.into_iter().for_each(|small| self.insert(small));
                 if error.is_storage_full() {
                     Made::Full
                 } else {
@@ -257,6 +261,13 @@ impl Pool {
                 }
             }
         })
+    }
+
+    /// In order of numbers: one that was made again goes before the others.
+    fn insert(&mut self, spare: Spare) {
+        let others = &self.spares;
+        let at = others.partition_point(|other| other.number < spare.number);
+        self.spares.insert(at, spare);
     }
 
     /// When something that failed is tried again, unless that is under way.
@@ -280,7 +291,7 @@ impl Pool {
         let path = segment_path(&self.dir, number);
         // Beside the small one, whose absence would be taken for a loss.
         let unfinished = unfinished_path(&path);
-        let file = self.vfs.open(&unfinished, true)?;
+        let file = self.vfs.create(&unfinished)?;
         let made = self
             .vfs
             .prepare(file, len)

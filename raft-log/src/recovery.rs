@@ -22,7 +22,7 @@ use crate::segment::{
     segment_path,
 };
 use crate::state::{Damage, Health, ReplicaState};
-use crate::vfs::{FileId, Vfs};
+use crate::vfs::{FileId, Vfs, read_through};
 
 mod mend;
 mod scan;
@@ -215,6 +215,7 @@ pub(crate) fn analyse(
     walk.sealed_before(&dir, &files, base)?;
     let end = walk.records_from(&dir, &files, base)?;
     walk.settle_files(&dir, &files, base, &end);
+    walk.settle_spares(&dir, &files, &end)?;
     walk.settle(&votes);
     let is_dead = |number: &u64| {
         *number <= end.newest
@@ -264,7 +265,7 @@ impl Walk<'_> {
             let path = dir.join(&entry.name);
             let file = self.vfs.open(&path, false)?;
             let found_len = self.vfs.len(file)?;
-            let head = self.vfs.read(file, 0, SEGMENT_HEADER_BYTES)?;
+            let (head, _) = read_through(self.vfs, file, 0, SEGMENT_HEADER_BYTES)?;
             let mut is_half = false;
             let header = match SegmentHeader::decode(&head) {
                 HeaderFound::Whole(header) => Some(header),
@@ -510,6 +511,26 @@ impl Walk<'_> {
             self.lost_tables.push(LostTable::of_anybody(successor, 0));
         }
         self.report.missing.sort_unstable();
+    }
+
+    /// A segment that was made ahead and cannot be read is of no use, and what is in it may be.
+    fn settle_spares(
+        &mut self,
+        dir: &Path,
+        files: &BTreeMap<u64, SegmentFile>,
+        end: &End,
+    ) -> Result<(), LogError> {
+        for (number, file) in files.range(end.newest + 1..) {
+            let segment = SegmentBytes::open(self.vfs, dir, file, 0, self.options)?;
+            // One in the making holds zeroes alone.
+            let is_used = || segment.last_used(SEGMENT_HEADER_BYTES, segment.len());
+            if file.header.is_none() && is_used()?.is_some() {
+                self.unreadable.insert(*number);
+                let reason = "the header and its copy are unreadable: the file is kept aside";
+                self.damage(*number, 0, reason, &[]);
+            }
+        }
+        Ok(())
     }
 
     /// Holds what was found against itself: gaps, names of what is not there, votes.

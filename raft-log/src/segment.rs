@@ -140,13 +140,6 @@ impl Trailer {
     }
 }
 
-/// A file that is to take a segment's place when it is whole; one left over is nobody's.
-pub(crate) fn unfinished_path(segment: &Path) -> PathBuf {
-    let mut path = segment.to_owned().into_os_string();
-    path.push(".new");
-    PathBuf::from(path)
-}
-
 pub(crate) fn segment_path(dir: &Path, number: u64) -> PathBuf {
     dir.join(format!("{number:016x}{SUFFIX}"))
 }

@@ -28,7 +28,7 @@ use crate::read::{LogReader, Shared, lane_dir};
 use crate::recovery::{RecoveryReport, analyse};
 use crate::segment::{HeaderFound, SEGMENT_HEADER_BYTES, SegmentHeader, segment_number};
 use crate::state::ReplicaState;
-use crate::vfs::Vfs;
+use crate::vfs::{Vfs, read_through};
 
 /// What is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -378,10 +378,10 @@ fn identity(vfs: &dyn Vfs, data_dir: &Path, lane: u16) -> Result<Option<u64>, Lo
             continue;
         }
         let file = vfs.open(&dir.join(&entry.name), false)?;
-        let head = vfs.read(file, 0, SEGMENT_HEADER_BYTES);
+        let head = read_through(vfs, file, 0, SEGMENT_HEADER_BYTES);
         vfs.close(file);
         if let HeaderFound::Whole(header) | HeaderFound::Half(header) =
-            SegmentHeader::decode(&head?)
+            SegmentHeader::decode(&head?.0)
             && header.lane == lane
         {
             *counts.entry(header.identity).or_default() += 1;

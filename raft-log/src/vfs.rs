@@ -20,11 +20,13 @@ use raft_proto::Time;
 
 mod handles;
 mod map;
+mod medium;
 #[cfg(feature = "sim")]
 mod sim;
 mod std_vfs;
 
 pub use map::install_sigbus_handler;
+pub(crate) use medium::read_through;
 #[cfg(feature = "sim")]
 pub use sim::{Fault, SimVfs};
 pub use std_vfs::{ReadMode, StdVfs};
@@ -55,10 +57,10 @@ pub enum Op {
         /// The file.
         file: FileId,
     },
-    /// Makes a file of `len` bytes in the background: allocated, zeroes written and durable, then
-    /// `head` at its start, then content and directory durable: a file that has its head is
-    /// whole. What lay there before is overwritten. If it fails, what was made of it is removed
-    /// again.
+    /// Makes a file of `len` bytes in the background: allocated, zeroes written, `head` at its
+    /// start, all of it durable under another name, which ends in `.new`; then renamed, then the
+    /// directory durable: a file that has its name is whole. What had the name before is gone only
+    /// then. If it fails, what was made of it is removed again.
     Prepare {
         /// Its path; the directory exists.
         path: PathBuf,
@@ -115,6 +117,11 @@ impl VfsError {
         )
     }
 
+    /// Whether the medium does not give back what lies there: reading it again is no help.
+    pub(crate) fn is_of_medium(&self) -> bool {
+        self.source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+    }
+
     /// Whether the same call may succeed later, because it did nothing for want of space or of
     /// descriptors.
     pub(crate) fn may_pass(&self) -> bool {
@@ -125,6 +132,14 @@ impl VfsError {
         );
         self.is_storage_full() || is_out_of_files
     }
+}
+
+/// The name under which a file is made that is to have `path` when it is whole; one left over is
+/// nobody's.
+pub(crate) fn unfinished_path(path: &Path) -> PathBuf {
+    let mut path = path.to_owned().into_os_string();
+    path.push(".new");
+    PathBuf::from(path)
 }
 
 /// What a directory holds.
@@ -146,6 +161,13 @@ pub trait Vfs: Send + Sync + Debug {
     fn list(&self, path: &Path) -> Result<Vec<DirEntry>, VfsError>;
     /// Opens a file that exists, or makes an empty one.
     fn open(&self, path: &Path, create: bool) -> Result<FileId, VfsError>;
+    /// Makes an empty file and opens it; what had the name before is gone.
+    fn create(&self, path: &Path) -> Result<FileId, VfsError> {
+        match self.remove_file(path) {
+            Err(error) if error.source.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => self.open(path, true),
+        }
+    }
     /// Closes it.
     fn close(&self, file: FileId);
     /// Closes it, and returns whether bytes that [`Vfs::read_shared`] gave out are still held: if

@@ -303,6 +303,10 @@ impl Lane {
             staging.item(None, &Item::Released(released.clone()));
             staging.released = released;
         }
+        if staging.is_close {
+            // In both records: the loss of the last sector leaves no doubt that nothing followed.
+            staging.item(None, &Item::Closed);
+        }
         if kind == RecordKind::Watermark {
             // A watermark that shares its sector with what it vouches for would be lost with it:
             // the first record fills the sector, a second one lies in the next.

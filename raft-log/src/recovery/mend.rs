@@ -19,7 +19,7 @@ use crate::record::Place;
 use crate::segment::{TRAILER_BYTES, Trailer, UNFINISHED_SUFFIX, incarnation, segment_path};
 use crate::staging::VoteChange;
 use crate::state::Health;
-use crate::vfs::{FileId, Vfs};
+use crate::vfs::{FileId, Vfs, read_through};
 
 pub(crate) const CUT_SUFFIX: &str = ".cut";
 pub(crate) const DAMAGED_SUFFIX: &str = ".damaged";
@@ -58,7 +58,7 @@ pub(crate) fn mend(
 ) -> Result<Recovered, LogError> {
     let dir = lane_dir(data_dir, options.lane);
     let Analysis {
-        files,
+        mut files,
         tables,
         active,
         cut,
@@ -99,7 +99,10 @@ pub(crate) fn mend(
     }
     for number in unreadable {
         // Nothing can be read from it, and nothing of it is thrown away.
-        vfs.close(files[&number].file);
+        let Some(lost) = files.remove(&number) else {
+            continue;
+        };
+        vfs.close(lost.file);
         let path = segment_path(&dir, number);
         let mut aside = path.clone().into_os_string();
         aside.push(DAMAGED_SUFFIX);
@@ -168,7 +171,7 @@ fn keep_aside(
         "{:016x}-{:08x}-{last_lsn:016x}{CUT_SUFFIX}",
         active.number, cut.offset
     );
-    let file = vfs.open(&dir.join(&name), true)?;
+    let file = vfs.create(&dir.join(&name))?;
     let copied = copy(vfs, active.file, cut, file).and_then(|()| Ok(vfs.sync(file)?));
     vfs.close(file);
     copied?;
@@ -193,7 +196,7 @@ fn copy(vfs: &dyn Vfs, from: FileId, cut: Cut, to: FileId) -> Result<(), LogErro
         let len = usize::try_from(cut.bytes - at)
             .unwrap_or(WINDOW_BYTES)
             .min(WINDOW_BYTES);
-        let bytes = vfs.read(from, cut.offset + at, len)?;
+        let (bytes, _) = read_through(vfs, from, cut.offset + at, len)?;
         vfs.write(to, at, &bytes)?;
         at += to_u64(len);
     }
@@ -212,7 +215,7 @@ fn clear_tail(vfs: &dyn Vfs, active: &Active, cut: Cut) -> Result<(), LogError> 
         let len = usize::try_from(active.len - at)
             .unwrap_or(WINDOW_BYTES)
             .min(WINDOW_BYTES);
-        let window = vfs.read(active.file, at, len)?;
+        let (window, _) = read_through(vfs, active.file, at, len)?;
         if window.iter().any(|&byte| byte != 0) {
             vfs.write(active.file, at, &zeroes[..len])?;
         }

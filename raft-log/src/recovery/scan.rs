@@ -27,6 +27,9 @@ struct Cursor {
     /// Which segment follows the newest, by its footer.
     successor: Option<u64>,
     is_closed: bool,
+    /// The first record of a clean close was the last one: the second follows, or did not get so
+    /// far.
+    is_closing: bool,
     has_damage: bool,
     /// The synced lsn of a watermark record whose second one, of the same write, is not there yet.
     lone_watermark: Option<u64>,
@@ -48,7 +51,7 @@ impl Cursor {
         self.lone_watermark = (is_watermark && !is_second).then_some(header.synced_lsn);
         self.last_lsn = header.lsn;
         self.expected = Some(header.lsn + 1);
-        self.is_closed = false;
+        (self.is_closed, self.is_closing) = (false, false);
     }
 }
 
@@ -81,6 +84,7 @@ impl Walk<'_> {
             newest: start.map_or(0, |start| start - 1),
             successor: None,
             is_closed: false,
+            is_closing: false,
             has_damage: false,
             lone_watermark: None,
         };
@@ -250,7 +254,10 @@ impl Walk<'_> {
             }
             at = record.end();
         }
-        Ok(false)
+        // One that cannot be read may be the first.
+        let first = SEGMENT_HEADER_BYTES..SEGMENT_HEADER_BYTES + RECORD_HEADER_BYTES;
+        segment.bytes(first.start, first.len())?;
+        Ok(segment.is_unreadable(first))
     }
 
     /// A first write that left fragments behind is a cut like any other.
@@ -337,8 +344,18 @@ impl Walk<'_> {
                 .unwrap_or(1);
             let behind = record.as_ref().map_or(at + RECORD_ALIGN, Record::end);
             let mut found = self.look_behind(segment, later, behind, lsn)?;
+            // After a clean close nothing was written that nothing behind it tells of.
+            let was_closed = (cursor.is_closed || cursor.is_closing) && !found.is_proof;
             found.is_proof =
                 found.is_proof || segment.has_displaced_proof(at, lsn, self.reach())?;
+            let head_end = record
+                .as_ref()
+                .map_or(at + RECORD_HEADER_BYTES, Record::end);
+            if segment.is_unreadable(at..head_end) {
+                // What cannot be read was there, or may have been: it is not torn.
+                found.is_proof = true;
+                found.is_nobodys = was_closed;
+            }
             let cut = self.cut(segment, at, record.as_ref(), &found, is_recycled, cursor)?;
             let is_too_large = self.is_too_large(segment, cut, active)?;
             if !found.is_proof && !is_too_large && !segment.is_short {
@@ -403,7 +420,10 @@ impl Walk<'_> {
     }
 
     fn note_closed(&self, table: &Bytes, cursor: &mut Cursor) {
-        cursor.is_closed = items(table).any(|item| matches!(item, Some((None, Item::Closed))));
+        let says_so = items(table).any(|item| matches!(item, Some((None, Item::Closed))));
+        let is_second = cursor.lone_watermark.is_none();
+        cursor.is_closed = says_so && is_second;
+        cursor.is_closing = says_so && !is_second;
     }
 
     /// Whether more is to be cut than one write may leave behind when it is interrupted.
@@ -505,7 +525,9 @@ impl Walk<'_> {
             // Nothing is cut.
             return Ok(cut);
         }
-        if cursor.is_closed && record.is_none() && behind.end_here == 0 {
+        // All of it was read by now.
+        let is_unreadable = segment.is_unreadable(at..segment.len());
+        if cursor.is_closed && record.is_none() && behind.end_here == 0 && !is_unreadable {
             // Nothing was written after the close, and the close left nothing behind it.
             return Ok(cut);
         }
@@ -523,7 +545,8 @@ impl Walk<'_> {
             self.report.torn_bytes += to_u64(RECORD_HEADER_BYTES);
         }
         self.may_be_cut |= last_used.is_some() && !cursor.is_closed;
-        cut.is_dirty = last_used.is_some() && !(cursor.is_closed && cut.bytes == 0);
+        let is_kept = cursor.is_closed && cut.bytes == 0 && !is_unreadable;
+        cut.is_dirty = last_used.is_some() && !is_kept;
         Ok(cut)
     }
 
@@ -792,6 +815,8 @@ fn successor_of(segment: u64, table: &Bytes) -> u64 {
 struct Behind {
     /// A header says that the invalid record had been durable.
     is_proof: bool,
+    /// There was no record, and its place is lost all the same.
+    is_nobodys: bool,
     /// The first record with a higher lsn.
     next: Option<Next>,
     /// Where the last record seen in the same segment ends.
@@ -824,6 +849,9 @@ impl Behind {
     /// Who may have been in the records from `expected` on that are lost, if the one behind them
     /// tells of all of them.
     fn owners_from(&self, expected: Option<u64>) -> Option<OwnerSet> {
+        if self.is_nobodys {
+            return Some(OwnerSet::default());
+        }
         let next = self.next?;
         let owners = next.owners?;
         let lost = next.lsn.checked_sub(expected?)?;

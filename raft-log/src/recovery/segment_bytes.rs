@@ -1,6 +1,8 @@
 //! A segment file, read piece by piece: its records one by one, and what lies between them.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -14,7 +16,7 @@ use crate::record::{
     NoHeader, Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, is_zero,
 };
 use crate::segment::{SECTOR_BYTES, SEGMENT_HEADER_BYTES, segment_path};
-use crate::vfs::{FileId, Vfs};
+use crate::vfs::{FileId, Vfs, read_through};
 
 /// How much of a segment is looked at in one go.
 const WINDOW_BYTES: usize = 1 << 20;
@@ -32,6 +34,8 @@ pub(crate) struct SegmentBytes<'a> {
     incarnation: u64,
     /// What was read last, and where it begins: neighbours are mostly in it.
     window: RefCell<(usize, Bytes)>,
+    /// Sectors that the medium did not give back.
+    unreadable: RefCell<BTreeSet<usize>>,
 }
 
 /// A record whose header is whole.
@@ -73,6 +77,7 @@ impl<'a> SegmentBytes<'a> {
             is_short: file.is_short,
             incarnation,
             window: RefCell::new((0, Bytes::new())),
+            unreadable: RefCell::default(),
         })
     }
 
@@ -103,10 +108,20 @@ impl<'a> SegmentBytes<'a> {
             }
         }
         let more = len.max(WINDOW_BYTES).min(self.len - offset);
-        let bytes = self.vfs.read_shared(self.file, to_u64(offset), more)?;
+        let (bytes, unreadable) = read_through(self.vfs, self.file, to_u64(offset), more)?;
+        let sectors = unreadable.into_iter().filter_map(|at| at.try_into().ok());
+        self.unreadable
+            .borrow_mut()
+            .extend::<Vec<usize>>(sectors.collect());
         let found = bytes.slice(..len.min(bytes.len()));
         self.window.replace((offset, bytes));
         Ok(found)
+    }
+
+    /// Whether a sector of a range that was read before could not be.
+    pub(super) fn is_unreadable(&self, range: Range<usize>) -> bool {
+        let sectors = range.start / SECTOR_BYTES..range.end.div_ceil(SECTOR_BYTES);
+        self.unreadable.borrow().range(sectors).next().is_some()
     }
 
     /// The record at `offset`, its data not looked at.

@@ -12,7 +12,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use bytes::Bytes;
 use raft_proto::{Time, crc32c_append};
 
-use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError};
+use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError, unfinished_path};
 
 mod image;
 
@@ -20,6 +20,7 @@ use image::Image;
 
 /// What a disk writes whole or not at all.
 pub(crate) const SECTOR: usize = 512;
+const EIO: i32 = 5;
 
 /// How a call fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,6 +72,8 @@ enum Node {
         live: Image,
         durable: Image,
         dirty: BTreeSet<usize>,
+        /// Sectors that the medium does not give back, until they are written again.
+        lost: BTreeSet<usize>,
     },
 }
 
@@ -260,6 +263,7 @@ impl SimVfs {
                     live,
                     durable,
                     dirty,
+                    ..
                 } => {
                     for sector in std::mem::take(dirty) {
                         if keep() {
@@ -286,6 +290,7 @@ impl SimVfs {
             live,
             durable,
             dirty,
+            ..
         }) = state.nodes.get_mut(&node)
         else {
             panic!("{path:?} is no file");
@@ -296,6 +301,20 @@ impl SimVfs {
         live.write(0, &content);
         durable.clone_from(live);
         dirty.clear();
+    }
+
+    /// Lets every read of a sector of a file fail with `EIO` until it is written again: damage.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such file.
+    pub fn lose_sector(&self, path: &Path, sector: usize) {
+        let mut state = self.lock();
+        let node = state.find(path).expect("the file exists");
+        let Some(Node::File { lost, .. }) = state.nodes.get_mut(&node) else {
+            panic!("{path:?} is no file");
+        };
+        lost.insert(sector);
     }
 
     /// Flips one bit of a file, in both images: damage.
@@ -490,6 +509,7 @@ impl State {
                     live: Image::default(),
                     durable: Image::default(),
                     dirty: BTreeSet::new(),
+                    lost: BTreeSet::new(),
                 };
                 self.nodes.insert(node, file);
                 self.entries(parent).insert(name, node);
@@ -498,6 +518,17 @@ impl State {
             }
             None => Err(error("open", path, io::ErrorKind::NotFound)),
         }
+    }
+
+    /// Opens a file that is there, or is not, and leaves nothing in it.
+    fn create(&mut self, path: &Path) -> Result<u64, VfsError> {
+        let node = self.open(path, true)?;
+        let Some(Node::File { live, dirty, .. }) = self.nodes.get_mut(&node) else {
+            return Err(error("open", path, io::ErrorKind::NotFound));
+        };
+        live.resize(0);
+        dirty.clear();
+        Ok(node)
     }
 
     /// One write call.
@@ -525,7 +556,10 @@ impl State {
         let end = start + data.len();
         let used = self.capacity_bytes.map(|_| self.used_bytes());
         let capacity = self.capacity_bytes;
-        let Some(Node::File { live, dirty, .. }) = self.nodes.get_mut(&node) else {
+        let Some(Node::File {
+            live, dirty, lost, ..
+        }) = self.nodes.get_mut(&node)
+        else {
             return Err(error("write", path, io::ErrorKind::NotFound));
         };
         if let (Some(used), Some(capacity)) = (used, capacity)
@@ -537,8 +571,15 @@ impl State {
         if data.is_empty() {
             return Ok(());
         }
+        let is_whole = |sector: &usize| start <= sector * SECTOR && (sector + 1) * SECTOR <= end;
+        let mut touched = lost.range(start / SECTOR..end.div_ceil(SECTOR));
+        if !touched.all(is_whole) {
+            // A part of one cannot be put in place: the rest is not known.
+            return Err(Fault::Errno(EIO).error("write", path));
+        }
         live.write(start, data);
         dirty.extend(start / SECTOR..=(end - 1) / SECTOR);
+        lost.retain(|sector| !is_whole(sector));
         self.changed();
         Ok(())
     }
@@ -549,6 +590,7 @@ impl State {
             live,
             durable,
             dirty,
+            ..
         }) = self.nodes.get_mut(&node)
         {
             if called.is_ok() && durable.len() > live.len() {
@@ -617,6 +659,7 @@ impl State {
             live,
             durable,
             dirty,
+            ..
         }) = self.nodes.get_mut(&node)
         else {
             return Err(error("prepare", path, io::ErrorKind::NotFound));
@@ -672,9 +715,13 @@ impl State {
                 self.sync(node, &path)
             }
             Op::Prepare { path, len, head } => {
-                let result = self.run_prepare(path, *len, head);
-                if result.is_err() && self.find(path).is_some() {
-                    drop(self.remove(path));
+                let unfinished = unfinished_path(path);
+                let result = self
+                    .run_prepare(&unfinished, *len, head)
+                    .and_then(|()| self.rename(&unfinished, path, true))
+                    .and_then(|()| self.sync_dir(path.parent().unwrap_or_else(|| Path::new("/"))));
+                if result.is_err() && self.find(&unfinished).is_some() {
+                    drop(self.remove(&unfinished));
                 }
                 result
             }
@@ -692,12 +739,10 @@ impl State {
 
     fn run_prepare(&mut self, path: &Path, len: u64, head: &[u8]) -> Result<(), VfsError> {
         self.call("open", path, 0)?;
-        let node = self.open(path, true)?;
+        let node = self.create(path)?;
         self.prepare(node, path, len)?;
-        self.sync(node, path)?;
         self.write(node, path, 0, head)?;
-        self.sync(node, path)?;
-        self.sync_dir(path.parent().unwrap_or_else(|| Path::new("/")))
+        self.sync(node, path)
     }
 }
 
@@ -780,6 +825,16 @@ impl Vfs for SimVfs {
         Ok(file)
     }
 
+    fn create(&self, path: &Path) -> Result<FileId, VfsError> {
+        let mut state = self.lock();
+        state.call("open", path, 0)?;
+        let node = state.create(path)?;
+        state.next_file += 1;
+        let file = FileId(state.next_file);
+        state.open.insert(file, (node, path.to_owned()));
+        Ok(file)
+    }
+
     fn close(&self, file: FileId) {
         let mut state = self.lock();
         state.note("close", Path::new(""), file.0);
@@ -806,12 +861,21 @@ impl Vfs for SimVfs {
         let mut state = self.lock();
         let (node, path) = state.node(file)?;
         state.call("read", &path, offset)?;
-        let Some(Node::File { live, .. }) = state.nodes.get(&node) else {
+        let Some(Node::File { live, lost, .. }) = state.nodes.get(&node) else {
             return Err(error("read", &path, io::ErrorKind::NotFound));
         };
         let start = usize::try_from(offset)
             .unwrap_or(usize::MAX)
             .min(live.len());
+        let end = start.saturating_add(len).min(live.len());
+        if start < end
+            && lost
+                .range(start / SECTOR..end.div_ceil(SECTOR))
+                .next()
+                .is_some()
+        {
+            return Err(Fault::Errno(EIO).error("read", &path));
+        }
         Ok(Bytes::from(live.read(start, start.saturating_add(len))))
     }
 

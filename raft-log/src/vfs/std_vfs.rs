@@ -17,7 +17,7 @@ use raft_proto::Time;
 
 use super::handles::{Handles, Retired, unshared};
 use super::map::Map;
-use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError};
+use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError, unfinished_path};
 use crate::sync::Arc;
 
 /// How many buffers one vectored write takes (the system's own limit is 1,024).
@@ -110,6 +110,15 @@ impl StdVfs {
         })
     }
 
+    fn opened(&self, path: &Path, file: io::Result<File>) -> Result<FileId, VfsError> {
+        let file = file.map_err(at("open", path))?;
+        Ok(self.files.insert(OpenFile {
+            file,
+            path: path.to_owned(),
+            map: OnceLock::new(),
+        }))
+    }
+
     fn run(&self, op: Op) -> Result<(), VfsError> {
         self.check_writable("write", Path::new(""))?;
         match op {
@@ -165,11 +174,17 @@ impl StdVfs {
 
 fn run_in_background(op: Op) -> Result<(), VfsError> {
     match op {
-        Op::Prepare { path, len, head } => prepare_file(&path, len, &head).inspect_err(|_| {
-            // A half-made file takes room that somebody needs; if it cannot go, the next attempt
-            // overwrites it.
-            drop(fs::remove_file(&path));
-        }),
+        Op::Prepare { path, len, head } => {
+            let unfinished = unfinished_path(&path);
+            prepare_file(&unfinished, len, &head)
+                .and_then(|()| fs::rename(&unfinished, &path).map_err(at("rename", &path)))
+                .and_then(|()| sync_parent(&path))
+                .inspect_err(|_| {
+                    // A half-made file takes room that somebody needs; if it cannot go, the next
+                    // attempt makes it anew.
+                    drop(fs::remove_file(&unfinished));
+                })
+        }
         Op::Recycle { from, to, head } => recycle_file(&from, &to, &head),
         Op::Remove { path } => fs::remove_file(&path).map_err(at("remove", &path)),
         Op::Write { .. } | Op::Sync { .. } => {
@@ -183,19 +198,12 @@ fn prepare_file(path: &Path, len: u64, head: &[u8]) -> Result<(), VfsError> {
         .read(true)
         .write(true)
         .create(true)
-        .truncate(false)
+        .truncate(true)
         .open(path)
         .map_err(at("open", path))?;
-    let is_longer = file.metadata().map_err(at("measure", path))?.len() > len;
-    if is_longer {
-        file.set_len(len).map_err(at("shorten", path))?;
-    }
     fill_with_zeroes(&file, path, len)?;
-    // Length and zeroes first: a file that has its head is whole.
-    file.sync_all().map_err(at("sync", path))?;
     file.write_all_at(head, 0).map_err(at("write", path))?;
-    file.sync_all().map_err(at("sync", path))?;
-    sync_parent(path)
+    file.sync_all().map_err(at("sync", path))
 }
 
 fn recycle_file(from: &Path, to: &Path, head: &[u8]) -> Result<(), VfsError> {
@@ -323,13 +331,19 @@ impl Vfs for StdVfs {
             .write(!self.is_read_only)
             .create(create && !self.is_read_only)
             .truncate(false)
-            .open(path)
-            .map_err(at("open", path))?;
-        Ok(self.files.insert(OpenFile {
-            file,
-            path: path.to_owned(),
-            map: OnceLock::new(),
-        }))
+            .open(path);
+        self.opened(path, file)
+    }
+
+    fn create(&self, path: &Path) -> Result<FileId, VfsError> {
+        self.check_writable("create", path)?;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path);
+        self.opened(path, file)
     }
 
     fn close(&self, file: FileId) {

@@ -94,6 +94,7 @@ fn closed(seed: u64, sealed: bool) -> Closed {
 /// What an open of a damaged copy gave.
 struct Found {
     is_reported: bool,
+    torn_bytes: u64,
     has_ignored: bool,
     /// Replicas that are not sound, or cannot be read whole.
     hurt: Vec<Key>,
@@ -106,6 +107,7 @@ fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
         Err(LogError::NeedsVersion { .. }) => {
             return Found {
                 is_reported: true,
+                torn_bytes: 0,
                 has_ignored: false,
                 hurt: Vec::new(),
             };
@@ -118,6 +120,7 @@ fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
             || !report.damaged.is_empty()
             || !report.missing.is_empty()
             || !report.foreign.is_empty(),
+        torn_bytes: report.torn_bytes,
         has_ignored: !report.ignored.is_empty(),
         hurt: Vec::new(),
     };
@@ -134,7 +137,7 @@ fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
         }
         match seen(&reader, *key, state) {
             Ok(seen) => assert_eq!(&seen, model, "{what}: {key:?} is sound and wrong"),
-            Err(LogError::Damaged { .. }) => found.hurt.push(*key),
+            Err(LogError::Damaged { .. } | LogError::Io(_)) => found.hurt.push(*key),
             Err(error) => panic!("{what}: {error}"),
         }
     }
@@ -600,4 +603,72 @@ fn fault_5_and_8_what_lies_behind_a_hole_never_comes_back() {
         assert!(agrees(&found, &workload.model));
     }
     drop(before);
+}
+
+/// A sector that the medium does not give back is damage of whoever had something in it: the lane
+/// opens, and nothing is cut.
+#[test]
+fn fault_4_a_sector_that_cannot_be_read_is_damage_and_never_a_cut() {
+    let mut cases = 0;
+    for closed in [closed(14, false), closed(15, true)] {
+        for path in closed.segments.iter().chain([&closed.votes]) {
+            let whole = content(&closed.disk, path);
+            let is_segment = path != &closed.votes && !records(&whole).is_empty();
+            let used = whole.iter().rposition(|byte| *byte != 0).unwrap_or(0) / 512;
+            for sector in 0..=(used + 2).min(whole.len() / 512 - 1) {
+                let disk = Arc::new(closed.disk.fork());
+                disk.lose_sector(path, sector);
+                let what = format!("{path:?} sector {sector}");
+                let found = look(&disk, &closed, &what, cases % 4 == 0);
+                assert_eq!(found.torn_bytes, 0, "{what}");
+                let is_used = whole[sector * 512..(sector + 1) * 512]
+                    .iter()
+                    .any(|byte| *byte != 0);
+                if is_segment && is_used {
+                    let is_found = found.is_reported || !found.hurt.is_empty();
+                    assert!(is_found || is_found_strictly(&disk), "{what}: not found");
+                } else {
+                    assert_eq!(found.hurt, [], "{what}: there was nothing in it");
+                }
+                cases += 1;
+            }
+        }
+    }
+    record("log sectors that cannot be read", "cases", cases);
+    assert!(cases > 300, "{cases}");
+}
+
+/// A segment made ahead whose header is lost has no use, and whatever lies in it is kept aside.
+#[test]
+fn fault_3_a_spare_that_cannot_be_read_is_kept_aside() {
+    let disk = disk(16);
+    let options = raft_log::LaneOptions {
+        spare_segments: 3,
+        ..options()
+    };
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let mut workload = Workload::new(16, 3, 40);
+    driven.write(workload.draw());
+    driven.pass(3_000_000_000);
+    driven.lane.close().expect("it closes");
+    let spares = segments(&disk).split_off(1);
+    assert_eq!(spares.len(), 3);
+    for path in &spares {
+        let disk = Arc::new(disk.fork());
+        disk.damage(path, |content| {
+            content[..1_024].fill(0x55);
+            content[5_000] = 1;
+        });
+        let before = content(&disk, path);
+        let (_, recovery) = open(&disk, &options).expect("it opens");
+        let damaged = &recovery.report.damaged;
+        assert_eq!(damaged.len(), 1, "{damaged:?}");
+        assert_eq!(damaged[0].replicas, []);
+        assert!(damaged[0].reason.contains("kept aside"));
+        let mut aside = path.clone().into_os_string();
+        aside.push(".damaged");
+        assert!(content(&disk, Path::new(&aside)) == before);
+        let (_, recovery) = open(&disk, &options).expect("it opens");
+        assert_eq!(recovery.report.damaged, []);
+    }
 }

@@ -285,3 +285,52 @@ fn hazard_30_a_submission_over_many_records_is_durable_in_order() {
     );
     assert!(lasts.len() > 2, "it ended in between: {lasts:?}");
 }
+
+/// The last record is acknowledged, and nothing behind it tells of it: a sector of it that cannot be
+/// read is no torn write.
+#[test]
+fn fault_4_a_tail_that_cannot_be_read_is_not_cut() {
+    for seed in 0..6 {
+        let log = unproven(seed);
+        for sector in log.start / 512..=(log.end - 1) / 512 {
+            let disk = Arc::new(log.disk.fork());
+            disk.lose_sector(&log.path, sector);
+            let what = format!("seed {seed} sector {sector}");
+            let (lane, recovery) = open(&disk, &options()).expect("it opens");
+            assert_eq!(recovery.report.torn_bytes, 0, "{what}");
+            assert!(!recovery.report.damaged.is_empty(), "{what}");
+            assert_eq!(kept_aside(&disk), Vec::<Vec<u8>>::new(), "{what}");
+            // Whoever is sound has all that was acknowledged.
+            let reader = lane.reader();
+            for (key, state) in &recovery.replicas {
+                if state.health == raft_log::Health::Sound {
+                    let found = crate::workload::seen(&reader, *key, state).expect("it reads");
+                    assert_eq!(Some(&found), log.after.replicas.get(key), "{what}");
+                }
+            }
+        }
+    }
+}
+
+/// A recovery that was interrupted while it kept a tail aside does it again: nothing of the first
+/// time is left in the file.
+#[test]
+fn fault_2_what_is_kept_aside_is_the_tail_alone() {
+    let log = unproven(3);
+    log.disk.damage(&log.path, |content| {
+        content[log.end - 1..log.end].fill(0xFF)
+    });
+    let disk = Arc::new(log.disk.fork());
+    found(&disk, "a torn tail");
+    let kept = kept_aside(&disk);
+    assert_eq!(kept.len(), 1);
+    let dir = Path::new(DATA).join("log/0");
+    let entries = disk.list(&dir).expect("it lists").into_iter();
+    let mut names = entries.map(|entry| entry.name);
+    let name = names.find(|name| name.ends_with(".cut")).expect("one");
+    let file = log.disk.open(&dir.join(name), true).expect("made");
+    log.disk.write(file, 0, &[0xAA; 9_000]).expect("written");
+    log.disk.close(file);
+    found(&log.disk, "a torn tail, again");
+    assert_eq!(kept_aside(&log.disk), kept);
+}
