@@ -76,6 +76,12 @@ pub enum LogError {
         /// The lane.
         lane: u16,
     },
+    /// Another process has the log open, or another part of this one: stop it first.
+    #[error("{path:?} is locked: the log is in use, stop whoever has it open first")]
+    InUse {
+        /// The lock's file.
+        path: PathBuf,
+    },
     /// What an export goes to could not be written.
     #[error("export: {0}")]
     Export(std::io::Error),

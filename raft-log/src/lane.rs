@@ -19,12 +19,12 @@ use crate::index::Tables;
 use crate::item::{ENTRIES_ITEM_BYTES, Item, Key};
 use crate::owners::Lately;
 use crate::pool::{Made, Pool};
-use crate::read::{LogReader, Shared, lane_dir};
+use crate::read::{LogReader, Shared, lane_dir, lock_path};
 use crate::record::RecordKind;
 use crate::recovery::{self, Recovery};
 use crate::staging::Staging;
 use crate::state::{Completion, Submission};
-use crate::vfs::{FileId, OpDone, OpId, Vfs, VfsError};
+use crate::vfs::{FileId, FileLock, OpDone, OpId, Vfs, VfsError};
 
 mod collect;
 mod commit;
@@ -169,6 +169,8 @@ pub struct Lane {
     /// Segments whose laggards cannot be read.
     unmovable: BTreeSet<u64>,
     scrub: scrub::Scrub,
+    /// Held for as long as the lane lives.
+    _lock: FileLock,
 }
 
 impl std::fmt::Debug for Lane {
@@ -188,8 +190,9 @@ impl Lane {
     ///
     /// # Errors
     ///
-    /// [`LogError::Config`], [`LogError::Io`], [`LogError::NeedsVersion`]. Damage is none: it is
-    /// reported, and the other replicas open.
+    /// [`LogError::Config`], [`LogError::Io`], [`LogError::NeedsVersion`], [`LogError::Foreign`];
+    /// [`LogError::InUse`] while another has the lane open. Damage is none: it is reported, and the
+    /// other replicas open.
     pub fn open(
         vfs: Arc<dyn Vfs>,
         data_dir: &Path,
@@ -198,6 +201,9 @@ impl Lane {
         options.check()?;
         let dir = lane_dir(data_dir, options.lane);
         vfs.create_dir_all(&dir)?;
+        let lock_path = lock_path(data_dir, options.lane);
+        let lock = vfs.lock(&lock_path, false)?;
+        let lock = lock.ok_or(LogError::InUse { path: lock_path })?;
         for path in [&dir, &data_dir.join("log"), &data_dir.to_owned()] {
             vfs.sync_dir(path)?;
         }
@@ -233,6 +239,7 @@ impl Lane {
             is_closing: false,
             unmovable: BTreeSet::new(),
             scrub,
+            _lock: lock,
         };
         lane.finish_open(recovered.opening)?;
         lane.scrub_after_open();

@@ -8,8 +8,8 @@
 //! and is gone is *reported*, by replica and index, and everybody else goes on.
 //!
 //! It is *not* a database: entries are found by index alone. It does not know what a command means,
-//! elects nobody and sends nothing, and it takes no lock on its directory: one process opens a lane
-//! at a time, and that is the caller's to see to. The bytes are described in `FORMAT.md`.
+//! elects nobody and sends nothing. One process opens a lane at a time; a second one is refused. The
+//! bytes are described in `FORMAT.md`.
 //!
 //! ```text
 //!  submit ──▶ staging ──▶ one write, one fdatasync ──▶ completions     Lane: a value, polled

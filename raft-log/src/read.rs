@@ -11,7 +11,7 @@ use crate::error::LogError;
 use crate::index::{At, LIST_RUN_BYTES, ListCache, Span, Tables, TailCache, decode_list, find_run};
 use crate::item::Key;
 use crate::record::Place;
-use crate::state::ReplicaState;
+use crate::state::{Health, ReplicaState};
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use crate::vfs::{FileId, Vfs};
 
@@ -127,6 +127,14 @@ impl LogReader {
         let tables = self.shared.read();
         let state = &tables.replicas.get(&(group, replica))?.state;
         (state.first <= state.last.index).then_some((state.first, state.last.index))
+    }
+
+    /// Whether the replica may be used, as far as is known by now; `None` if there is none.
+    #[must_use]
+    pub fn health(&self, group: GroupId, replica: ReplicaId) -> Option<Health> {
+        let tables = self.shared.read();
+        let found = tables.replicas.get(&(group, replica));
+        found.map(|found| found.state.health.clone())
     }
 
     /// The term of an entry that is held, or of the one before the first.
@@ -366,6 +374,11 @@ impl Iterator for Batches {
             }
         }
     }
+}
+
+/// What a lane's owner locks.
+pub(crate) fn lock_path(data_dir: &Path, lane: u16) -> std::path::PathBuf {
+    data_dir.join("log").join(format!("{lane}.lock"))
 }
 
 /// The directory of a lane's segments.

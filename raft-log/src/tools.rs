@@ -1,9 +1,9 @@
 //! Looking into the log of a host that is stopped: what is there, what it says, whether it holds.
 //!
 //! Nothing is changed: all of these only read, as an open does before it mends. Give them
-//! [`StdVfs::read_only`](crate::vfs::StdVfs::read_only) and the file system vouches for it. While a
-//! host runs on the directory, what they say is neither here nor there: its lock is the caller's to
-//! try.
+//! [`StdVfs::read_only`](crate::vfs::StdVfs::read_only) and the file system vouches for it. A lane
+//! that somebody has open is refused. Whatever a lane was made with that matters here, its
+//! segments say.
 //!
 //! ```text
 //! stat    what there is: segments, replicas
@@ -24,11 +24,11 @@ use raft_proto::{Batch, EntryRef, GroupId, Index, ReplicaId};
 
 use crate::config::LaneOptions;
 use crate::error::LogError;
-use crate::read::{LogReader, Shared, lane_dir};
+use crate::read::{LogReader, Shared, lane_dir, lock_path};
 use crate::recovery::{RecoveryReport, analyse};
 use crate::segment::{HeaderFound, SEGMENT_HEADER_BYTES, SegmentHeader, segment_number};
 use crate::state::ReplicaState;
-use crate::vfs::{Vfs, read_through};
+use crate::vfs::{FileLock, Vfs, read_through};
 
 /// What is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -165,7 +165,7 @@ impl StoppedLane {
     ///
     /// # Errors
     ///
-    /// [`LogError::NoLog`], [`LogError::Io`], [`LogError::NeedsVersion`].
+    /// [`LogError::NoLog`], [`LogError::InUse`], [`LogError::Io`], [`LogError::NeedsVersion`].
     pub fn stat(&self) -> Result<LogStat, LogError> {
         Ok(self.look(false)?.stat.clone())
     }
@@ -242,6 +242,7 @@ struct Looked {
     reader: LogReader,
     vfs: Arc<dyn Vfs>,
     files: Vec<crate::vfs::FileId>,
+    _lock: FileLock,
 }
 
 impl Looked {
@@ -251,6 +252,9 @@ impl Looked {
         lane: u16,
         verify_all: bool,
     ) -> Result<Self, LogError> {
+        let lock_path = lock_path(data_dir, lane);
+        let lock = vfs.lock(&lock_path, true)?;
+        let lock = lock.ok_or(LogError::InUse { path: lock_path })?;
         let Some(identity) = identity(vfs.as_ref(), data_dir, lane)? else {
             return Err(LogError::NoLog {
                 path: data_dir.to_owned(),
@@ -309,6 +313,7 @@ impl Looked {
             reader: LogReader::new(Arc::new(shared)),
             vfs: Arc::clone(vfs),
             files,
+            _lock: lock,
         })
     }
 

@@ -12,7 +12,7 @@ use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::read::{Batches, LogReader};
 use crate::recovery::RecoveryReport;
-use crate::state::{Health, Submission};
+use crate::state::{Damage, Health, Submission};
 use crate::thread::LaneThread;
 use crate::vfs::Vfs;
 
@@ -48,7 +48,6 @@ pub struct Wal {
 #[derive(Debug)]
 struct Stream {
     next: Index,
-    health: Health,
 }
 
 impl Wal {
@@ -57,11 +56,7 @@ impl Wal {
     ///
     /// # Errors
     ///
-    /// As [`Lane::open`](crate::Lane::open).
-    ///
-    /// # Panics
-    ///
-    /// If the system refuses a thread.
+    /// As [`LaneThread::open`].
     pub fn open(
         vfs: Arc<dyn Vfs>,
         dir: &Path,
@@ -73,7 +68,6 @@ impl Wal {
         let streams = known.map(|((stream, _), state)| {
             let found = Stream {
                 next: state.last.index.next(),
-                health: state.health,
             };
             (stream, Arc::new(Mutex::new(found)))
         });
@@ -117,13 +111,7 @@ impl Wal {
         let handle = self.stream(id);
         let mut stream = lock(&handle);
         let first = stream.next;
-        if let Health::Damaged(damage) = &stream.health {
-            return Err(LogError::Damaged {
-                segment: damage.segment,
-                offset: damage.offset,
-                reason: stream.health.to_string(),
-            });
-        }
+        self.check_health(id)?;
         let frame = |record: &[u8]| BatchBuilder::frame_bytes(record.len(), false);
         let sizes = records.iter().map(|record| frame(record.as_ref()));
         let size = sizes.fold(0, usize::saturating_add);
@@ -173,6 +161,7 @@ impl Wal {
         let id = stream_id(stream)?;
         let handle = self.stream(id);
         let held = lock(&handle);
+        self.check_health(id)?;
         let mut trim = Submission::new(id, only(), 0);
         trim.compact_before = Some(Index::new(before).min(held.next));
         self.log.append(trim)
@@ -192,10 +181,27 @@ impl Wal {
         let new = || {
             Arc::new(Mutex::new(Stream {
                 next: Index::new(1),
-                health: Health::Sound,
             }))
         };
         Arc::clone(streams.entry(id).or_insert_with(new))
+    }
+
+    /// Whether a stream may be written to, by what an open found and what was found since.
+    fn check_health(&self, id: GroupId) -> Result<(), LogError> {
+        match self.reader.health(id, only()) {
+            None | Some(Health::Sound) => Ok(()),
+            Some(health) => {
+                let damage = match health {
+                    Health::Damaged(damage) => damage,
+                    _ => Damage::default(),
+                };
+                Err(LogError::Damaged {
+                    segment: damage.segment,
+                    offset: damage.offset,
+                    reason: health.to_string(),
+                })
+            }
+        }
     }
 }
 

@@ -33,6 +33,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         "sigbus" => sigbus::child(),
+        "no thread" => wal::without_threads(),
         other => panic!("{other} is no role"),
     }
 }
@@ -52,6 +53,10 @@ fn run_tests() -> ExitCode {
         trial(
             "a_directory_in_use_is_left_alone",
             tool::a_directory_in_use_is_left_alone,
+        ),
+        trial(
+            "a_log_without_a_thread_is_an_error_that_says_so",
+            wal::a_log_without_a_thread_is_an_error_that_says_so,
         ),
         trial(
             "the_example_of_streams_goes_on_where_it_ended",

@@ -17,7 +17,7 @@ use raft_proto::Time;
 
 use super::handles::{Handles, Retired, unshared};
 use super::map::Map;
-use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError, unfinished_path};
+use super::{DirEntry, FileId, FileLock, Op, OpDone, OpId, Vfs, VfsError, unfinished_path};
 use crate::sync::Arc;
 
 /// How many buffers one vectored write takes (the system's own limit is 1,024).
@@ -344,6 +344,34 @@ impl Vfs for StdVfs {
             .truncate(true)
             .open(path);
         self.opened(path, file)
+    }
+
+    fn lock(&self, path: &Path, is_shared: bool) -> Result<Option<FileLock>, VfsError> {
+        let file = if is_shared {
+            match File::open(path) {
+                // Nobody has ever locked it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                    return Ok(Some(FileLock::default()));
+                }
+                opened => opened,
+            }
+        } else {
+            self.check_writable("lock", path)?;
+            let mut options = OpenOptions::new();
+            options.read(true).write(true).create(true).truncate(false);
+            options.open(path)
+        };
+        let file = file.map_err(at("open", path))?;
+        let operation = if is_shared {
+            rustix::fs::FlockOperation::NonBlockingLockShared
+        } else {
+            rustix::fs::FlockOperation::NonBlockingLockExclusive
+        };
+        match rustix::fs::flock(&file, operation) {
+            Ok(()) => Ok(Some(FileLock { _file: Some(file) })),
+            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(at("lock", path)(error.into())),
+        }
     }
 
     fn close(&self, file: FileId) {

@@ -16,16 +16,19 @@ use crate::{run, text};
 const STREAMS: u64 = 2;
 const RECORDS: u64 = 60;
 
-fn filled() -> tempfile::TempDir {
-    let dir = tempfile::tempdir().expect("a directory");
-    let options = LaneOptions {
+fn options() -> LaneOptions {
+    LaneOptions {
         segment_size_bytes: 64 << 10,
         record_bytes_max: 32 << 10,
         identity: 99,
         ..LaneOptions::default()
-    };
+    }
+}
+
+fn filled() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().expect("a directory");
     let vfs = Arc::new(StdVfs::new());
-    let (wal, _) = Wal::open(vfs, dir.path(), options).expect("it opens");
+    let (wal, _) = Wal::open(vfs, dir.path(), options()).expect("it opens");
     for number in 1..=RECORDS {
         for stream in 1..=STREAMS {
             wal.append(stream, &[payload(stream, number)])
@@ -183,6 +186,14 @@ pub fn a_directory_in_use_is_left_alone() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("stop it first"));
     drop(lock);
+    assert!(run("tool", &["stat", path]).status.success());
+    // The log's own lock, for those who use it without a host.
+    let vfs = Arc::new(StdVfs::new());
+    let (wal, _) = Wal::open(vfs, dir.path(), options()).expect("it opens");
+    let output = run("tool", &["stat", path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("in use"));
+    wal.close().expect("it closes");
     assert!(run("tool", &["stat", path]).status.success());
     let empty = tempfile::tempdir().expect("a directory");
     let path = empty.path().to_str().expect("a name");

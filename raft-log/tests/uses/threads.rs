@@ -3,8 +3,9 @@
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
+use raft_log::tools::StoppedLane;
 use raft_log::vfs::{SimVfs, StdVfs, Vfs};
-use raft_log::{LaneOptions, LaneThread, LogError, Submission};
+use raft_log::{LaneOptions, LaneThread, LogError, Submission, Wal};
 use raft_proto::{HardState, Index, Term};
 
 use crate::filled::read_all;
@@ -242,4 +243,97 @@ fn a_callback_may_submit_and_may_drop_the_log() {
         .recv()
         .expect("it is told before the thread ends")
         .expect("it is durable");
+}
+
+#[test]
+fn fault_23_whoever_comes_second_is_refused_before_anything_is_read() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let open = || LaneThread::open(Arc::new(StdVfs::new()), dir.path(), options());
+    let (first, _) = open().expect("it opens");
+    let is_refused = |error: Option<LogError>| {
+        let error = error.expect("it is in use");
+        assert!(matches!(error, LogError::InUse { .. }), "{error}");
+        assert!(error.to_string().contains("stop whoever has it open"));
+    };
+    is_refused(open().err());
+    is_refused(Wal::open(Arc::new(StdVfs::new()), dir.path(), options()).err());
+    let look = || {
+        let vfs = Arc::new(StdVfs::read_only());
+        StoppedLane::new(vfs, dir.path(), 0).stat()
+    };
+    is_refused(look().err());
+    // Another lane of the same directory is another's to open.
+    let other = LaneOptions {
+        lane: 1,
+        ..options()
+    };
+    let vfs = Arc::new(StdVfs::new());
+    let (other, _) = LaneThread::open(vfs, dir.path(), other).expect("it opens");
+    other.close().expect("it closes");
+    first.close().expect("it closes");
+    look().expect("it is stopped");
+    let (again, recovery) = open().expect("it opens");
+    assert!(recovery.report.ignored.is_empty(), "{:?}", recovery.report);
+    drop(again);
+    open().expect("it opens, however the last one ended");
+}
+
+#[test]
+fn a_stream_that_is_damaged_takes_nothing_more_and_the_others_do() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = LaneOptions {
+        segment_size_bytes: 64 << 10,
+        record_bytes_max: 32 << 10,
+        scrub_bytes_per_s: 1 << 30,
+        ..options()
+    };
+    let open = || Wal::open(Arc::new(StdVfs::new()), dir.path(), options.clone());
+    let (wal, _) = open().expect("it opens");
+    for number in 1..=40_u8 {
+        for stream in 1..=2 {
+            wal.append(stream, &[[number; 2_000]]).expect("durable");
+        }
+    }
+    let lost = wal
+        .read(2, 3)
+        .next()
+        .expect("it is there")
+        .expect("whole")
+        .1;
+    wal.close().expect("it closes");
+    // A payload in a sealed segment: an open reads none of it, and the scrub behind it all.
+    let path = dir.path().join("log/0/0000000000000001.seg");
+    let mut bytes = std::fs::read(&path).expect("it reads");
+    let mut places = bytes.windows(lost.len()).enumerate();
+    let places = places.by_ref().filter(|(_, window)| *window == &lost[..]);
+    let at = places
+        .map(|(at, _)| at)
+        .nth(1)
+        .expect("stream 2 comes second");
+    bytes[at + 7] ^= 1;
+    std::fs::write(&path, &bytes).expect("written");
+    let (wal, report) = open().expect("it opens");
+    assert!(report.damaged.is_empty(), "{report:?}");
+    let mut appends = 0;
+    let error = loop {
+        assert!(appends < 10_000, "the scrub ends");
+        appends += 1;
+        wal.append(1, &["goes on"]).expect("durable");
+        match wal.append(2, &["to be lost"]) {
+            Ok(_) => {}
+            Err(error) => break error,
+        }
+    };
+    assert!(
+        matches!(error, LogError::Damaged { segment: 1, .. }),
+        "{error}"
+    );
+    assert!(matches!(wal.trim(2, 2), Err(LogError::Damaged { .. })));
+    wal.append(1, &["goes on"]).expect("durable");
+    wal.close().expect("it closes");
+    let (wal, _) = open().expect("it opens");
+    assert!(matches!(
+        wal.append(2, &["x"]),
+        Err(LogError::Damaged { .. })
+    ));
 }
