@@ -141,8 +141,20 @@ pub(crate) struct VotesFound {
     is_unreadable: bool,
     /// There was a file.
     pub(crate) exists: bool,
+    /// Slots of replicas that are gone have a place in the file: it is made anew without them.
+    has_gone: bool,
     sequence_of: BTreeMap<Key, usize>,
     capacity: usize,
+}
+
+impl VotesFound {
+    /// Whoever is gone needs no slot.
+    pub(crate) fn forget(&mut self, gone: &BTreeSet<Key>) {
+        for key in gone {
+            self.has_gone |= self.replicas.remove(key).is_some();
+            self.sequence_of.remove(key);
+        }
+    }
 }
 
 /// The open vote file. The lane writes and syncs it together with its own records.
@@ -320,7 +332,7 @@ impl VoteFile {
         // Slots stay where they are: a crash in between leaves each replica one whole slot.
         let places = found.sequence_of.values().copied().max();
         let is_dense = places.map_or(0, |last| last + 1) == found.sequence_of.len();
-        if is_dense && found.capacity > 0 {
+        if is_dense && found.capacity > 0 && !found.has_gone {
             let mut by_place: Vec<(usize, Key)> = found
                 .sequence_of
                 .iter()
@@ -336,6 +348,7 @@ impl VoteFile {
             && found.capacity > 0
             && !found.has_lost_slots
             && !found.is_unreadable
+            && !found.has_gone
             && this.slots.len() + votes.len() <= this.capacity;
         for change in votes {
             this.set(*change);
@@ -375,13 +388,15 @@ impl VoteFile {
     fn set(&mut self, change: VoteChange) -> usize {
         let next = self.slots.len();
         let at = *self.by_key.entry(change.key).or_insert(next);
-        let sequence = self.slots.get(at).map_or(0, |slot| slot.sequence) + 1;
+        let before = self.slots.get(at);
+        let sequence = before.map_or(0, |slot| slot.sequence) + 1;
         let slot = Slot {
             sequence,
             key: change.key,
             term: change.term,
             vote: change.vote,
-            is_fenced: change.is_fenced,
+            // Whoever is fenced stays so, whatever is said of its term.
+            is_fenced: change.is_fenced || before.is_some_and(|slot| slot.is_fenced),
         };
         if at == next {
             self.slots.push(slot);
@@ -396,8 +411,8 @@ impl VoteFile {
         let slot = self.by_key.get(&change.key).map(|&at| &self.slots[at]);
         match slot {
             Some(slot) => {
-                (slot.term, slot.vote, slot.is_fenced)
-                    != (change.term, change.vote, change.is_fenced)
+                (slot.term, slot.vote) != (change.term, change.vote)
+                    || (change.is_fenced && !slot.is_fenced)
             }
             None => change.term > Term::ZERO || change.is_fenced,
         }
@@ -412,17 +427,35 @@ impl VoteFile {
         self.slots.len() + more > self.capacity
     }
 
-    /// Makes a larger file in place of this one; durable on return.
-    pub(crate) fn grow(&mut self, vfs: &dyn Vfs, changes: &[VoteChange]) -> Result<(), LogError> {
-        let (old, capacity) = (self.file, self.capacity);
-        self.capacity = (self.slots.len() + changes.len()).max(capacity * 2);
-        // Every slot is durable in half A, and in the log.
-        let behind = std::mem::take(&mut self.behind);
-        if let Err(error) = self.rewrite(vfs) {
-            (self.file, self.capacity, self.behind) = (old, capacity, behind);
-            return Err(error);
-        }
-        vfs.close(old);
+    /// Makes a file that has room for `changes` in place of this one, without the slots of those who
+    /// are `gone`; durable on return.
+    pub(crate) fn grow(
+        &mut self,
+        vfs: &dyn Vfs,
+        changes: &[VoteChange],
+        gone: &BTreeSet<Key>,
+    ) -> Result<(), LogError> {
+        let kept = self.slots.iter().filter(|slot| !gone.contains(&slot.key));
+        let slots: Vec<Slot> = kept.copied().collect();
+        let needed = slots.len() + changes.len();
+        // Room for as many again, so that this is rare.
+        let capacity = if 2 * needed > self.capacity {
+            2 * needed
+        } else {
+            self.capacity
+        };
+        let mut new = Self {
+            path: self.path.clone(),
+            by_key: (0..).zip(&slots).map(|(at, slot)| (slot.key, at)).collect(),
+            slots,
+            capacity,
+            // Every slot is durable in half A, and in the log.
+            behind: BTreeSet::new(),
+            ..*self
+        };
+        new.rewrite(vfs)?;
+        vfs.close(self.file);
+        *self = new;
         Ok(())
     }
 

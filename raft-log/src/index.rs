@@ -1,7 +1,7 @@
 //! Where the entries lie: spans of each replica's log, and the runs of sealed segments through a
 //! bounded cache.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, BytesMut};
@@ -10,7 +10,7 @@ use rustc_hash::FxHashMap;
 
 use crate::item::{EntriesItem, Key};
 use crate::record::Place;
-use crate::state::ReplicaState;
+use crate::state::{Health, ReplicaState};
 use crate::vfs::FileId;
 
 pub(crate) const LIST_RUN_BYTES: usize = 24;
@@ -147,6 +147,13 @@ impl Tables {
         let mut keys: Vec<Key> = self.replicas.keys().copied().collect();
         keys.sort_unstable();
         keys
+    }
+
+    /// The replicas that are gone for ever.
+    pub(crate) fn tombstones(&self) -> BTreeSet<Key> {
+        let all = self.replicas.iter();
+        let gone = all.filter(|(_, replica)| replica.state.health == Health::Tombstone);
+        gone.map(|(key, _)| *key).collect()
     }
 
     /// Entries were appended: they overwrite what lies at their first index and behind.

@@ -351,6 +351,9 @@ impl Walk<'_> {
                 (Some(key), Item::State(state)) => {
                     tables.replicas.entry(key).or_default().state = *state;
                 }
+                (Some(key), Item::Tombstone | Item::Health(Health::Tombstone)) => {
+                    tables.replicas.entry(key).or_default().state.bury();
+                }
                 (Some(key), Item::Health(health)) => {
                     tables.replicas.entry(key).or_default().state.health = health;
                 }

@@ -138,7 +138,8 @@ impl Lane {
         if self.now < self.votes_grow_at {
             return Ok(false);
         }
-        match self.votes.grow(self.vfs.as_ref(), votes) {
+        let gone = self.tables().tombstones();
+        match self.votes.grow(self.vfs.as_ref(), votes, &gone) {
             Ok(()) => Ok(true),
             Err(LogError::Io(error)) if error.may_pass() => {
                 self.votes_grow_at = self.now.plus_nanos(RETRY_NANOS);
@@ -380,6 +381,10 @@ impl Lane {
         staging.item(None, &Item::Limits(limits));
         for key in tables.keys() {
             let state = &tables.replicas[&key].state;
+            if state.health == Health::Tombstone {
+                staging.item(Some(key), &Item::Tombstone);
+                continue;
+            }
             staging.raw(|out| put_state(out, key, state));
             if state.health != Health::Sound {
                 staging.item(Some(key), &Item::Health(state.health.clone()));

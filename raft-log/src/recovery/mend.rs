@@ -71,7 +71,7 @@ pub(crate) fn mend(
         last_lsn,
         dead,
         unreadable,
-        votes: votes_found,
+        votes: mut votes_found,
         report,
         healths,
         voted,
@@ -115,6 +115,7 @@ pub(crate) fn mend(
         is_untouched: is_closed,
     };
     let spares = spares(vfs.as_ref(), &dir, options, &files, next)?;
+    votes_found.forget(&tables.tombstones());
     let votes = open_votes(
         vfs.as_ref(),
         data_dir,

@@ -163,3 +163,95 @@ fn a_lost_vote_file_beside_a_whole_log_is_made_again() {
         lane.close().expect("it closes");
     }
 }
+
+/// Replicas come and go: neither the vote file nor a checkpoint holds more of those that are gone
+/// than their names.
+#[test]
+fn what_is_gone_takes_no_slot_and_little_else() {
+    const LIVE: u64 = 200;
+    let disk = disk(5);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let file_bytes = |disk: &raft_log::vfs::SimVfs| {
+        crate::damage::content(disk, &Path::new(DATA).join("votes")).len()
+    };
+    let before = file_bytes(&disk);
+    for round in 0..20 {
+        for at in 0..LIVE {
+            let born = key(1 + round * LIVE + at);
+            driven.lane.submit(vote(born, 1, 7)).expect("taken");
+            if round > 0 {
+                let gone = key(1 + (round - 1) * LIVE + at);
+                let mut submission = Submission::new(gone.0, gone.1, 2);
+                submission.tombstone = true;
+                driven.lane.submit(submission).expect("taken");
+            }
+        }
+        for done in driven.settle() {
+            done.result.expect("it is durable");
+        }
+    }
+    // 4,000 have voted, 200 at a time.
+    assert_eq!(file_bytes(&disk), before);
+    drop(driven);
+    disk.crash();
+    for _ in 0..2 {
+        let (lane, recovery) = open(&disk, &options()).expect("it opens");
+        assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+        for (key, state) in &recovery.replicas {
+            let is_live = key.0.get() > 19 * LIVE;
+            let want = if is_live {
+                Health::Sound
+            } else {
+                Health::Tombstone
+            };
+            assert_eq!(state.health, want, "{key:?}");
+            let term = if is_live { Term::new(7) } else { Term::ZERO };
+            assert_eq!(state.hard_state.term, term, "{key:?}");
+        }
+        assert_eq!(file_bytes(&disk), before);
+        drop(lane);
+        disk.crash();
+    }
+    // A checkpoint holds the names, and the states of those who live.
+    let newest = crate::damage::segments(&disk)
+        .into_iter()
+        .map(|path| crate::damage::content(&disk, &path))
+        .rfind(|content| !crate::damage::records(content).is_empty());
+    let records = crate::damage::records(&newest.expect("one is in use"));
+    let (_, kind, table, _) = records[0];
+    assert_eq!(kind, 2);
+    let most = usize::try_from(24 * 20 * LIVE + 160 * LIVE).expect("small") + 1_000;
+    assert!(table <= most, "{table} bytes");
+}
+
+/// Whoever never votes again does not, whatever is said of its term later.
+#[test]
+fn fault_20_a_fence_stays_when_a_term_is_recorded_behind_it() {
+    let disk = voted();
+    let (driven, _) = Driven::open(&disk, &options());
+    drop(driven);
+    // A bad slot, and a write that was on its way.
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut submission = vote(key(2), 2, 5);
+    let mut rng = crate::workload::Rng(1);
+    let (term, from) = (Term::new(5), raft_proto::Index::new(1));
+    let batch = crate::workload::batch(&mut rng, key(2).0, term, from, 3, 2_000);
+    submission.entries = vec![batch];
+    driven.lane.submit(submission).expect("taken");
+    driven.step();
+    drop(driven);
+    let units = disk.unsynced();
+    disk.crash_keeping(|unit| unit + 1 < units);
+    flip(&disk, HALF_A + 8);
+    let (mut driven, recovery) = Driven::open(&disk, &options());
+    assert_eq!(recovery.replicas[&key(1)].health, Health::VoteUnknown);
+    driven.write(vote(key(1), 3, 30));
+    driven.pass(300_000_000);
+    drop(driven);
+    disk.crash();
+    let votes = crate::damage::content(&disk, &Path::new(DATA).join("votes"));
+    for half in [HALF_A, HALF_B] {
+        assert_eq!(votes[half + 4], 1, "the slot at {half} is fenced");
+        assert_eq!(votes[half + 32], 30, "its term is written");
+    }
+}
