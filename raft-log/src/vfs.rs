@@ -170,7 +170,7 @@ pub trait Vfs: Send + Sync + Debug {
     /// Makes an empty file and opens it; what had the name before is gone.
     fn create(&self, path: &Path) -> Result<FileId, VfsError> {
         match self.remove_file(path) {
-            Err(error) if error.source.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.source.kind() != io::ErrorKind::NotFound => Err(error),
             _ => self.open(path, true),
         }
     }

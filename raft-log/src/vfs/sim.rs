@@ -14,25 +14,15 @@ use raft_proto::{Time, crc32c_append};
 
 use super::{DirEntry, FileId, Op, OpDone, OpId, Vfs, VfsError, unfinished_path};
 
+mod faults;
 mod image;
 
+pub use faults::Fault;
+use faults::{EIO, Faults};
 use image::Image;
 
 /// What a disk writes whole or not at all.
 pub(crate) const SECTOR: usize = 512;
-const EIO: i32 = 5;
-
-/// How a call fails.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// With an error, nothing done. What a sync was to make durable counts as clean from then on,
-    /// as some systems have it: only what is written again is made durable by a later one.
-    Error(io::ErrorKind),
-    /// The same with a number of the operating system: `EMFILE` has no kind of its own.
-    Errno(i32),
-    /// A write is done in part, then ends with an error; other calls fail with nothing done.
-    Short,
-}
 
 /// A file system in memory that fails as disks do.
 #[derive(Debug)]
@@ -55,8 +45,7 @@ struct State {
     is_hung: bool,
     trace: u64,
     calls: u64,
-    fail: Option<(u64, Fault)>,
-    fail_next: Option<(&'static str, io::ErrorKind)>,
+    faults: Faults,
     capacity_bytes: Option<u64>,
     /// The state after each call that changed something, if asked for.
     points: Option<Vec<Self>>,
@@ -96,8 +85,7 @@ impl SimVfs {
             is_hung: false,
             trace: 0,
             calls: 0,
-            fail: None,
-            fail_next: None,
+            faults: Faults::default(),
             capacity_bytes: None,
             points: None,
         })
@@ -142,21 +130,6 @@ impl SimVfs {
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.lock().calls
-    }
-
-    /// Lets the call with this number fail, once.
-    pub fn fail_at(&self, call: u64, kind: io::ErrorKind) {
-        self.fault_at(call, Fault::Error(kind));
-    }
-
-    /// Lets the call with this number fail in the given way, once.
-    pub fn fault_at(&self, call: u64, fault: Fault) {
-        self.lock().fail = Some((call, fault));
-    }
-
-    /// Lets the next call of this name fail, once: `open`, `write`, `sync` and so on.
-    pub fn fail_next(&self, op: &'static str, kind: io::ErrorKind) {
-        self.lock().fail_next = Some((op, kind));
     }
 
     /// Bounds the bytes of all files.
@@ -278,88 +251,6 @@ impl SimVfs {
         state.drop_unreachable();
     }
 
-    /// Changes a file's content in both images: damage.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such file.
-    pub fn damage(&self, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-        let mut state = self.lock();
-        let node = state.find(path).expect("the file exists");
-        let Some(Node::File {
-            live,
-            durable,
-            dirty,
-            ..
-        }) = state.nodes.get_mut(&node)
-        else {
-            panic!("{path:?} is no file");
-        };
-        let mut content = live.read(0, live.len());
-        change(&mut content);
-        live.resize(content.len());
-        live.write(0, &content);
-        durable.clone_from(live);
-        dirty.clear();
-    }
-
-    /// Lets every read of a sector of a file fail with `EIO` until it is written again: damage.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such file.
-    pub fn lose_sector(&self, path: &Path, sector: usize) {
-        let mut state = self.lock();
-        let node = state.find(path).expect("the file exists");
-        let Some(Node::File { lost, .. }) = state.nodes.get_mut(&node) else {
-            panic!("{path:?} is no file");
-        };
-        lost.insert(sector);
-    }
-
-    /// Flips one bit of a file, in both images: damage.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such file or byte.
-    pub fn flip_bit(&self, path: &Path, byte: usize, bit: u8) {
-        let mut state = self.lock();
-        let node = state.find(path).expect("the file exists");
-        let Some(Node::File { live, durable, .. }) = state.nodes.get_mut(&node) else {
-            panic!("{path:?} is no file");
-        };
-        for image in [live, durable] {
-            let found = image.read(byte, byte + 1)[0];
-            image.write(byte, &[found ^ (1 << bit)]);
-        }
-    }
-
-    /// Renames, removes or swaps names at once and durably: an operator's mistake. `to` of `None`
-    /// removes; a taken name is swapped.
-    ///
-    /// # Panics
-    ///
-    /// If there is no such file, or no such directory.
-    pub fn misplace(&self, from: &Path, to: Option<&Path>) {
-        let mut state = self.lock();
-        let (parent, name) = state.parent("misplace", from).expect("a name");
-        let node = state
-            .entries(parent)
-            .remove(&name)
-            .expect("the file exists");
-        if let Some(to) = to {
-            let (to_parent, to_name) = state.parent("misplace", to).expect("a name");
-            if let Some(other) = state.entries(to_parent).insert(to_name, node) {
-                state.entries(parent).insert(name, other);
-            }
-        }
-        for node in state.nodes.values_mut() {
-            if let Node::Dir { live, durable } = node {
-                durable.clone_from(live);
-            }
-        }
-    }
-
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -402,12 +293,7 @@ impl State {
         self.note(op, path, detail);
         self.calls += 1;
         let calls = self.calls;
-        if let Some((_, kind)) = self.fail_next.take_if(|(name, _)| *name == op) {
-            return Some(Fault::Error(kind));
-        }
-        self.fail
-            .take_if(|(call, _)| *call == calls)
-            .map(|(_, fault)| fault)
+        self.faults.of_call(calls, op)
     }
 
     /// Takes a call into the trace.
@@ -743,21 +629,6 @@ impl State {
         self.prepare(node, path, len)?;
         self.write(node, path, 0, head)?;
         self.sync(node, path)
-    }
-}
-
-impl Fault {
-    fn error(self, op: &'static str, path: &Path) -> VfsError {
-        let source = match self {
-            Self::Error(kind) => kind.into(),
-            Self::Errno(number) => io::Error::from_raw_os_error(number),
-            Self::Short => io::ErrorKind::WriteZero.into(),
-        };
-        VfsError {
-            op,
-            path: path.to_owned(),
-            source,
-        }
     }
 }
 

@@ -47,7 +47,7 @@ fn log(payload_max: u64) -> Log {
     let disk = disk(1);
     let (mut driven, _) = Driven::open(&disk, &options());
     let mut rng = Rng(payload_max);
-    let mut next = [1_u64; GROUPS as usize + 1];
+    let mut next = vec![1_u64; usize::try_from(GROUPS).expect("small") + 1];
     for round in 0..40 {
         for _ in 0..1 + rng.below(3) {
             let group = 1 + rng.below(GROUPS);
