@@ -9,7 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use comfy_table::{Table, presets};
 
 use crate::programs::{self, BuildProfile};
-use crate::{conformance, demo, test, tidy, workspace};
+use crate::{conformance, demo, test, tidy, trace, workspace};
 
 #[derive(clap::Args)]
 pub(crate) struct Ci {
@@ -25,6 +25,9 @@ struct Counts {
     failed: u64,
 }
 
+/// A script in which a leader is elected and replicates.
+const TRACED_SCRIPT: &str = "raft-proto/tests/data/interaction/lost_append_is_sent_again.txt";
+
 /// Groups of the cluster that the Redis programs meet.
 const REDIS_GROUPS: u64 = 16;
 
@@ -39,7 +42,9 @@ const STEPS: &[Step] = &[
     ("docs", |_| docs()),
     ("no-std", |_| no_std::run()),
     ("test", tests),
+    ("loom", |_| loom()),
     ("conformance", |_| conformance()),
+    ("trace", |_| trace()),
     ("demo", |_| demo::Demo::for_ci().run()),
     ("redis", |_| redis()),
 ];
@@ -137,6 +142,50 @@ fn conformance() -> Result<()> {
         0 => Ok(()),
         failed => bail!("{failed} families failed"),
     }
+}
+
+/// Every interleaving of what raft-log's threads share. A build of its own: the flag exchanges the
+/// locks and counters of everything below.
+fn loom() -> Result<()> {
+    let mut passed = 0;
+    let mut command = workspace::cargo();
+    command
+        .args([
+            "test",
+            "--package",
+            "raft-log",
+            "--profile",
+            "ci",
+            "--locked",
+        ])
+        .args(["--lib", "interleavings"])
+        .env("RUSTFLAGS", "--cfg loom")
+        .env("CARGO_TARGET_DIR", workspace::target_dir().join("loom"));
+    let ended_well = workspace::run_lines(&mut command, |line| {
+        println!("{line}");
+        passed += test::result_line(line).map_or(0, |(passed, _)| passed);
+    })?;
+    ensure!(ended_well, "an interleaving breaks a promise");
+    ensure!(passed > 0, "there was no interleaving to go through");
+    Ok(())
+}
+
+/// A trace of one script: it is written, and holds what the specification is to check.
+fn trace() -> Result<()> {
+    let script = workspace::root().join(TRACED_SCRIPT);
+    let out = workspace::target_dir().join("trace.ndjson");
+    trace::write(&script, &out, BuildProfile::Ci)?;
+    let text = std::fs::read_to_string(&out)?;
+    let mut leads = 0;
+    for line in text.lines() {
+        let event: serde_json::Value =
+            serde_json::from_str(line).with_context(|| format!("not an event: {line}"))?;
+        let name = event.pointer("/event/name").and_then(|name| name.as_str());
+        leads += u64::from(name == Some("BecomeLeader"));
+    }
+    println!("trace: {} events of {TRACED_SCRIPT}", text.lines().count());
+    ensure!(leads > 0, "nobody leads in the trace of {TRACED_SCRIPT}");
+    Ok(())
 }
 
 /// Stock Redis programs against a running cluster.

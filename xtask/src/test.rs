@@ -8,13 +8,46 @@ use anyhow::{Context, Result, bail};
 
 use crate::workspace;
 
-/// Kinds of work that some suite must report: a sum of zero means that a suite silently did nothing.
+/// Every kind of work that suites report. A sum of zero means that a suite silently did nothing.
 ///
 /// This is the one place that lists them; a suite that brings a new kind adds it here.
-const EXPECTED: &[&str] = &["scripts", "seeds", "crash_states", "bits", "cases"];
+const KINDS: &[&str] = &["scripts", "seeds", "crash_states", "bits", "cases"];
 
-/// Every kind of work that a suite may report.
-const KNOWN: &[&str] = &["scripts", "seeds", "crash_states", "bits", "cases"];
+/// What a run of all tests promises to have done.
+struct Promise {
+    kind: &'static str,
+    /// The names of the suites that count begin so.
+    suites: &'static str,
+    least: u64,
+}
+
+const PROMISES: &[Promise] = &[
+    Promise {
+        kind: "seeds",
+        suites: "proto schedules",
+        least: 20_000,
+    },
+    Promise {
+        kind: "cases",
+        suites: "proto commit index",
+        least: 50_000,
+    },
+    Promise {
+        kind: "cases",
+        suites: "proto vote result",
+        least: 50_000,
+    },
+    Promise {
+        kind: "crash_states",
+        suites: "log ",
+        least: 100_000,
+    },
+    Promise {
+        kind: "seeds",
+        suites: "deterministic cluster",
+        least: 200,
+    },
+];
 
 /// Tests that need a feature which the others are to do without.
 const WITH_FEATURES: &[&[&str]] = &[&[
@@ -92,8 +125,8 @@ pub(crate) fn run(arguments: &[String]) -> Result<Outcome> {
     let sums = sums(&fs::read_to_string(&report)?)?;
     print_sums(&sums, &report);
     if arguments.is_empty() {
-        for key in zeros(&sums) {
-            eprintln!("no suite did any work of the kind `{key}`");
+        for shortfall in shortfalls(&sums) {
+            eprintln!("{shortfall}");
             outcome.ok = false;
         }
     }
@@ -112,7 +145,7 @@ fn sums(report: &str) -> Result<Sums> {
             .get("suite")
             .and_then(|suite| suite.as_str())
             .unwrap_or("?");
-        for key in KNOWN {
+        for key in KINDS {
             if let Some(value) = value.get(*key) {
                 let count = value
                     .as_u64()
@@ -128,16 +161,29 @@ fn sums(report: &str) -> Result<Sums> {
     Ok(sums)
 }
 
-/// The kinds that were expected or reported, and whose sum is zero.
-fn zeros(sums: &Sums) -> Vec<String> {
-    KNOWN
+/// What was promised and not done: kinds whose sum is zero, and suites that did too little.
+fn shortfalls(sums: &Sums) -> Vec<String> {
+    let done = |kind: &str, suites: &str| -> u64 {
+        let by_suite = sums.get(kind).into_iter().flatten();
+        by_suite
+            .filter(|(suite, _)| suite.starts_with(suites))
+            .map(|(_, count)| count)
+            .sum()
+    };
+    let zeros = KINDS
         .iter()
-        .filter(|key| {
-            let total = sums.get(**key).map(|suites| suites.values().sum::<u64>());
-            total == Some(0) || (total.is_none() && EXPECTED.contains(key))
-        })
-        .map(|key| (*key).to_owned())
-        .collect()
+        .filter(|kind| done(kind, "") == 0)
+        .map(|kind| format!("no suite did any work of the kind `{kind}`"));
+    let broken = PROMISES.iter().filter_map(|promise| {
+        let Promise {
+            kind,
+            suites,
+            least,
+        } = promise;
+        let done = done(kind, suites);
+        (done < *least).then(|| format!("{done} {kind} of suites `{suites}`, not {least}"))
+    });
+    zeros.chain(broken).collect()
 }
 
 fn print_sums(sums: &Sums, report: &Path) {
@@ -156,7 +202,7 @@ fn print_sums(sums: &Sums, report: &Path) {
 }
 
 /// Reads `test result: ok. 3 passed; 1 failed; ...`.
-fn result_line(line: &str) -> Option<(u64, u64)> {
+pub(crate) fn result_line(line: &str) -> Option<(u64, u64)> {
     let rest = line.trim_start().strip_prefix("test result: ")?;
     let count = |word: &str| {
         rest.split([';', '.'])
@@ -187,7 +233,27 @@ mod tests {
     #[test]
     fn a_reported_zero_fails() {
         let sums = sums("{\"suite\":\"a\",\"seeds\":0}\n").expect("it parses");
-        assert!(zeros(&sums).contains(&"seeds".to_owned()));
+        assert!(shortfalls(&sums)[1].contains("`seeds`"));
+    }
+
+    #[test]
+    fn a_suite_that_did_less_than_was_promised_fails() {
+        let line = |kind: &str, suite: &str, count: u64| {
+            serde_json::json!({"suite": suite, kind: count}).to_string()
+        };
+        let whole: Vec<String> = PROMISES
+            .iter()
+            .map(|promise| line(promise.kind, &format!("{}x", promise.suites), promise.least))
+            .chain([line("bits", "b", 1), line("scripts", "s", 1)])
+            .collect();
+        let shortfalls_of =
+            |lines: &[String]| shortfalls(&sums(&lines.join("\n")).expect("it parses"));
+        assert_eq!(shortfalls_of(&whole), Vec::<String>::new());
+        for (at, promise) in PROMISES.iter().enumerate() {
+            let mut less = whole.clone();
+            less[at] = line(promise.kind, promise.suites, promise.least - 1);
+            assert_eq!(shortfalls_of(&less).len(), 1, "{less:?}");
+        }
     }
 
     #[test]

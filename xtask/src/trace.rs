@@ -1,6 +1,6 @@
 //! `cargo xtask trace`: what the core does in a script, for etcd-raft's TLA+ trace specification.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -19,13 +19,18 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn run(self) -> Result<()> {
-        let program = example_with("raft-proto", "trace", BuildProfile::Release, &["trace"])?;
-        let status = Command::new(&program)
-            .args([&self.script, &self.out])
-            .stdin(Stdio::null())
-            .status()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        ensure!(status.success(), "no trace was written");
-        Ok(())
+        write(&self.script, &self.out, BuildProfile::Release)
     }
+}
+
+/// Writes the trace of a script.
+pub(crate) fn write(script: &Path, out: &Path, profile: BuildProfile) -> Result<()> {
+    let program = example_with("raft-proto", "trace", profile, &["trace"])?;
+    let status = Command::new(&program)
+        .args([script, out])
+        .stdin(Stdio::null())
+        .status()
+        .with_context(|| format!("cannot start {}", program.display()))?;
+    ensure!(status.success(), "no trace was written");
+    Ok(())
 }
