@@ -9,7 +9,9 @@ use bytes::Bytes;
 use raft_engine::EngineConfig;
 use raft_log::LaneOptions;
 use raft_proto::HostId;
-use raft_transport::Limits;
+use raft_transport::{ConfigError, Limits, TransportConfig};
+
+use crate::data_dir::Identity;
 
 /// What a host is, where its data lies, and how much it may use.
 ///
@@ -99,8 +101,8 @@ impl HostConfig {
         }
     }
 
-    /// Checks the bounds of what is the host's own. Log, engine and network check theirs when they
-    /// open, before anything is written.
+    /// Checks the bounds of the host and its network. Log and engine check theirs when they open,
+    /// before anything is written.
     ///
     /// # Errors
     ///
@@ -111,13 +113,7 @@ impl HostConfig {
             value,
             bound,
         };
-        if !is_dns_label(&self.deployment) {
-            return Err(error(
-                "deployment",
-                self.deployment.clone(),
-                "1 to 63 of a-z, 0-9 and -, without - at either end",
-            ));
-        }
+        self.transport(None).check()?;
         if !(Duration::from_millis(1)..=Duration::from_secs(3_600)).contains(&self.request_timeout)
         {
             return Err(error(
@@ -157,32 +153,25 @@ impl HostConfig {
         }
         Ok(())
     }
+
+    /// What the transport is told, with or without the identity of the data directory.
+    pub(crate) fn transport(&self, identity: Option<&Identity>) -> TransportConfig {
+        TransportConfig {
+            host: self.host,
+            deployment: self.deployment.clone(),
+            listen: self.listen,
+            uuid: identity.map_or([0; 16], |identity| identity.uuid),
+            open_count: identity.map_or(0, |identity| identity.open_count),
+            advertised: self.advertised.clone(),
+            limits: self.network.clone(),
+        }
+    }
 }
 
 /// What a record holds besides a batch.
 const RECORD_OVERHEAD_BYTES: usize = 4 << 10;
 /// What a frame holds besides the entries of a message.
 const FRAME_OVERHEAD_BYTES: usize = 64 << 10;
-
-fn is_dns_label(label: &str) -> bool {
-    let is_allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
-    (1..=63).contains(&label.len())
-        && label.bytes().all(is_allowed)
-        && !label.starts_with('-')
-        && !label.ends_with('-')
-}
-
-/// A value out of its bounds. Nothing was opened: correct it.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{field} is {value}: it must be {bound}")]
-pub struct ConfigError {
-    /// The field.
-    pub field: &'static str,
-    /// What it was.
-    pub value: String,
-    /// What it may be.
-    pub bound: &'static str,
-}
 
 #[cfg(test)]
 mod tests {
@@ -205,6 +194,10 @@ mod tests {
         assert_eq!(
             refused(|config| config.deployment = "a-".into()),
             "deployment"
+        );
+        assert_eq!(
+            refused(|config| config.advertised = vec![0; 257].into()),
+            "advertised"
         );
         assert_eq!(
             refused(|config| config.request_timeout = Duration::ZERO),

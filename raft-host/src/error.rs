@@ -5,9 +5,8 @@ use std::time::Duration;
 
 use raft_engine::RequestError;
 use raft_proto::{GroupId, HostId, ReplicaId};
-use raft_transport::TransportError;
+use raft_transport::{ConfigError, TransportError};
 
-use crate::config::ConfigError;
 use crate::data_dir::DataDirError;
 
 /// What a caller does about an error.
@@ -32,7 +31,7 @@ pub enum NextStep {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
-    /// A setting of the host is out of bounds: correct it. Nothing was written.
+    /// A setting of the host or its network is out of bounds: correct it. Nothing was written.
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The data directory cannot be used; its own words say what to do.
@@ -41,7 +40,7 @@ pub enum OpenError {
     /// A setting of engine or log is out of bounds, or the log does not open.
     #[error(transparent)]
     Engine(#[from] raft_engine::OpenError),
-    /// A setting of the network is out of bounds, the address is taken, or the certificate cannot
+    /// The address is taken, or the certificate cannot
     /// be used or is another host's.
     #[error(transparent)]
     Network(#[from] TransportError),

@@ -13,9 +13,7 @@ use raft_engine::{
 use raft_log::vfs::{StdVfs, Vfs};
 use raft_log::{LaneOptions, LaneStats, RecoveryReport, ScrubStatus};
 use raft_proto::{GroupId, HostId, ReplicaId};
-use raft_transport::{
-    Transport, TransportConfig, TransportError, TransportIdentity, TransportStats,
-};
+use raft_transport::{Transport, TransportError, TransportIdentity, TransportStats};
 use tokio::runtime::Handle;
 use tokio::sync::{broadcast, watch};
 use tokio::task;
@@ -152,9 +150,6 @@ impl NodeHost {
             .check()
             .map_err(raft_engine::OpenError::from)?;
         identity.check(config.host, &config.deployment)?;
-        transport_config(&config, None)
-            .check()
-            .map_err(TransportError::from)?;
 
         // An address that is taken is found before the directory is touched. Whoever takes it
         // between this and the transport's own attempt is found then.
@@ -181,7 +176,7 @@ impl NodeHost {
         };
         let transport = Transport::start(
             &runtime,
-            transport_config(&config, Some(&data_dir.identity)),
+            config.transport(Some(&data_dir.identity)),
             identity,
             Arc::clone(&book) as _,
             Arc::new(inward),
@@ -516,16 +511,4 @@ fn seed(identity: &Identity) -> u64 {
             .fold(0, |word, byte| word << 8 | u64::from(*byte))
     };
     word(low) ^ word(high).rotate_left(32)
-}
-
-fn transport_config(config: &HostConfig, identity: Option<&Identity>) -> TransportConfig {
-    TransportConfig {
-        host: config.host,
-        deployment: config.deployment.clone(),
-        listen: config.listen,
-        uuid: identity.map_or([0; 16], |identity| identity.uuid),
-        open_count: identity.map_or(0, |identity| identity.open_count),
-        advertised: config.advertised.clone(),
-        limits: config.network.clone(),
-    }
 }

@@ -165,7 +165,7 @@ mod host;
 mod pending;
 mod registry;
 
-pub use config::{CertificateFiles, ConfigError, HostConfig};
+pub use config::{CertificateFiles, HostConfig};
 pub use data_dir::{DataDirError, Identity};
 pub use error::{
     CloseError, NextStep, OpenError, ProposeError, ReadError, SnapshotError, StartError,
@@ -187,6 +187,6 @@ pub use raft_proto::{
     Role, Session, Term, Transition,
 };
 pub use raft_transport::{
-    ConnectionEnd, Limits, Refusal, RefusalKind, TransportError, TransportEvent, TransportIdentity,
-    TransportStats,
+    ConfigError, ConnectionEnd, Limits, Refusal, RefusalKind, TransportError, TransportEvent,
+    TransportIdentity, TransportStats,
 };
