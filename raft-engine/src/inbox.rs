@@ -138,6 +138,21 @@ impl<T> Inbox<T> {
         self.wake.set();
     }
 
+    /// Takes notices as [`Inbox::notice`] does, all in one go; `items` is left empty.
+    pub(crate) fn notices(&self, items: &mut Vec<T>) {
+        if items.is_empty() {
+            return;
+        }
+        let mut waiting = self.lock();
+        if self.is_closed.load(Ordering::Relaxed) {
+            drop(waiting);
+            return items.clear();
+        }
+        waiting.append(items);
+        drop(waiting);
+        self.wake.set();
+    }
+
     /// Drops what lies here and what comes, because nobody will drain it any more.
     pub(crate) fn close(&self) {
         let items = {
@@ -185,9 +200,12 @@ mod tests {
         assert!(inbox.push('a', 6).is_ok());
         assert!(inbox.push('b', 6).is_err());
         inbox.notice('n');
+        let mut more = vec!['o', 'p'];
+        inbox.notices(&mut more);
+        assert_eq!(more, []);
         let mut drained = Vec::new();
         inbox.drain(&mut drained);
-        assert_eq!(drained, ['a', 'n']);
+        assert_eq!(drained, ['a', 'n', 'o', 'p']);
         assert!(inbox.push('c', 10).is_ok());
     }
 
@@ -198,6 +216,7 @@ mod tests {
         inbox.notice(Arc::clone(&item));
         inbox.close();
         inbox.notice(Arc::clone(&item));
+        inbox.notices(&mut vec![Arc::clone(&item)]);
         assert!(inbox.push(Arc::clone(&item), 1).is_ok());
         assert_eq!(Arc::strong_count(&item), 1);
     }

@@ -20,6 +20,8 @@ pub(super) struct Out {
     /// By host, ascending.
     messages: Vec<(HostId, Vec<Envelope>)>,
     pub(super) tasks: Vec<(GroupId, Task)>,
+    /// The tasks by apply worker, on their way.
+    inputs: Vec<Vec<ApplyInput>>,
     pub(super) jobs: Vec<(GroupId, Job)>,
     pub(super) transfers: Vec<(HostId, SnapshotTransfer)>,
     pub(super) events: Vec<(GroupId, Event)>,
@@ -59,9 +61,13 @@ impl Out {
                 shared.outbound.send(*host, std::mem::take(messages));
             }
         }
+        let workers = shared.applies.len();
+        self.inputs.resize_with(workers, Vec::new);
         for (group, task) in self.tasks.drain(..) {
-            let worker = route(group, shared.applies.len());
-            shared.applies[worker].notice(ApplyInput::Task { group, task });
+            self.inputs[route(group, workers)].push(ApplyInput::Task { group, task });
+        }
+        for (inputs, apply) in self.inputs.iter_mut().zip(&shared.applies) {
+            apply.notices(inputs);
         }
         for (_, job) in self.jobs.drain(..) {
             shared.jobs.push(job);
