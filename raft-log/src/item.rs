@@ -3,12 +3,15 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use raft_proto::{EntryId, GroupId, HardState, Index, ReplicaId, Term, TermRun};
 
+use crate::record::RECORD_BYTES_HARD_MAX;
 use crate::segment::NUMBER_MAX;
 use crate::state::{Damage, Health, ReplicaState, SnapshotRecord, SnapshotsRecord};
 
 /// A group's replica.
 pub(crate) type Key = (GroupId, ReplicaId);
 
+/// The largest bound of a write that is believed.
+const WRITE_BYTES_HARD_MAX: u64 = 4 * RECORD_BYTES_HARD_MAX as u64;
 pub(crate) const ITEM_HEADER_BYTES: usize = 24;
 /// A batch's item, if it is of one term and changes no membership.
 pub(crate) const ENTRIES_ITEM_BYTES: usize = ITEM_HEADER_BYTES + 40;
@@ -363,8 +366,9 @@ fn decode(kind: u8, flag: bool, body: &mut &[u8]) -> Option<Item> {
                 write_bytes_max: number(body)?,
                 numbers_end: number(body)?,
             };
-            // No log ever gets so far: it leaves room to count on.
-            let makes_sense = limits.numbers_end <= NUMBER_MAX + 1;
+            // No setting allows so much, and no log gets so far.
+            let makes_sense = limits.write_bytes_max <= WRITE_BYTES_HARD_MAX
+                && limits.numbers_end <= NUMBER_MAX + 1;
             Item::Limits(makes_sense.then_some(limits)?)
         }
         SUCCESSOR => {
