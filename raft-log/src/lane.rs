@@ -508,7 +508,7 @@ impl Lane {
                     }
                     self.pool.maintain(Time(u64::MAX));
                 }
-                std::thread::yield_now();
+                self.vfs.wait();
             }
             for done in done {
                 self.on_done(done);

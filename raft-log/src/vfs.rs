@@ -216,6 +216,9 @@ pub trait Vfs: Send + Sync + Debug {
     fn remove_dir_all(&self, path: &Path) -> Result<(), VfsError>;
     /// Begins an operation.
     fn submit(&self, op: Op) -> OpId;
+    /// Waits until something that was submitted and runs in the background has ended, if anything
+    /// does. A simulated file system has no background.
+    fn wait(&self) {}
     /// Takes what has ended. A real file system does writes and syncs here and now, on the calling
     /// thread; preparing and recycling run on a thread of its own.
     fn completions(&self, now: Time) -> Vec<OpDone>;

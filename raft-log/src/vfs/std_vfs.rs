@@ -10,7 +10,7 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use bytes::{Bytes, BytesMut};
 use raft_proto::Time;
@@ -45,9 +45,36 @@ pub struct StdVfs {
     is_read_only: bool,
     files: Handles<OpenFile>,
     state: Mutex<State>,
-    /// What the background thread has done.
-    background_done: Arc<Mutex<Vec<OpDone>>>,
+    ended: Arc<Ended>,
     background: OnceLock<Mutex<Sender<(OpId, Op)>>>,
+}
+
+/// What the background thread has done.
+#[derive(Debug, Default)]
+struct Ended {
+    state: Mutex<EndedState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct EndedState {
+    /// Submitted, and not done.
+    under_way: usize,
+    done: Vec<OpDone>,
+}
+
+impl Ended {
+    fn lock(&self) -> MutexGuard<'_, EndedState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn push(&self, done: OpDone) {
+        let mut state = self.lock();
+        state.under_way -= 1;
+        state.done.push(done);
+        drop(state);
+        self.changed.notify_all();
+    }
 }
 
 #[derive(Debug, Default)]
@@ -140,17 +167,16 @@ impl StdVfs {
     /// Hands an operation to the background thread, which is started with the first one and ends
     /// when this value is dropped.
     fn send_to_background(&self, id: OpId, op: Op) {
+        self.ended.lock().under_way += 1;
         let sender = self.background.get_or_init(|| {
             let (sender, receiver) = channel::<(OpId, Op)>();
-            let done = Arc::clone(&self.background_done);
+            let ended = Arc::clone(&self.ended);
             let thread = std::thread::Builder::new()
                 .name("raft-log-prepare".to_owned())
                 .spawn(move || {
                     while let Ok((op, work)) = receiver.recv() {
                         let result = run_in_background(work);
-                        done.lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .push(OpDone { op, result });
+                        ended.push(OpDone { op, result });
                     }
                 });
             // Without a thread the receiver is gone, and each operation runs where it is sent.
@@ -164,10 +190,7 @@ impl StdVfs {
         if let Err(refused) = sent {
             let (op, work) = refused.0;
             let result = run_in_background(work);
-            self.background_done
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(OpDone { op, result });
+            self.ended.push(OpDone { op, result });
         }
     }
 }
@@ -489,14 +512,14 @@ impl Vfs for StdVfs {
         id
     }
 
+    fn wait(&self) {
+        let waits = |state: &mut EndedState| state.done.is_empty() && state.under_way > 0;
+        drop(self.ended.changed.wait_while(self.ended.lock(), waits));
+    }
+
     fn completions(&self, _now: Time) -> Vec<OpDone> {
         let submitted = std::mem::take(&mut self.lock().submitted);
-        let mut done: Vec<OpDone> = std::mem::take(
-            &mut *self
-                .background_done
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        let mut done = std::mem::take(&mut self.ended.lock().done);
         done.extend(submitted.into_iter().map(|(op, work)| OpDone {
             op,
             result: self.run(work),
