@@ -142,9 +142,8 @@ pub enum MembershipError {
     /// A member's log has either all commands or none. Remove it and add a new replica.
     #[error("replica {0} is a witness for life or not at all")]
     WitnessForLife(ReplicaId),
-    /// The other voters would be no quorum without them: what only a witness holds the end of could
-    /// keep all others from leading. Remove a witness, or add a voter, first.
-    #[error("half of the voters or more would be witnesses")]
+    /// Some quorum would consist of witnesses alone: no copy of its commands would be certain.
+    #[error("a quorum could consist of witnesses alone")]
     TooManyWitnesses,
 }
 
@@ -363,12 +362,10 @@ impl Membership {
         })
     }
 
-    /// Whether the voters that have commands, and not just their places, are a quorum by themselves:
-    /// then every quorum holds one, and still does when one of them is removed (PROTOCOL.md,
-    /// witnesses).
+    /// Whether every quorum holds a voter that has commands and not just their places.
     fn has_enough_full_voters(&self) -> bool {
         [&self.voters, &self.voters_outgoing].iter().all(|voters| {
-            voters.is_empty() || 2 * self.witnesses.intersection(voters).count() < voters.len()
+            voters.is_empty() || self.witnesses.intersection(voters).count() < voters.len() / 2 + 1
         })
     }
 

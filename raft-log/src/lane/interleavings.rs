@@ -1,5 +1,9 @@
 //! A reader beside the lane, in every interleaving of their locks: what it sees is durable, and
 //! what it reads is what was written, whatever becomes of the segment meanwhile.
+//!
+//! ```text
+//! RUSTFLAGS="--cfg loom" cargo test -p raft-log --release --features sim --lib interleavings
+//! ```
 
 use std::path::Path;
 use std::sync::Arc;

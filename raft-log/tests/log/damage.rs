@@ -34,11 +34,16 @@ pub fn segments(disk: &SimVfs) -> Vec<PathBuf> {
 
 /// Small records of every kind, then, with `sealed`, enough to seal segments.
 fn closed(seed: u64, sealed: bool) -> Closed {
+    closed_after(seed, 12, sealed)
+}
+
+/// The same after so many small records.
+fn closed_after(seed: u64, records: usize, sealed: bool) -> Closed {
     let disk = disk(seed);
     disk.record_crash_points();
     let (mut driven, _) = Driven::open(&disk, &options());
     let mut workload = Workload::new(seed, 3, 40);
-    for _ in 0..12 {
+    for _ in 0..records {
         driven.write(workload.draw());
     }
     driven.pass(300_000_000);
@@ -232,18 +237,21 @@ pub fn records(content: &[u8]) -> Vec<(usize, u8, usize, usize)> {
 enum Bits {
     All,
     One,
+    /// All, and each hurts one replica at most.
+    AllOfEntries,
     /// One, and it hurts one replica at most.
     OneOfEntries,
 }
 
-/// The bytes of a segment that say something. All bits of the first header, of the first record of
-/// each kind and of trailers; one bit of every other byte, and of large data of every 41st.
-fn telling_bytes(whole: &[u8], kinds: &mut BTreeSet<u8>, is_first: bool) -> Vec<(usize, Bits)> {
+/// The bytes of a segment that say something. All bits of everything, payloads too, in a small log;
+/// in a large one those of the first record of each kind and of trailers, one bit of every other
+/// byte, and of large data of every 41st.
+fn telling_bytes(whole: &[u8], kinds: &mut BTreeSet<u8>, is_small: bool) -> Vec<(usize, Bits)> {
     let records = records(whole);
-    let header = if is_first { Bits::All } else { Bits::One };
+    let header = if is_small { Bits::All } else { Bits::One };
     let mut bytes: Vec<(usize, Bits)> = (0..1024).map(|at| (at, header)).collect();
     for (at, kind, table, data) in &records {
-        let bits = if kinds.insert(*kind) {
+        let bits = if kinds.insert(*kind) || is_small {
             Bits::All
         } else {
             Bits::One
@@ -255,7 +263,12 @@ fn telling_bytes(whole: &[u8], kinds: &mut BTreeSet<u8>, is_first: bool) -> Vec<
         bytes.extend((*at..data_at).map(|at| (at, bits)));
         bytes.extend((data_at..end).step_by(step).map(|at| {
             let is_entry = *kind == 1 && at < data_end;
-            (at, if is_entry { Bits::OneOfEntries } else { bits })
+            let bits = match bits {
+                Bits::All if is_entry && is_small => Bits::AllOfEntries,
+                _ if is_entry => Bits::OneOfEntries,
+                bits => bits,
+            };
+            (at, bits)
         }));
     }
     if records.last().is_some_and(|last| last.1 == 4) {
@@ -269,15 +282,15 @@ fn fault_3_every_flipped_bit_of_every_kind_of_record_is_found() {
     let mut flips = 0;
     let mut alone = 0;
     let mut kinds = BTreeSet::new();
-    for closed in [closed(1, false), closed(2, true)] {
+    for (closed, is_small) in [(closed_after(1, 5, false), true), (closed(2, true), false)] {
         for path in &closed.segments {
             let whole = content(&closed.disk, path);
             if records(&whole).is_empty() {
                 continue;
             }
-            for (byte, bits) in telling_bytes(&whole, &mut kinds, flips == 0) {
+            for (byte, bits) in telling_bytes(&whole, &mut kinds, is_small) {
                 let some = u8::try_from(Rng(byte as u64).below(8)).expect("a bit");
-                let all = if bits == Bits::All {
+                let all = if matches!(bits, Bits::All | Bits::AllOfEntries) {
                     0..8
                 } else {
                     some..some + 1
@@ -292,7 +305,7 @@ fn fault_3_every_flipped_bit_of_every_kind_of_record_is_found() {
                         found.is_reported || !found.hurt.is_empty() || is_found_strictly(&disk),
                         "{what}: not found"
                     );
-                    if bits == Bits::OneOfEntries {
+                    if matches!(bits, Bits::OneOfEntries | Bits::AllOfEntries) {
                         assert!(found.hurt.len() <= 1, "{what}: hurts {:?}", found.hurt);
                         alone += found.hurt.len();
                     }

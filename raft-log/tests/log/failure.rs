@@ -10,6 +10,7 @@ use raft_proto::{HardState, ReplicaId, Term};
 use crate::record;
 use crate::workload::{Driven, Model, Workload, agrees, disk, key, open, options, seen_all};
 
+const EIO: i32 = 5;
 const EMFILE: i32 = 24;
 const FAULTS: [Fault; 5] = [
     Fault::Error(ErrorKind::Other),
@@ -179,47 +180,60 @@ fn every_operation_of_a_recovery_failing_changes_nothing() {
 }
 
 #[test]
-fn fault_14_hazard_47_a_failed_sync_is_final_and_what_was_acknowledged_stays_readable() {
-    let disk = disk(1);
-    let (mut driven, _) = Driven::open(&disk, &options());
-    let mut workload = Workload::new(5, 2, 100);
-    for _ in 0..10 {
-        driven.write(workload.draw());
+fn fault_14_hazard_47_a_failed_write_or_sync_is_final_and_what_was_acknowledged_stays_readable() {
+    for (op, fault) in [
+        ("sync", Fault::Errno(EIO)),
+        ("write", Fault::Errno(EIO)),
+        ("sync", Fault::Error(ErrorKind::StorageFull)),
+        ("write", Fault::Short),
+    ] {
+        let disk = disk(1);
+        let (mut driven, _) = Driven::open(&disk, &options());
+        let mut workload = Workload::new(5, 2, 100);
+        for _ in 0..10 {
+            driven.write(workload.draw());
+        }
+        let acknowledged = workload.model.clone();
+        disk.fault_next(op, fault);
+        driven.lane.submit(workload.draw()).expect("taken");
+        let done = driven.settle();
+        assert_eq!(done.len(), 1, "{op}");
+        let Err(LogError::Latched(reason)) = &done[0].result else {
+            panic!("{op}: {done:?}");
+        };
+        assert!(reason.starts_with(op), "{op} failed: {reason}");
+        let syncs = driven.lane.stats().fdatasyncs;
+        for _ in 0..3 {
+            // The disk is well again; the log stays latched, and asks it for nothing.
+            let refused = driven.lane.submit(workload.draw());
+            assert!(matches!(refused, Err(LogError::Latched(_))));
+            driven.pass(2_000_000_000);
+            assert!(driven.lane.take_completions().is_empty());
+        }
+        assert_eq!(driven.lane.stats().fdatasyncs, syncs, "none is tried again");
+        check_readable(&driven, &acknowledged);
+        drop(driven);
+        disk.crash();
+        let (lane, recovery) = open(&disk, &options()).expect("it opens");
+        let found = seen_all(&lane, &recovery).expect("it reads");
+        assert!(agrees(&found, &acknowledged) || agrees(&found, &workload.model));
     }
-    let acknowledged = workload.model.clone();
-    // The record is three buffers at most: one of the next calls is its sync.
-    let mut next = None;
-    for ahead in 1..8 {
-        let trial = disk.fork();
-        let calls = trial.calls();
-        trial.fail_at(calls + ahead, ErrorKind::Other);
-        next = next.or(Some(ahead));
-    }
-    disk.fail_at(disk.calls() + next.expect("one"), ErrorKind::Other);
-    driven.lane.submit(workload.draw()).expect("taken");
-    let done = driven.settle();
-    assert!(done.iter().any(|done| done.result.is_err()), "{done:?}");
-    for _ in 0..3 {
-        // The disk is well again; the log stays latched.
-        let refused = driven.lane.submit(workload.draw());
-        assert!(matches!(refused, Err(LogError::Latched(_))));
-        driven.step();
-        assert!(driven.lane.take_completions().is_empty());
-    }
+}
+
+/// What was acknowledged can be read, whatever has become of the log since.
+fn check_readable(driven: &Driven, acknowledged: &Model) {
     let reader = driven.lane.reader();
+    let mut read = 0;
     for (key, model) in &acknowledged.replicas {
-        if let (Some(first), Some(last)) =
-            (model.entries.keys().next(), model.entries.keys().last())
-        {
-            let read = reader.entries(key.0, key.1, *first, *last, usize::MAX);
-            assert!(read.is_ok(), "{read:?}");
+        for (index, (_, payload)) in &model.entries {
+            let found = reader.entries(key.0, key.1, *index, *index, usize::MAX);
+            let found = found.expect("it is readable");
+            let entry = found[0].iter().next().expect("one entry");
+            assert_eq!(entry.payload(), &payload[..]);
+            read += 1;
         }
     }
-    drop(driven);
-    disk.crash();
-    let (lane, recovery) = open(&disk, &options()).expect("it opens");
-    let found = seen_all(&lane, &recovery).expect("it reads");
-    assert!(agrees(&found, &acknowledged) || agrees(&found, &workload.model));
+    assert!(read > 0, "there are entries");
 }
 
 #[test]
@@ -240,18 +254,74 @@ fn fault_15_a_hung_disk_acknowledges_nothing_and_goes_on_when_it_wakes() {
 
 #[test]
 fn fault_27_a_file_system_that_turns_read_only_latches() {
-    let disk = disk(3);
-    let (mut driven, _) = Driven::open(&disk, &options());
-    let mut workload = Workload::new(7, 2, 100);
-    driven.write(workload.draw());
-    disk.fail_at(disk.calls() + 1, ErrorKind::ReadOnlyFilesystem);
-    driven.lane.submit(workload.draw()).expect("taken");
-    let done = driven.settle();
-    assert!(done.iter().all(|done| done.result.is_err()), "{done:?}");
-    // At open it is an error, not a panic.
-    let fresh = crate::workload::disk(4);
-    fresh.fail_at(fresh.calls() + 1, ErrorKind::ReadOnlyFilesystem);
-    assert!(matches!(open(&fresh, &options()), Err(LogError::Io(_))));
+    for before in 1..40 {
+        let disk = disk(3);
+        let (mut driven, _) = Driven::open(&disk, &options());
+        let mut workload = Workload::new(7, 2, 4_000);
+        for _ in 0..before {
+            driven.write(workload.draw());
+        }
+        let acknowledged = workload.model.clone();
+        disk.set_read_only(true);
+        driven.lane.submit(workload.draw()).expect("taken");
+        let done = driven.settle();
+        assert!(!done.is_empty() && done.iter().all(|done| done.result.is_err()));
+        let refused = driven.lane.submit(workload.draw());
+        assert!(matches!(refused, Err(LogError::Latched(_))), "{refused:?}");
+        if before > 20 {
+            check_readable(&driven, &acknowledged);
+        }
+        assert!(driven.lane.close().is_err());
+        // At open it is an error, not a panic, and the next one finds all that there was.
+        disk.kill_process();
+        assert!(matches!(open(&disk, &options()), Err(LogError::Io(_))));
+        disk.set_read_only(false);
+        let (lane, recovery) = open(&disk, &options()).expect("it opens");
+        assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+        let found = seen_all(&lane, &recovery).expect("it reads");
+        assert!(agrees(&found, &acknowledged) || agrees(&found, &workload.model));
+    }
+}
+
+/// The file system turns read-only during an open, before each of its calls.
+#[test]
+fn fault_27_an_open_on_a_file_system_that_turns_read_only_is_an_error() {
+    let mut refused = 0;
+    for is_new in [false, true] {
+        let whole = disk(4);
+        let mut workload = Workload::new(8, 2, 100);
+        if !is_new {
+            let (mut driven, _) = Driven::open(&whole, &options());
+            for _ in 0..12 {
+                driven.write(workload.draw());
+            }
+            drop(driven);
+            whole.crash();
+        }
+        for call in 1.. {
+            let disk = Arc::new(whole.fork());
+            let at = disk.calls() + call;
+            disk.read_only_from(at);
+            let outcome = open(&disk, &options());
+            if disk.calls() < at {
+                assert!(outcome.is_ok());
+                break;
+            }
+            match outcome {
+                Err(LogError::Io(_)) => refused += 1,
+                Err(error) => panic!("call {call}: {error}"),
+                // Nothing but reads was left to do.
+                Ok(_) => {}
+            }
+            disk.set_read_only(false);
+            disk.kill_process();
+            let (lane, recovery) = open(&disk, &options()).expect("it opens");
+            assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+            let found = seen_all(&lane, &recovery).expect("it reads");
+            assert!(agrees(&found, &workload.model), "call {call}");
+        }
+    }
+    assert!(refused > 30, "{refused}");
 }
 
 #[test]

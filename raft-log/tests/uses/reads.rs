@@ -258,3 +258,59 @@ fn what_a_stream_refuses_leaves_no_gap() {
     assert_eq!(read(9, 1), Vec::<u64>::new());
     assert_eq!(wal.append(5, &["c"]).expect("durable"), 4..=4);
 }
+
+/// The last batches are read from memory, whatever has become of the disk; those before them are
+/// not kept.
+#[test]
+fn the_tail_is_read_from_memory_and_no_more_of_it_than_is_allowed() {
+    let options = LaneOptions {
+        tail_cache_bytes_max: 8 << 10,
+        segment_size_bytes: 256 << 10,
+        ..options()
+    };
+    let disk = disk(21);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let (group, replica) = key(1);
+    let write = |driven: &mut Driven, index: u64, byte: u8| {
+        let mut builder = BatchBuilder::new(group, Term::new(1), Index::new(index), 0);
+        builder.push(EntryKind::Command, 0, None, &[byte; 1_000]);
+        let mut submission = Submission::new(group, replica, index);
+        submission.entries.extend(builder.finish());
+        driven.write(submission);
+    };
+    for index in 1..=40 {
+        write(&mut driven, index, 1);
+    }
+    let reader = driven.lane.reader();
+    let read = |index: u64| {
+        let at = Index::new(index);
+        let found = reader.entries(group, replica, at, at, usize::MAX)?;
+        let entry = found[0].iter().next().expect("one entry");
+        Ok::<u8, LogError>(entry.payload()[0])
+    };
+    // All payloads on the disk are lost: what is still read lies in memory.
+    let path = crate::filled::segments(&disk).remove(0);
+    disk.damage(&path, |content| {
+        let lost = |window: &mut [u8]| window.iter().all(|byte| *byte == 1);
+        for chunk in content.chunks_mut(64) {
+            if lost(chunk) {
+                chunk.fill(9);
+            }
+        }
+    });
+    let kept: Vec<u64> = (1..=40).filter(|&index| read(index).is_ok()).collect();
+    assert!(kept.len() >= 4, "some are kept: {kept:?}");
+    assert!(kept.len() <= 8, "8 KiB of them: {kept:?}");
+    assert_eq!(kept.last(), Some(&40), "the last: {kept:?}");
+    assert!(
+        kept.windows(2).all(|pair| pair[0] + 1 == pair[1]),
+        "{kept:?}"
+    );
+    assert!(matches!(read(1), Err(LogError::Damaged { .. })));
+    // One that is overwritten is not read any more, and what is in its place is.
+    for byte in 2..5 {
+        write(&mut driven, 39, byte);
+        assert_eq!(read(39).expect("it is in memory"), byte);
+        assert!(matches!(read(40), Err(LogError::NotFound { .. })));
+    }
+}

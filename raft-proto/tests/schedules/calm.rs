@@ -5,9 +5,6 @@ use raft_proto::{EntryId, Raft, Role, VoteResult};
 use crate::oracle::Violation;
 use crate::world::{World, place};
 
-/// The one excuse for not recovering.
-pub(crate) const STUCK: &str = "stuck behind a change";
-
 type Checked = Result<(), Violation>;
 
 /// Rounds of doing all that can be done before it is called a circle.
@@ -106,7 +103,7 @@ impl World {
             }
         }
         if self.is_stuck_behind_a_change() {
-            self.oracle.counts.add(STUCK, 1);
+            self.oracle.counts.add("stuck behind a change", 1);
             return Ok(());
         }
         let why = (0..self.replicas.len())
@@ -130,11 +127,12 @@ impl World {
         Err(Violation::NoProgress { why })
     }
 
-    /// Whether nobody can win an election for the one reason that is known.
+    /// Whether nobody can win an election for one of two reasons that are known.
     ///
     /// The price of switching memberships at commit: some who are left in the newest one never
     /// heard that it is committed, and without those who know and left nobody can win. etcd-raft
-    /// has the same limit, and the same advice: keep three voters or more.
+    /// has the same limit, and the same advice: keep three voters or more. And the price of
+    /// witnesses: one alone may hold the end of a log whose leader is gone, and cannot lead.
     fn is_stuck_behind_a_change(&self) -> bool {
         let newest = self.oracle.membership();
         let last = |raft: &Raft| {
@@ -154,8 +152,10 @@ impl World {
                 && raft.membership().vote_result(would_grant) == VoteResult::Won
         };
         let voters = || newest.voters.iter().filter_map(|&id| self.raft(place(id)));
-        let is_behind = voters().any(|raft| raft.membership().index < newest.index);
-        is_behind && !voters().any(can_win)
+        let longest = voters().max_by_key(|raft| last(raft));
+        let has_reason = voters().any(|raft| raft.membership().index < newest.index)
+            || longest.is_some_and(|raft| newest.is_witness(raft.config().id));
+        has_reason && !voters().any(can_win)
     }
 
     fn shut_down_the_removed(&mut self) {

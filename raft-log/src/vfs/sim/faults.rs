@@ -25,14 +25,14 @@ pub(super) struct Faults {
     at: Option<(u64, Fault)>,
     next: Option<(&'static str, Fault)>,
     every: Option<(&'static str, Fault)>,
-    is_read_only: bool,
+    read_only_from: Option<u64>,
 }
 
 impl Faults {
     /// How the call with this number and name fails, if it does.
     pub(super) fn of_call(&mut self, call: u64, op: &'static str) -> Option<Fault> {
         let is_change = !matches!(op, "read" | "list");
-        if self.is_read_only && is_change {
+        if is_change && self.read_only_from.is_some_and(|from| from <= call) {
             return Some(Fault::Error(io::ErrorKind::ReadOnlyFilesystem));
         }
         if let Some((_, fault)) = self.next.take_if(|(name, _)| *name == op) {
@@ -89,7 +89,12 @@ impl SimVfs {
 
     /// While read-only, all is refused but reading, opening for writing too.
     pub fn set_read_only(&self, is_read_only: bool) {
-        self.lock().faults.is_read_only = is_read_only;
+        self.lock().faults.read_only_from = is_read_only.then_some(0);
+    }
+
+    /// Turns read-only with the call of this number.
+    pub fn read_only_from(&self, call: u64) {
+        self.lock().faults.read_only_from = Some(call);
     }
 
     /// Changes a file's content in both images: damage.
