@@ -70,49 +70,90 @@ fn run(
     batch: usize,
     seconds: Duration,
 ) -> Result<(), Box<dyn Error>> {
-    let group = GroupId::new(1).ok_or("a valid id")?;
-    let mut replicas = make_group(group, 0)?;
-    let payload = vec![7_u8; payload_bytes];
-    let mut world = World {
-        in_bytes,
-        group,
-        ready: Ready::default(),
-        mail: Vec::new(),
-        buffers: Buffers::default(),
-    };
-    replicas[0].raft.campaign()?;
-    world.settle(&mut replicas)?;
-    if replicas[0].raft.role() != Role::Leader {
-        return Err("replica 1 does not lead".into());
-    }
+    let mut bench = Bench::new(in_bytes, payload_bytes, batch)?;
     let mut measure = |span: Duration| -> Result<(u64, f64, usize), Box<dyn Error>> {
-        let allocations = ALLOCATOR.stats().allocations + ALLOCATOR.stats().reallocations;
+        let (before, before_proposals) = (allocations(), bench.proposals);
         let begin = Instant::now();
-        let mut proposals = 0;
         while begin.elapsed() < span {
-            let commands = std::iter::repeat_n(Proposal::command(&payload), batch);
-            replicas[0].raft.propose(commands)?;
-            world.settle(&mut replicas)?;
-            proposals += u64::try_from(batch)?;
+            bench.round()?;
         }
         let elapsed = begin.elapsed().as_secs_f64();
-        let stats = ALLOCATOR.stats();
-        let allocations = stats.allocations + stats.reallocations - allocations;
-        Ok((proposals, elapsed, allocations))
+        let proposals = bench.proposals - before_proposals;
+        Ok((proposals, elapsed, allocations() - before))
     };
-    let (warm_up, ..) = measure(seconds / 4)?;
+    measure(seconds / 4)?;
     let (proposals, elapsed, allocations) = measure(seconds)?;
-    for replica in &replicas {
-        if replica.commands != warm_up + proposals {
-            return Err("not all were applied everywhere".into());
-        }
-        if replica.hard_state.commit.get() < warm_up + proposals {
-            return Err("not all were committed everywhere".into());
-        }
-    }
+    bench.check()?;
     let [proposals, allocations] = [proposals, u64::try_from(allocations)?].map(as_f64);
     println!("{:.0} {:.4}", proposals / elapsed, allocations / proposals);
     Ok(())
+}
+
+/// Allocations and reallocations of the whole process until now.
+pub(crate) fn allocations() -> usize {
+    let stats = ALLOCATOR.stats();
+    stats.allocations + stats.reallocations
+}
+
+/// A group of three whose first replica leads, and what it is given to do.
+pub(crate) struct Bench {
+    replicas: Vec<Replica>,
+    world: World,
+    payload: Vec<u8>,
+    batch: usize,
+    pub(crate) proposals: u64,
+}
+
+impl Bench {
+    pub(crate) fn new(
+        in_bytes: bool,
+        payload_bytes: usize,
+        batch: usize,
+    ) -> Result<Self, Box<dyn Error>> {
+        let group = GroupId::new(1).ok_or("a valid id")?;
+        let mut replicas = make_group(group, 0)?;
+        let mut world = World {
+            in_bytes,
+            group,
+            ready: Ready::default(),
+            mail: Vec::new(),
+            buffers: Buffers::default(),
+        };
+        replicas[0].raft.campaign()?;
+        world.settle(&mut replicas)?;
+        if replicas[0].raft.role() != Role::Leader {
+            return Err("replica 1 does not lead".into());
+        }
+        Ok(Self {
+            replicas,
+            world,
+            payload: vec![7; payload_bytes],
+            batch,
+            proposals: 0,
+        })
+    }
+
+    /// Proposes a batch, and goes on until all three replicas have applied it.
+    pub(crate) fn round(&mut self) -> Result<(), Box<dyn Error>> {
+        let commands = std::iter::repeat_n(Proposal::command(&self.payload), self.batch);
+        self.replicas[0].raft.propose(commands)?;
+        self.world.settle(&mut self.replicas)?;
+        self.proposals += u64::try_from(self.batch)?;
+        Ok(())
+    }
+
+    /// Whether all that was proposed was committed and applied everywhere.
+    pub(crate) fn check(&self) -> Result<(), Box<dyn Error>> {
+        for replica in &self.replicas {
+            if replica.commands != self.proposals {
+                return Err("not all were applied everywhere".into());
+            }
+            if replica.hard_state.commit.get() < self.proposals {
+                return Err("not all were committed everywhere".into());
+            }
+        }
+        Ok(())
+    }
 }
 
 #[expect(clippy::cast_precision_loss, reason = "counts lie far below 2^52")]
