@@ -370,6 +370,35 @@ struct Counts {
     directives: AtomicUsize,
 }
 
+#[allow(dead_code, reason = "only conversations have a cache")]
+/// A test more for each script of a family, ours and etcd-raft's, with another interpreter.
+pub(crate) fn again(
+    family: &str,
+    how: &str,
+    interpreter: fn() -> Box<dyn Interpreter>,
+) -> Vec<Trial> {
+    if env::var_os(REWRITE).is_some() {
+        return Vec::new();
+    }
+    let own = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/data")
+        .join(family);
+    let (dir, is_theirs) = dir_of(family);
+    let mut scripts = scripts_in(&dir);
+    if is_theirs {
+        scripts.extend(scripts_in(&own));
+    }
+    scripts
+        .into_iter()
+        .map(|path| {
+            let name = path.file_stem().unwrap_or_default().to_string_lossy();
+            Trial::test(format!("{how}::{name}"), move || {
+                run_script(&path, interpreter().as_mut(), false).map(drop)
+            })
+        })
+        .collect()
+}
+
 /// Runs all scripts of a family, one test each, and prints `family: 2 of 2 scripts, 55 directives`.
 pub(crate) fn run_family(
     family: &'static str,
