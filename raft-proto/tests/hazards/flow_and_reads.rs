@@ -163,6 +163,51 @@ fn hazard_37_messages_of_another_group_epoch_or_life_are_refused() {
     assert!(Envelope::decode(swapped.into()).is_err());
 }
 
+/// A message as it comes off the wire.
+fn through_bytes(message: Message) -> Message {
+    let envelope = Envelope {
+        group: group(),
+        epoch: 0,
+        message,
+    };
+    let mut bytes = BytesMut::new();
+    envelope.encode_into(&mut bytes);
+    let decoded = Envelope::decode(bytes.freeze()).expect("it was encoded");
+    decoded.message
+}
+
+#[test]
+fn hazard_37_an_answer_to_an_earlier_life_is_known_by_its_frame() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.settle();
+    net.raft(2).read_index(7).expect("there is a leader");
+    let is_answer = |message: &Message| matches!(message.body, Body::ReadIndexResponse { .. });
+    while !net.mail.iter().any(is_answer) {
+        assert!(net.pump(1) | net.pump(2) | net.pump(3) | net.deliver_one());
+    }
+    let answers = net.take(is_answer);
+    assert_eq!(answers.len(), 1);
+    // It comes back, asks again, under the same numbers, and gets the answer to its earlier life.
+    net.restart(2);
+    net.tick_all(1);
+    net.raft(2).read_index(7).expect("there is a leader");
+    net.pump(2);
+    for answer in answers {
+        let refused = net.raft(2).handle_message(through_bytes(answer));
+        let reason = DropReason::UnknownRead;
+        assert_eq!(refused, Err(Refused::Dropped { reason }));
+    }
+    net.pump(2);
+    assert!(net.node(2).reads.is_empty(), "nothing is served by it");
+    let asked = net.take(|message| matches!(message.body, Body::ReadIndex { .. }));
+    for message in asked {
+        net.deliver(through_bytes(message));
+    }
+    net.settle();
+    assert_eq!(net.node(2).reads.len(), 1, "its own answer serves");
+}
+
 #[test]
 fn hazard_38_a_read_waits_for_the_first_commit_of_the_term() {
     let mut net = Net::new(&[1, 2, 3], plain);
