@@ -29,6 +29,10 @@ impl Inflight {
         self.sent.len()
     }
 
+    pub(crate) fn memory_bytes(&self) -> usize {
+        self.sent.len() * size_of::<(Index, usize)>()
+    }
+
     pub(crate) fn is_full(&self, max: InflightMax) -> bool {
         self.sent.len() >= max.messages || self.bytes >= max.bytes
     }

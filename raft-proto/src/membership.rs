@@ -200,6 +200,19 @@ impl Membership {
         self.priorities.get(&replica).copied().unwrap_or(1)
     }
 
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let sets = [
+            &self.voters,
+            &self.voters_outgoing,
+            &self.learners,
+            &self.learners_next,
+            &self.witnesses,
+        ];
+        sets.map(BTreeSet::len).iter().sum::<usize>() * size_of::<ReplicaId>()
+            + self.hosts.len() * size_of::<(ReplicaId, HostId)>()
+            + self.priorities.len() * size_of::<(ReplicaId, u8)>()
+    }
+
     /// The highest index that a quorum has reached, where `acked` gives each voter's, if known.
     ///
     /// Without voters nothing stands in the way: the highest index there is.

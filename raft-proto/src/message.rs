@@ -14,6 +14,7 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use crate::entries::Entries;
 use crate::entry::{Batch, EntryKind, FrameError, Session, read_u64};
 use crate::membership::{Membership, MembershipDecodeError};
+use crate::raft_log::held_bytes;
 use crate::types::{EntryId, GroupId, Index, ReplicaId, Term};
 
 const VERSION: u8 = 1;
@@ -182,6 +183,21 @@ impl Body {
             Self::Quiesce { .. } => 15,
             Self::SnapshotRequest { .. } => 16,
             Self::SnapshotOffer { .. } => 17,
+        }
+    }
+
+    /// Memory held beyond the value itself.
+    pub(crate) fn memory_bytes(&self) -> usize {
+        match self {
+            Self::Append { entries, .. } => entries.iter().map(held_bytes).sum(),
+            Self::Propose { entries } => entries
+                .iter()
+                .map(|entry| size_of::<Forwarded>() + entry.payload.len())
+                .sum(),
+            Self::Snapshot { meta } | Self::SnapshotOffer { meta, .. } => {
+                size_of::<SnapshotMeta>() + meta.membership.memory_bytes()
+            }
+            _ => 0,
         }
     }
 

@@ -70,7 +70,17 @@ impl Outbox {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        (self.messages.len() + self.after_sync.len() + self.own.len()) * size_of::<Message>()
+        let held = self.after_sync.iter().map(AfterSync::held);
+        let own = self.own.iter().map(|own| &own.message);
+        let messages = self.messages.iter().chain(held).chain(own);
+        let offered = self.snapshot_offered.as_ref();
+        messages
+            .map(|message| size_of::<Own>() + message.body.memory_bytes())
+            .sum::<usize>()
+            + offered.map_or(0, |meta| meta.membership.memory_bytes())
+            + self.reads.len() * size_of::<ReadState>()
+            + self.reads_dropped.len() * size_of::<u64>()
+            + self.fetch.len() * size_of::<Fetch>()
     }
 }
 

@@ -261,6 +261,17 @@ impl Peers {
         self.peers.len()
     }
 
+    pub(crate) fn memory_bytes(&self) -> usize {
+        let inflight = |peer: &Peer| match &peer.progress.state {
+            ProgressState::Replicate { inflight, .. } => inflight.memory_bytes(),
+            _ => 0,
+        };
+        self.peers
+            .iter()
+            .map(|peer| size_of::<Peer>() + inflight(peer))
+            .sum()
+    }
+
     pub(crate) fn at(&self, at: usize) -> &Peer {
         &self.peers[at]
     }

@@ -16,7 +16,7 @@ use crate::message::{Body, Envelope, Message, SnapshotMeta};
 use crate::output::Outbox;
 use crate::progress::{PeerStatus, Peers, Progress};
 use crate::quiesce::Quiet;
-use crate::raft_log::RaftLog;
+use crate::raft_log::{RaftLog, held_bytes};
 use crate::read_index::Reads;
 use crate::ready::{Fetch, Restored, Role, SoftState, SubmissionId};
 use crate::types::{HardState, Index, ReplicaId, Term};
@@ -295,19 +295,28 @@ impl Raft {
         self.log.installing == Some(index)
     }
 
-    /// Memory held for entries, terms and reads.
+    /// Memory held beyond the value itself, in bytes: entries, terms, flow control, reads,
+    /// memberships, and what waits to be handed out or answered. What two places share counts
+    /// twice, and what an allocator adds does not count.
     #[must_use]
     pub fn memory_bytes(&self) -> usize {
+        let metas = self.snapshot.iter().chain(&self.installing);
+        let fetches = self.fetching.len() * size_of::<Fetch>();
         self.log.memory_bytes()
-            + self
-                .fetched
-                .iter()
-                .flatten()
-                .map(Batch::size_bytes)
-                .sum::<usize>()
+            + self.fetched.iter().flatten().map(held_bytes).sum::<usize>()
             + self.chunk.memory_bytes()
             + self.reads.memory_bytes()
             + self.out.memory_bytes()
+            + self.peers.memory_bytes()
+            + self.membership.memory_bytes()
+            + metas
+                .map(|meta| meta.membership.memory_bytes())
+                .sum::<usize>()
+            + self.membership_entries.len() * size_of::<Index>()
+            + (self.uncommitted.len() + self.applying.len()) * size_of::<(Index, usize)>()
+            + self.snapshot_requests.len() * size_of::<(ReplicaId, (Index, u64))>()
+            + fetches
+            + self.fetch_failed.len() * size_of::<Index>()
     }
 
     /// The members as this leader sees them, by ascending id; nothing unless it leads.

@@ -362,11 +362,13 @@ impl RaftLog {
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
-        self.cache_bytes + self.terms.len() * size_of::<TermRun>()
+        self.cache_bytes
+            + self.terms.len() * size_of::<TermRun>()
+            + self.in_progress.len() * size_of::<Given>()
     }
 }
 
 /// What a batch in the cache takes.
-const fn held_bytes(batch: &Batch) -> usize {
+pub(crate) const fn held_bytes(batch: &Batch) -> usize {
     batch.size_bytes() + size_of::<Batch>()
 }

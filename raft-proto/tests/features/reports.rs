@@ -216,3 +216,21 @@ fn who_may_ask_and_who_is_asked() {
         dropped(DropReason::UnknownPeer)
     );
 }
+
+#[test]
+fn memory_in_use_counts_what_is_in_flight() {
+    // The same entries, which two followers do not acknowledge; only the windows differ.
+    let held = |window: usize| {
+        let mut net = Net::new(&[1, 2, 3], |config| config.inflight_messages_max = window);
+        net.elect(1);
+        net.settle();
+        for _ in 0..200 {
+            net.propose(1, "a").expect("it leads");
+            net.pump(1);
+            net.mail.clear();
+        }
+        net.raft(1).memory_bytes()
+    };
+    let sends = 2 * 199;
+    assert!(held(256) >= held(1) + sends * size_of::<(u64, usize)>());
+}
