@@ -41,6 +41,8 @@ pub(crate) enum ApplyInput {
         group: GroupId,
         machine: Box<dyn StateMachine>,
         applied: Index,
+        /// Its snapshot is lost: nothing but statuses goes before one is restored.
+        awaits_snapshot: bool,
     },
     /// What comes next for a group, behind what came before.
     Task { group: GroupId, task: Task },
@@ -48,7 +50,7 @@ pub(crate) enum ApplyInput {
     MachineBack {
         group: GroupId,
         machine: Box<dyn StateMachine>,
-        restored: Option<Index>,
+        restored: Option<RestoredFrom>,
     },
     /// The machine was lost to an error or a panic in a job.
     MachineLost { group: GroupId, reason: String },
@@ -57,6 +59,13 @@ pub(crate) enum ApplyInput {
         group: GroupId,
         responder: Responder<()>,
     },
+}
+
+/// What a machine was restored from.
+#[derive(Clone, Copy)]
+pub(crate) struct RestoredFrom {
+    pub(crate) index: Index,
+    pub(crate) is_fill: bool,
 }
 
 /// One piece of work of a group, done in the order given.
@@ -85,11 +94,12 @@ pub(crate) enum Task {
 
 impl Task {
     /// Replaces the machine's state by the stored snapshot at `index`.
-    pub(crate) fn restore(group: GroupId, env: SnapshotEnv, index: Index) -> Self {
+    pub(crate) fn restore(group: GroupId, env: SnapshotEnv, index: Index, is_fill: bool) -> Self {
         Self::Restore(Box::new(RestoreJob {
             group,
             env,
             index,
+            is_fill,
             machine: None,
         }))
     }
@@ -99,6 +109,10 @@ struct ApplyGroup {
     /// `None` while a job has it.
     machine: Option<Box<dyn StateMachine>>,
     applied: Index,
+    awaits_snapshot: bool,
+    /// Entries up to here are in the snapshot that ended the wait for one: they may come yet, and
+    /// are passed over.
+    covered: Index,
     queue: VecDeque<Task>,
     /// Proposers of the entries being applied; should the machine fail, they are still here.
     answering: VecDeque<Waiter>,
@@ -107,6 +121,28 @@ struct ApplyGroup {
     is_runnable: bool,
     failed: Option<String>,
     stopping: Option<Responder<()>>,
+}
+
+impl ApplyGroup {
+    /// Takes a task while the machine waits for a snapshot: that goes ahead of all others.
+    fn wait_with(&mut self, group: GroupId, task: Task) {
+        match task {
+            Task::Restore(job) => {
+                self.awaits_snapshot = false;
+                self.covered = job.index;
+                self.queue.push_front(Task::Restore(job));
+            }
+            Task::Status { status, responder } => responder.respond(Ok(GroupStatus {
+                applied: self.applied,
+                ..*status
+            })),
+            Task::StaleRead(read) => read.responder.respond(Err(RequestError::GroupFailed {
+                group,
+                reason: "its snapshot is lost, and none has come from a peer yet".to_owned(),
+            })),
+            task => self.queue.push_back(task),
+        }
+    }
 }
 
 /// Runs user code for its groups, one task of one group a poll.
@@ -174,10 +210,13 @@ impl ApplyWorker {
                 group,
                 machine,
                 applied,
+                awaits_snapshot,
             } => {
                 let state = ApplyGroup {
                     machine: Some(machine),
                     applied,
+                    awaits_snapshot,
+                    covered: Index::ZERO,
                     queue: VecDeque::new(),
                     answering: VecDeque::new(),
                     waiting: BTreeMap::new(),
@@ -191,7 +230,11 @@ impl ApplyWorker {
             ApplyInput::Task { group, task } => {
                 // A task of a group that has stopped: its responders answer by themselves.
                 if let Some(state) = self.groups.get_mut(&group) {
-                    state.queue.push_back(task);
+                    if state.awaits_snapshot {
+                        state.wait_with(group, task);
+                    } else {
+                        state.queue.push_back(task);
+                    }
                     self.make_runnable(group);
                 }
             }
@@ -204,9 +247,12 @@ impl ApplyWorker {
                     return;
                 };
                 state.machine = Some(machine);
-                if let Some(index) = restored {
+                if let Some(RestoredFrom { index, is_fill }) = restored {
                     state.applied = index;
-                    self.note_applied(group, index);
+                    // The core has not handed out all entries up to there: theirs is the word.
+                    if !is_fill {
+                        self.note_applied(group, index);
+                    }
                 }
                 self.make_runnable(group);
             }
@@ -259,7 +305,7 @@ impl ApplyWorker {
             refuse_all(state, &error);
             return;
         }
-        if state.machine.is_none() {
+        if state.machine.is_none() || state.awaits_snapshot {
             return;
         }
         // A restored snapshot may have brought the index that a read waits for.
@@ -342,7 +388,10 @@ fn run_task(id: GroupId, state: &mut ApplyGroup, task: Task) -> Result<After, St
             // Entries that a snapshot or another leader took the place of.
             state.answering.clear();
             answer_due_reads(state)?;
-            Ok(After::Applied(state.applied))
+            let last = batches
+                .last()
+                .map_or(state.applied, |batch| batch.last().index);
+            Ok(After::Applied(last))
         }
         Task::Read { at, reads } => {
             state.waiting.entry(at).or_default().extend(reads);
@@ -393,6 +442,10 @@ fn apply_entries(
         Batch::decode(id, batch.bytes().clone())
             .map_err(|error| StateMachineError(format!("entries damaged in memory: {error}")))?;
         for entry in batch {
+            if entry.index() <= state.covered {
+                refuse_covered(state, entry.index());
+                continue;
+            }
             assert_eq!(
                 entry.index(),
                 state.applied.next(),
@@ -429,6 +482,18 @@ fn apply_entries(
         }
     }
     Ok(())
+}
+
+/// Answers who waits for an entry that came with a snapshot: what it returned is not known here.
+fn refuse_covered(state: &mut ApplyGroup, index: Index) {
+    while let Some(waiter) = state.answering.front()
+        && waiter.id.index <= index
+    {
+        let waiter = state.answering.pop_front().expect("it was just seen");
+        let reason = "a snapshot covers the entry".to_owned();
+        let error = RequestError::OutcomeUnknown { reason };
+        waiter.responder.respond(Err(error));
+    }
 }
 
 fn answer_due_reads(state: &mut ApplyGroup) -> Result<(), StateMachineError> {

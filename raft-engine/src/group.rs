@@ -41,6 +41,16 @@ pub(crate) enum OnDurable {
     Recorded { index: Index },
     /// A received one: the state machine may be restored from it.
     Installed { meta: SnapshotMeta },
+    /// The same for one that takes the place of a lost one; the log stays as it is.
+    Filled { meta: SnapshotMeta },
+}
+
+/// A snapshot that is lost here while the log is not. Nothing is applied until a peer has given it,
+/// or a later one.
+pub(crate) struct Awaited {
+    pub(crate) index: Index,
+    /// The leader is not asked before this tick.
+    pub(crate) ask_at: u64,
 }
 
 /// A snapshot being saved.
@@ -85,6 +95,9 @@ pub(crate) struct Group {
     /// Stored snapshots that the machine has yet to be restored from: their directories stay, even
     /// if newer ones have come.
     pub(crate) restoring: Vec<Index>,
+    pub(crate) awaits: Option<Awaited>,
+    /// One that took a lost one's place and that the entries handed out have not reached yet.
+    pub(crate) filled: Option<SnapshotMeta>,
     pub(crate) saving: Option<Saving>,
     pub(crate) saves_begun: u64,
     /// Before this tick no save is begun unasked, and the pause that led to it.
@@ -133,6 +146,8 @@ impl Group {
             env,
             snapshots,
             restoring: Vec::new(),
+            awaits: None,
+            filled: None,
             saving: None,
             saves_begun: 0,
             save_not_before: 0,
@@ -159,15 +174,18 @@ impl Group {
     }
 
     /// The task that replaces the machine's state by the stored snapshot at `index`.
-    pub(crate) fn restore_task(&mut self, index: Index) -> Task {
+    pub(crate) fn restore_task(&mut self, index: Index, is_fill: bool) -> Task {
         self.restoring.push(index);
-        Task::restore(self.id, self.env.clone(), index)
+        Task::restore(self.id, self.env.clone(), index, is_fill)
     }
 
     /// The machine has come so far.
     pub(crate) fn applied(&mut self, index: Index) {
         self.restoring.retain(|&restoring| restoring > index);
         self.raft.applied(index);
+        if let Some(meta) = self.filled.take_if(|meta| meta.id.index <= index) {
+            self.raft.snapshot_stored(meta);
+        }
     }
 
     /// The newest recorded snapshot that lies in a directory.

@@ -15,7 +15,7 @@ use raft_log::LogReader;
 use raft_proto::{GroupId, Index, ReplicaId, SnapshotMeta};
 use raft_snapshot::{SnapshotEnv, SnapshotError, SnapshotFileMeta, SnapshotReader, SnapshotWriter};
 
-use crate::apply::{ApplyInput, panic_text};
+use crate::apply::{ApplyInput, RestoredFrom, panic_text};
 use crate::inbox::Inbox;
 use crate::state_machine::{SaveCursor, SaveStep, SnapshotRead, StateMachine, StateMachineError};
 use crate::step::StepInput;
@@ -72,6 +72,8 @@ pub(crate) struct RestoreJob {
     pub(crate) group: GroupId,
     pub(crate) env: SnapshotEnv,
     pub(crate) index: Index,
+    /// It takes a lost one's place: entries up to it are still on their way.
+    pub(crate) is_fill: bool,
     pub(crate) machine: Option<Box<dyn StateMachine>>,
 }
 
@@ -284,7 +286,10 @@ impl JobWorker {
             machine.restore(&mut Blocks { reader })
         }));
         match outcome {
-            Ok(Ok(())) => self.give_back(group, job.machine, Some(job.index)),
+            Ok(Ok(())) => {
+                let (index, is_fill) = (job.index, job.is_fill);
+                self.give_back(group, job.machine, Some(RestoredFrom { index, is_fill }));
+            }
             Ok(Err(error)) => self.lose(group, error.to_string()),
             Err(panic) => self.lose(group, format!("panicked: {}", panic_text(&*panic))),
         }
@@ -294,7 +299,7 @@ impl JobWorker {
         &self,
         group: GroupId,
         machine: Option<Box<dyn StateMachine>>,
-        restored: Option<Index>,
+        restored: Option<RestoredFrom>,
     ) {
         let machine = machine.expect("a job holds its machine until it gives it back");
         self.apply(group).notice(ApplyInput::MachineBack {

@@ -1,10 +1,10 @@
 //! A group made ready outside of its step worker, which alone knows the time it begins at.
 
 use raft_log::Submission;
-use raft_proto::{Config, EntryId, Raft, Restored, SnapshotMeta};
+use raft_proto::{Config, EntryId, Index, Raft, Restored, SnapshotMeta};
 use raft_snapshot::SnapshotEnv;
 
-use crate::group::{Group, OnDurable, Outstanding};
+use crate::group::{Awaited, Group, OnDurable, Outstanding};
 use crate::request::Responder;
 
 /// What a group is made of.
@@ -17,6 +17,8 @@ pub(crate) struct Prepared {
     pub(crate) snapshots: Vec<SnapshotMeta>,
     /// Whether the machine is being restored from the newest of them.
     pub(crate) is_restoring: bool,
+    /// The snapshot that is lost here, if one is.
+    pub(crate) lost: Option<Index>,
     /// The last entry that its machine has applied or is restored to.
     pub(crate) handed: EntryId,
     /// The number before that of its first submission.
@@ -49,6 +51,10 @@ impl Prepared {
         group.hard_state = hard_state;
         group.sequence = self.sequence;
         group.learn_hosts();
+        group.awaits = self.lost.map(|index| Awaited {
+            index,
+            ask_at: tick,
+        });
         if self.is_restoring {
             group
                 .restoring

@@ -35,6 +35,9 @@ pub struct GroupStatus {
     pub state_hash: u64,
     /// Whether the replica took its state from a streamed snapshot since the process started.
     pub installed_from_stream: bool,
+    /// The place of the snapshot that is lost here, while nothing has come in its stead: the replica
+    /// votes and acknowledges, for its log is whole, and applies nothing.
+    pub awaits_snapshot: Option<Index>,
     /// Whether the group has fallen quiet here: nothing is sent and nothing is awaited until somebody
     /// needs it.
     pub is_quiet: bool,

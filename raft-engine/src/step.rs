@@ -357,8 +357,8 @@ impl StepWorker {
                 self.isolated(group, |_, _, group| group.raft.report_snapshot(to, status));
             }
             StepInput::SnapshotReceived(received) => {
-                self.isolated(received.group, |_, out, group| {
-                    saves::received(out, group, *received);
+                self.isolated(received.group, |shared, out, group| {
+                    saves::received(shared, out, group, *received);
                 });
             }
         }
@@ -549,6 +549,7 @@ impl StepWorker {
                 .into_iter()
                 .chain(oldest_round)
                 .chain(saves::retry_tick(group))
+                .chain(saves::ask_tick(group))
                 .min();
             let was_due = std::mem::replace(&mut group.deadline_tick, due);
             (was_due != due).then_some((was_due, due))
@@ -586,6 +587,7 @@ impl StepWorker {
             log_bytes: self.shared.reader.log_bytes(id, group.replica),
             state_hash: 0,
             installed_from_stream: group.is_installed_from_stream,
+            awaits_snapshot: group.awaits.as_ref().map(|awaited| awaited.index),
             is_quiet: raft.is_quiet(),
             memory_bytes: raft.memory_bytes(),
             failed: group.failed.clone().or_else(|| self.failed.clone()),

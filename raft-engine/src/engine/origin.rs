@@ -6,10 +6,10 @@ use std::sync::Arc;
 use raft_log::ReplicaState;
 use raft_log::vfs::Vfs;
 use raft_proto::{
-    EntryId, GroupId, HardState, HostId, Membership, ReplicaId, Restored, SnapshotMeta, Term,
-    TermRun,
+    EntryId, GroupId, HardState, HostId, Index, Membership, ReplicaId, Restored, SnapshotMeta,
+    Term, TermRun,
 };
-use raft_snapshot::SnapshotEnv;
+use raft_snapshot::{SnapshotEnv, SnapshotError};
 
 use crate::group::BOOTSTRAP_INDEX;
 use crate::request::RequestError;
@@ -20,6 +20,8 @@ pub(super) struct Origin {
     pub(super) restored: Restored,
     pub(super) snapshots: Vec<SnapshotMeta>,
     pub(super) handed: EntryId,
+    /// The snapshot that is lost, if one is: a peer is to give it, or a later one.
+    pub(super) lost: Option<Index>,
 }
 
 impl Origin {
@@ -69,40 +71,39 @@ impl Origin {
             restored,
             snapshots: vec![meta],
             handed: id,
+            lost: None,
         })
     }
 
-    /// Reads the newest stored snapshot through, and falls back to an older one if it is damaged
+    /// Reads the newest stored snapshot through, and falls back to an older one if it cannot be used
     /// and the log goes back that far. Nothing is restored from, or sent to a peer, that was not
-    /// found whole.
+    /// found whole. Returns which one is lost, and why, if nothing here stands in for it.
     pub(super) fn fall_back_to_sound(
         &mut self,
         vfs: &Arc<dyn Vfs>,
         env: &SnapshotEnv,
-    ) -> Result<(), String> {
-        let mut newest_damage = None;
+    ) -> Option<(Index, SnapshotError)> {
+        let mut lost = None;
         while let Some(meta) = self.snapshots.last() {
             let index = meta.id.index;
             if index > BOOTSTRAP_INDEX
                 && let Err(error) = raft_snapshot::verify(Arc::clone(vfs), &env.path(index))
             {
                 tracing::error!(index = index.get(), %error, "a stored snapshot cannot be used");
-                newest_damage.get_or_insert_with(|| error.to_string());
+                lost.get_or_insert((index, error));
                 self.snapshots.pop();
                 continue;
             }
-            if let Some(reason) = newest_damage {
-                if self.restored.first > index.next() {
-                    return Err(reason);
-                }
+            if lost.is_some() && self.restored.first <= index.next() {
                 self.restored.snapshot = Some(meta.clone());
                 self.restored.applied = index;
                 self.restored.membership = meta.membership.clone();
                 self.handed = meta.id;
+                return None;
             }
-            return Ok(());
+            break;
         }
-        newest_damage.map_or(Ok(()), Err)
+        lost
     }
 
     pub(super) fn recovered(group: GroupId, state: &ReplicaState) -> Result<Self, RequestError> {
@@ -141,6 +142,7 @@ impl Origin {
             restored,
             snapshots,
             handed: base,
+            lost: None,
         })
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, Weak};
 
 use raft_log::Health;
 use raft_proto::{Config, GroupId, HostId, Index, ReplicaId};
-use raft_snapshot::SnapshotEnv;
+use raft_snapshot::{SnapshotEnv, SnapshotError};
 
 use super::origin::Origin;
 use super::{Engine, EngineShared, Phase, Running, damage, lock, storage};
@@ -113,19 +113,23 @@ impl Engine {
             running.phase = Phase::Serving;
         }
         let newest = origin.snapshots.last().map(|meta| meta.id.index);
-        let restore = newest.filter(|&index| index > BOOTSTRAP_INDEX);
+        let restore = newest.filter(|&index| index > BOOTSTRAP_INDEX && origin.lost.is_none());
         let apply = &self.shared.step_shared.applies;
         let apply = &apply[route(id, apply.len())];
         apply.notice(ApplyInput::Start {
             group: id,
             machine,
             // A machine starts empty: what a stored snapshot covers comes from there.
-            applied: restore.map_or(origin.restored.applied, |_| Index::ZERO),
+            applied: match (restore, origin.lost) {
+                (None, None) => origin.restored.applied,
+                _ => Index::ZERO,
+            },
+            awaits_snapshot: origin.lost.is_some(),
         });
         if let Some(index) = restore {
             apply.notice(ApplyInput::Task {
                 group: id,
-                task: Task::restore(id, env.clone(), index),
+                task: Task::restore(id, env.clone(), index, false),
             });
         }
         Ok(Box::new(Prepared {
@@ -135,6 +139,7 @@ impl Engine {
             env,
             snapshots: origin.snapshots,
             is_restoring: restore.is_some(),
+            lost: origin.lost,
             handed: origin.handed,
             // Numbers of an earlier life of the replica in this process vouch for nothing of this.
             sequence: starts << SEQUENCE_BITS,
@@ -177,9 +182,23 @@ impl Engine {
         if !swept.removed.is_empty() {
             tracing::info!(group = id.get(), removed = ?swept.removed, "swept");
         }
-        origin
-            .fall_back_to_sound(&self.shared.vfs, env)
-            .map_err(damaged)?;
+        if let Some((index, error)) = origin.fall_back_to_sound(&self.shared.vfs, env) {
+            let has_peers = origin
+                .restored
+                .membership
+                .voters
+                .iter()
+                .any(|&voter| voter != replica);
+            // What the disk refuses to give may be there yet.
+            let is_gone = !matches!(error, SnapshotError::Io(_) | SnapshotError::Version { .. });
+            if !has_peers || !is_gone {
+                return Err(damaged(error.to_string()));
+            }
+            // Its name is free for the one that comes.
+            env.remove(index).map_err(|error| storage(&error))?;
+            tracing::warn!(group = id.get(), %index, "its snapshot is lost: asks a peer for one");
+            origin.lost = Some(index);
+        }
         Ok(origin)
     }
 

@@ -30,6 +30,7 @@ pub(super) fn step_pass(shared: &StepShared, out: &mut Out, group: &mut Group, w
     start_round(group, out.tick + patience_ticks);
     // Last: what has come in holds timers back.
     group.raft.advance_to(out.tick);
+    saves::ask_for_lost(shared, out, group);
     let mut ready = std::mem::take(&mut out.ready);
     while group.raft.poll_ready_into(&mut ready) {
         process(shared, out, group, &mut ready);
@@ -58,8 +59,9 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: &mut Re
         snapshot_offered,
         snapshot_wanted,
     } = ready;
-    // It answers `Raft::request_snapshot`, which nobody here calls: who lost a snapshot is stopped.
-    assert!(snapshot_offered.is_none(), "an answer to no question");
+    if snapshot_offered.take().is_some() {
+        saves::on_offer(shared, out, group);
+    }
     if let Some(soft) = soft_state {
         let event = Event::LeaderChanged {
             group: group.id,
@@ -167,7 +169,8 @@ pub(super) fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, do
         Some(OnDurable::Installed { meta }) => {
             let (id, index) = (group.id, meta.id.index);
             // Before anything is cleared away: newer ones may have come already.
-            let restore = group.restore_task(index);
+            let restore = group.restore_task(index, false);
+            group.awaits = None;
             out.jobs.push((id, recorded(group, index)));
             let event = Event::SnapshotInstalled { group: id, index };
             out.events.push((id, event));
@@ -185,6 +188,15 @@ pub(super) fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, do
                 };
                 waiter.responder.respond(Err(error));
             }
+            out.tasks.push((id, restore));
+        }
+        Some(OnDurable::Filled { meta }) => {
+            let (id, index) = (group.id, meta.id.index);
+            let restore = group.restore_task(index, true);
+            out.jobs.push((id, recorded(group, index)));
+            let event = Event::SnapshotInstalled { group: id, index };
+            out.events.push((id, event));
+            group.is_installed_from_stream = true;
             out.tasks.push((id, restore));
         }
     }
@@ -309,8 +321,13 @@ fn dispatch(shared: &StepShared, out: &mut Out, group: &mut Group, message: Mess
         );
         return;
     };
-    if let Body::Snapshot { meta } = &message.body {
-        return saves::send(shared, out, group, host, &message, meta);
+    match &message.body {
+        Body::Snapshot { meta } => {
+            return saves::send(shared, out, group, host, &message, meta);
+        }
+        // Who asked for it hears that it comes, and it comes.
+        Body::SnapshotOffer { meta, .. } => saves::send(shared, out, group, host, &message, meta),
+        _ => {}
     }
     let envelope = Envelope {
         group: group.id,

@@ -1,8 +1,10 @@
 //! What callers ask of a group: proposals, reads, membership, leadership.
 
+use std::cmp::Reverse;
+
 use raft_proto::{
-    BatchBuilder, EntryId, EntryKind, MembershipChange, Proposal as CoreProposal, ProposeError,
-    ReplicaId, Role,
+    BatchBuilder, EntryId, EntryKind, MembershipChange, PeerStatus, Proposal as CoreProposal,
+    ProposeError, ReplicaId, Role,
 };
 
 use super::StepShared;
@@ -72,17 +74,24 @@ pub(super) fn meet_full_storage(group: &mut Group) {
         return;
     }
     group.is_handed_over_as_full = true;
+    hand_on_leadership(group);
+}
+
+/// Hands the leadership to a voter: to one that has the most of the log, for a laggard cannot take
+/// over; of several to the next one by id, so that the groups of a host do not all go to the same.
+pub(super) fn hand_on_leadership(group: &mut Group) {
     let voters = &group.raft.membership().voters;
-    // The next one by id, so that the groups of a full host do not all go to the same.
-    let after = (
-        std::ops::Bound::Excluded(group.replica),
-        std::ops::Bound::Unbounded,
-    );
-    let next = voters.range(after).chain(voters).next().copied();
-    if let Some(to) = next.filter(|&to| to != group.replica)
+    let others = group
+        .raft
+        .peer_statuses()
+        .filter(|peer| voters.contains(&peer.id));
+    let others = others.filter(|peer| peer.id != group.replica);
+    let distance = |peer: &PeerStatus| (peer.id < group.replica, peer.id);
+    let next = others.max_by_key(|peer| (peer.matched, Reverse(distance(peer))));
+    if let Some(to) = next.map(|peer| peer.id)
         && let Err(error) = group.raft.transfer_leader(to)
     {
-        tracing::debug!(group = group.id.get(), %error, "leadership stays, though storage is full");
+        tracing::debug!(group = group.id.get(), %error, "the leadership stays");
     }
 }
 

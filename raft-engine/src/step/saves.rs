@@ -3,11 +3,11 @@
 use raft_log::Submission;
 use raft_proto::{Body, Index, Message, Role, SnapshotMeta, SnapshotStatus};
 
-use super::StepShared;
 use super::out::Out;
+use super::{StepShared, requests};
 use crate::apply::Task;
 use crate::engine::ReceivedSnapshot;
-use crate::group::{BOOTSTRAP_INDEX, Group, OnDurable, Outstanding, Saving};
+use crate::group::{Awaited, BOOTSTRAP_INDEX, Group, OnDurable, Outstanding, Saving};
 use crate::jobs::{Abort, Job, SaveEnd, SaveJob};
 use crate::outbound::{Event, SnapshotReport, SnapshotTransfer};
 use crate::request::{Responder, SnapshotOutcome, SnapshotRejected, SnapshotRequest};
@@ -17,6 +17,10 @@ use crate::state_machine::SaveCursor;
 /// The pause after a failed save before one is begun unasked, doubled each time.
 const BACKOFF_MS_MIN: u64 = 1_000;
 const BACKOFF_MS_MAX: u64 = 60_000;
+/// Election timeouts until the leader is asked again that has not answered.
+const ASK_AGAIN_TIMEOUTS: u64 = 4;
+/// How long a snapshot that was offered may be on its way before it is asked for again.
+const STREAM_PATIENCE_MS: u64 = 10_000;
 
 /// Asks for a save: refused here, or put behind the entries handed to the apply worker so far.
 pub(super) fn request_snapshot(
@@ -26,6 +30,13 @@ pub(super) fn request_snapshot(
     request: SnapshotRequest,
     responder: Option<Responder<SnapshotOutcome>>,
 ) {
+    if !has_state(group) {
+        if let Some(responder) = responder {
+            let reason = "the replica waits for a snapshot itself".to_owned();
+            responder.respond(Ok(SnapshotOutcome::Failed(reason)));
+        }
+        return;
+    }
     let is_export = request.export.is_some();
     let is_old = group.handed.index <= newest_index(group) && !is_export;
     let rejected = match &group.saving {
@@ -100,7 +111,13 @@ pub(super) fn retry_tick(group: &Group) -> Option<u64> {
 /// Whether the core waits for a save, none is under way, and so much is applied.
 fn wants_save(group: &Group) -> bool {
     let is_reached = |wanted| wanted <= group.handed.index;
-    group.saving.is_none() && group.snapshot_wanted.is_some_and(is_reached)
+    group.saving.is_none() && has_state(group) && group.snapshot_wanted.is_some_and(is_reached)
+}
+
+/// Whether the machine holds just what was handed to it: not while a lost snapshot is awaited, nor
+/// while the one that came is ahead of what was handed.
+const fn has_state(group: &Group) -> bool {
+    group.awaits.is_none() && group.filled.is_none()
 }
 
 /// The place of the newest snapshot.
@@ -218,8 +235,74 @@ fn discard(out: &mut Out, group: &Group, index: Index) {
     out.jobs.push((group.id, Job::Discard { env, index }));
 }
 
+/// Asks the leader, and hands on a leadership that came to the replica itself: it could not serve.
+pub(super) fn ask_for_lost(shared: &StepShared, out: &Out, group: &mut Group) {
+    let Some(awaited) = &mut group.awaits else {
+        return;
+    };
+    if group.raft.role() == Role::Leader {
+        if group.raft.transferee().is_none() {
+            requests::hand_on_leadership(group);
+        }
+    } else if group.raft.leader().is_some() && out.tick >= awaited.ask_at {
+        let timeouts = shared.config.election_timeout_ticks_max * ASK_AGAIN_TIMEOUTS;
+        awaited.ask_at = out.tick.saturating_add(timeouts);
+        if let Err(error) = group.raft.request_snapshot(awaited.index) {
+            tracing::debug!(group = group.id.get(), %error, "the leader was not asked");
+        }
+    }
+}
+
+/// The tick at which the leader is asked for a lost snapshot.
+pub(super) fn ask_tick(group: &Group) -> Option<u64> {
+    let awaited = group.awaits.as_ref()?;
+    let is_led = group.raft.leader().is_some() && group.raft.role() != Role::Leader;
+    is_led.then_some(awaited.ask_at)
+}
+
+/// The leader holds what was asked for, and sends it: that may take a while.
+pub(super) fn on_offer(shared: &StepShared, out: &Out, group: &mut Group) {
+    if let Some(awaited) = &mut group.awaits {
+        let patience = STREAM_PATIENCE_MS.div_ceil(shared.config.tick_ms);
+        awaited.ask_at = out.tick.saturating_add(patience);
+    }
+}
+
+/// Whether a received snapshot takes the lost one's place: its last entry stands in this very log,
+/// and is committed, whether that is known here yet or not.
+fn fills(group: &Group, meta: &SnapshotMeta) -> bool {
+    let index = meta.id.index;
+    let is_late_enough = |awaited: &Awaited| index >= awaited.index;
+    group.awaits.as_ref().is_some_and(is_late_enough)
+        && index <= group.raft.last_index()
+        && group.raft.term_at(index) == Some(meta.id.term)
+}
+
+/// Records a snapshot in a lost one's place.
+fn fill(shared: &StepShared, out: &mut Out, group: &mut Group, meta: SnapshotMeta) {
+    group.awaits = None;
+    group.filled = Some(meta.clone());
+    group.retain_with(meta.clone(), shared.config.snapshot_retention);
+    group.sequence += 1;
+    out.submissions.push(Submission {
+        snapshots: Some(group.snapshots_record()),
+        ..Submission::new(group.id, group.replica, group.sequence)
+    });
+    group.outstanding.push_back(Outstanding {
+        sequence: Some(group.sequence),
+        submission: None,
+        release: Vec::new(),
+        then: Some(OnDurable::Filled { meta }),
+    });
+}
+
 /// A received snapshot lies in its final directory: the core decides.
-pub(super) fn received(out: &mut Out, group: &mut Group, received: ReceivedSnapshot) {
+pub(super) fn received(
+    shared: &StepShared,
+    out: &mut Out,
+    group: &mut Group,
+    received: ReceivedSnapshot,
+) {
     let ReceivedSnapshot {
         host,
         from,
@@ -253,6 +336,8 @@ pub(super) fn received(out: &mut Out, group: &mut Group, received: ReceivedSnaps
         };
         out.events.push((group.id, event));
         Some(reason)
+    } else if fills(group, &meta) {
+        return fill(shared, out, group, meta);
     } else if is_newer {
         let handled = group.raft.handle_message(Message {
             from,

@@ -77,6 +77,8 @@ pub struct Report {
     pub sealed: u64,
     /// Bytes that logs moved forward.
     pub moved_bytes: u64,
+    /// Snapshots taken away from a replica that was down.
+    pub lost_snapshots: u64,
     /// Groups that were found quiet.
     pub quiet: u64,
     /// The most that a group's core held.

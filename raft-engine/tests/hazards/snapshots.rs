@@ -4,11 +4,12 @@ use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use raft_engine::{Event, RequestError, SnapshotOutcome, SnapshotRejected, SnapshotRequest, Start};
 use raft_log::vfs::Vfs;
 use raft_proto::{Body, ChangeKind, Envelope, Index, MembershipChange, Message};
 
-use crate::world::{MILLISECOND, World, group, host, replica};
+use crate::world::{MILLISECOND, World, command, group, host, replica};
 
 const ORDINARY: SnapshotRequest = SnapshotRequest {
     export: None,
@@ -266,6 +267,129 @@ fn fault_26_a_damaged_newest_snapshot_falls_back_where_the_log_reaches() {
 }
 
 #[test]
+fn fault_26_a_replica_that_lost_its_snapshot_and_not_its_log_is_given_one_by_its_leader() {
+    for (is_gone, tail) in [(true, 0), (false, 0), (true, 2_000)] {
+        let mut world = World::new(260, 3, 1);
+        // What is handed out and not applied is bounded.
+        world.config.applying_bytes_max = 64 << 10;
+        world.config.message_bytes_max = 8 << 10;
+        world.config.compaction_overhead = 0;
+        world.start_all();
+        let leader = world.leader(group(1));
+        let victim = (leader + 1) % 3;
+        let mut number = 0;
+        let mut write = |world: &mut World, count: u64| {
+            for _ in 0..count {
+                number += 1;
+                let at = world.leader(group(1));
+                world.propose(at, group(1), number).expect("it serves");
+            }
+            number
+        };
+        write(&mut world, 20);
+        world.await_level(group(1));
+        let Ok(SnapshotOutcome::Completed(index)) = world.snapshot(victim, group(1), ORDINARY)
+        else {
+            panic!("it is saved");
+        };
+        let written = write(&mut world, 5 + tail);
+        world.await_level(group(1));
+        if tail > 0 {
+            // The leader's is far past what the victim may hand out before it gets it.
+            let at = world.leader(group(1));
+            world.snapshot(at, group(1), ORDINARY).expect("it is saved");
+        }
+        world.kill(victim);
+        let dir = format!(
+            "/data/snapshots/1/{}/snapshot-{:016x}",
+            victim + 1,
+            index.get()
+        );
+        let vfs = Arc::clone(&world.hosts[victim].vfs);
+        if is_gone {
+            vfs.remove_dir_all(dir.as_ref()).expect("it was there");
+            vfs.sync_dir(dir.rsplit_once('/').expect("a path").0.as_ref())
+                .expect("it is durable");
+        } else {
+            vfs.flip_bit(format!("{dir}/data").as_ref(), 70, 0);
+        }
+        world.start(victim).remove(0).1.expect("its log is whole");
+        world.run_until("the leader's snapshot", |world| {
+            world.status(victim, group(1)).awaits_snapshot.is_none()
+        });
+        world.await_level(group(1));
+        assert_eq!(
+            world.list(victim, group(1)),
+            (1..=written).collect::<Vec<_>>()
+        );
+        let status = world.status(victim, group(1));
+        assert!(
+            status.snapshot.index >= index && status.installed_from_stream,
+            "{status:?}"
+        );
+        assert!(status.first <= index.next(), "the log stays: {status:?}");
+        // It is one like any other: it serves, saves, and starts again by itself.
+        let last = write(&mut world, 5);
+        world.await_level(group(1));
+        let saved = world.snapshot(victim, group(1), ORDINARY);
+        assert!(
+            matches!(saved, Ok(SnapshotOutcome::Completed(_))),
+            "{saved:?}"
+        );
+        world.kill(victim);
+        world.start(victim).remove(0).1.expect("all is there");
+        world.await_level(group(1));
+        assert_eq!(world.list(victim, group(1)), (1..=last).collect::<Vec<_>>());
+        world.check();
+    }
+}
+
+#[test]
+fn fault_26_a_replica_that_lost_its_snapshot_waits_for_one_and_leads_nobody() {
+    let mut world = World::new(270, 3, 1);
+    world.start_all();
+    let leader = world.leader(group(1));
+    for number in 1..=10 {
+        world.propose(leader, group(1), number).expect("it serves");
+    }
+    world.await_level(group(1));
+    let Ok(SnapshotOutcome::Completed(index)) = world.snapshot(leader, group(1), ORDINARY) else {
+        panic!("it is saved");
+    };
+    world.run_for(100 * MILLISECOND);
+    for at in 0..3 {
+        world.kill(at);
+    }
+    let dir = format!("/data/snapshots/1/{}", leader + 1);
+    let vfs = Arc::clone(&world.hosts[leader].vfs);
+    vfs.remove_dir_all(format!("{dir}/snapshot-{:016x}", index.get()).as_ref())
+        .expect("it was there");
+    vfs.sync_dir(dir.as_ref()).expect("it is durable");
+    // Alone it asks nobody; what it cannot answer it refuses.
+    world.start(leader).remove(0).1.expect("its log is whole");
+    world.run_for(2_000 * MILLISECOND);
+    let status = world.status(leader, group(1));
+    assert_eq!(status.awaits_snapshot, Some(index));
+    let stale = world.ask(leader, |engine, responder| {
+        engine.read_stale(group(1), Bytes::new(), responder);
+    });
+    assert!(
+        matches!(stale, Err(RequestError::GroupFailed { .. })),
+        "{stale:?}"
+    );
+    let saved = world.snapshot(leader, group(1), ORDINARY);
+    assert!(matches!(saved, Ok(SnapshotOutcome::Failed(_))), "{saved:?}");
+    // With one more there is a majority, and that one leads: its log is no longer.
+    world.start_all();
+    world.run_until("a snapshot for it", |world| {
+        world.status(leader, group(1)).awaits_snapshot.is_none()
+    });
+    world.await_level(group(1));
+    assert_eq!(world.list(leader, group(1)), (1..=10).collect::<Vec<_>>());
+    world.check();
+}
+
+#[test]
 fn planned_snapshots_fall_on_the_same_indexes_on_every_replica() {
     let mut world = World::new(8, 3, 2);
     world.config.snapshot_every_entries = 10;
@@ -428,11 +552,26 @@ fn a_snapshot_that_a_follower_asks_for_is_saved_once_so_much_is_applied() {
         world.engine(leader).deliver(host, vec![envelope]);
         world.run_for(100 * MILLISECOND);
     };
+    // Three entries stand in the leader's log, and nobody else hears of them.
     let wanted = status.applied.plus(3);
+    let others: Vec<_> = [1, 2]
+        .map(|step| world.hosts[(leader + step) % 3].id)
+        .into();
+    world.cut.extend(others);
+    let slots: Vec<_> = (2..=4)
+        .map(|number| {
+            world.ask_later(leader, |engine, responder| {
+                engine.propose(group(1), command(number), None, responder);
+            })
+        })
+        .collect();
+    world.pass();
     ask(&mut world, wanted);
-    for number in 2..=4 {
-        assert_eq!(saves(&world, leader), 0, "so much is not applied yet");
-        world.propose(leader, group(1), number).expect("it serves");
+    assert_eq!(world.status(leader, group(1)).last, wanted);
+    assert_eq!(saves(&world, leader), 0, "so much is not applied yet");
+    world.cut.clear();
+    for slot in slots {
+        world.answer(&slot).expect("it serves");
     }
     world.run_for(100 * MILLISECOND);
     assert_eq!(saves(&world, leader), 1);

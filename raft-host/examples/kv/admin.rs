@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use raft_host::{
-    Bytes, GroupHandle, GroupId, GroupStatus, HostId, ProposeError, ReadError, ReplicaId,
+    Bytes, GroupHandle, GroupId, GroupStatus, HostId, Index, ProposeError, ReadError, ReplicaId,
     SnapshotOutcome, SnapshotRejected, SnapshotRequest,
 };
 use serde_json::json;
@@ -116,6 +116,7 @@ fn row(status: &GroupStatus) -> serde_json::Value {
         // As text: not every reader of JSON has 64 bits for a number.
         "state_hash": format!("{:016x}", status.state_hash),
         "installed_from_stream": status.installed_from_stream,
+        "awaits_snapshot": status.awaits_snapshot.map(Index::get),
         "is_quiet": status.is_quiet,
         "failed": status.failed,
     })

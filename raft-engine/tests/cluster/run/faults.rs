@@ -8,7 +8,7 @@ use raft_engine::{
     SnapshotRequest, Start, StartGroup,
 };
 use raft_log::LaneOptions;
-use raft_log::vfs::Vfs;
+use raft_log::vfs::{SimVfs, Vfs};
 use raft_proto::{GroupId, HostId};
 
 use super::{
@@ -17,6 +17,9 @@ use super::{
 };
 use crate::machine::ListMachine;
 use crate::oracle::{Book, Slot};
+
+/// The host that loses snapshots, now and then: the others hold theirs.
+const CARELESS: u64 = 2;
 
 impl Run {
     /// Asks for the snapshots that are due, so that whoever was away must be fed by a stream.
@@ -106,6 +109,11 @@ impl Run {
         self.report.crashes += 1;
         let id = host.id;
         host.vfs.crash();
+        if id.get() == CARELESS && self.rng.one_in(3) {
+            for number in 1..=self.options.groups {
+                self.report.lost_snapshots += u64::from(lose_newest(&host.vfs, number, id.get()));
+            }
+        }
         host.restart_at = Some(restart_at);
         host.outbox
             .messages
@@ -218,6 +226,19 @@ impl Run {
             }
         }
     }
+}
+
+/// Takes a replica's newest snapshot away; whether there was one.
+fn lose_newest(vfs: &SimVfs, group: u64, replica: u64) -> bool {
+    let dir = PathBuf::from(format!("/data/snapshots/{group}/{replica}"));
+    let entries = vfs.list(&dir).unwrap_or_default().into_iter();
+    let committed = entries.filter(|entry| entry.name.len() == "snapshot-".len() + 16);
+    let Some(newest) = committed.map(|entry| entry.name).max() else {
+        return false;
+    };
+    vfs.remove_dir_all(&dir.join(newest)).expect("it is there");
+    vfs.sync_dir(&dir).expect("it is there");
+    true
 }
 
 fn request_snapshot(engine: &Engine, group: GroupId, overhead: u64, book: &Arc<Mutex<Book>>) {

@@ -19,6 +19,14 @@ pub(super) struct Stream {
 
 impl Run {
     pub(super) fn open_stream(&mut self, from: HostId, to: HostId, transfer: SnapshotTransfer) {
+        // A host takes in one for a replica at a time.
+        let is_busy = |stream: &Stream| {
+            let other = stream.transfer.as_ref();
+            other.is_some_and(|other| (other.group, other.to) == (transfer.group, transfer.to))
+        };
+        if self.streams.iter().any(is_busy) {
+            return transfer.report.failed();
+        }
         let Ok(reader) = transfer.env.open_snapshot(transfer.meta.id.index) else {
             return transfer.report.failed();
         };
