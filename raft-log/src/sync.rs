@@ -1,7 +1,7 @@
 //! What threads share, exchanged for loom's where every interleaving is gone through:
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test -p raft-log --release --features sim --lib interleavings
+//! RUSTFLAGS="--cfg loom" cargo test -p raft-log --release --lib
 //! ```
 
 #[cfg(loom)]

@@ -2,7 +2,7 @@
 //! what it reads is what was written, whatever becomes of the segment meanwhile.
 //!
 //! ```text
-//! RUSTFLAGS="--cfg loom" cargo test -p raft-log --release --features sim --lib interleavings
+//! RUSTFLAGS="--cfg loom" cargo test -p raft-log --release --lib
 //! ```
 
 use std::path::Path;

@@ -69,7 +69,7 @@ impl Intake {
     }
 }
 
-#[cfg(all(test, feature = "sim"))]
+#[cfg(all(test, feature = "sim", not(loom)))]
 mod tests {
     use super::*;
     use std::path::Path;

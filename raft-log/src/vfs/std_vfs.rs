@@ -528,7 +528,7 @@ impl Vfs for StdVfs {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
