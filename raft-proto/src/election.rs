@@ -101,14 +101,13 @@ impl Raft {
         if self.is_leader() {
             self.advance_leader();
         } else if self.is_promotable() && self.elapsed() >= self.timeout {
-            self.note_lease();
             self.elapsed_from = self.tick;
-            if self.is_patience_over() {
-                self.hup(self.first_campaign()).ok();
-            } else {
-                // It leaves the candidacy to replicas of higher priority, and must not hold their
-                // votes up by a leader that it would itself have stood against.
+            // Whoever leaves the candidacy to replicas of higher priority must not hold their votes
+            // up by a leader that it would itself have stood against.
+            if !self.is_patience_over() || self.is_fenced() {
                 self.leader = None;
+            } else {
+                self.hup(self.first_campaign()).ok();
             }
         }
         self.assert_invariants();
@@ -135,16 +134,21 @@ impl Raft {
 
     /// Steps down if no quorum was heard of since the last check (thesis §6.2).
     fn check_quorum(&mut self) {
-        let result = self
-            .peers
-            .vote_result(|peer| Some(peer.progress.is_recent_active));
-        if result != VoteResult::Won {
+        if !self.is_quorum_active() {
             self.become_follower(self.term, None);
         }
         let me = self.config.id;
         for peer in self.peers.iter_mut().filter(|peer| peer.id != me) {
             peer.progress.is_recent_active = false;
         }
+    }
+
+    /// Whether a quorum was heard of since the last check.
+    fn is_quorum_active(&self) -> bool {
+        let result = self
+            .peers
+            .vote_result(|peer| Some(peer.progress.is_recent_active));
+        result == VoteResult::Won
     }
 
     /// Ticks since the leader was heard of; for a leader, since it last checked its quorum.
@@ -208,10 +212,6 @@ impl Raft {
     /// membership changes to switch to first; or [`DropReason::LeaseHeld`]: a lease that it granted
     /// may still run. Wait for the election timeout, or ask the leader to hand over.
     pub fn campaign(&mut self) -> Result<(), Refused> {
-        // A leader that fell quiet has no lease.
-        if !self.is_quiet() && !self.config.campaign_within_lease {
-            self.note_lease();
-        }
         self.wake();
         let result = self.hup(self.first_campaign());
         self.assert_invariants();
@@ -256,20 +256,24 @@ impl Raft {
             return Refused::dropped(DropReason::NotPromotable);
         }
         // Its own vote counts too. Who was told to stand by the leader breaks no lease.
-        let is_fenced = self.tick < self.no_vote_before;
-        if is_fenced && campaign != Campaign::Transfer && !self.config.campaign_within_lease {
+        if self.is_fenced() && campaign != Campaign::Transfer {
             return Refused::dropped(DropReason::LeaseHeld);
         }
         self.start(campaign);
         Ok(())
     }
 
-    /// Keeps in mind until when a lease may run that this replica granted to the leader it knows.
-    pub(crate) fn note_lease(&mut self) {
-        if self.fence_ticks > 0 && self.leader.is_some_and(|leader| !self.is_me(leader)) {
-            let until = self.elapsed_from.saturating_add(self.fence_ticks);
+    /// Keeps in mind until when a lease may run that this replica grants by answering its leader.
+    pub(crate) fn grant_lease(&mut self) {
+        if self.fence_ticks > 0 && !self.config.campaign_within_lease {
+            let until = self.tick.saturating_add(self.fence_ticks);
             self.no_vote_before = self.no_vote_before.max(until);
         }
+    }
+
+    /// Whether it would break a lease that it granted, were it to stand.
+    pub(crate) const fn is_fenced(&self) -> bool {
+        self.tick < self.no_vote_before && !self.config.campaign_within_lease
     }
 
     fn start(&mut self, campaign: Campaign) {
@@ -308,13 +312,17 @@ impl Raft {
     }
 
     pub(crate) fn check_lease(&self) -> Result<(), Refused> {
-        let is_in_touch = self.config.check_quorum
-            && self.leader.is_some()
-            && self.elapsed() < self.config.election_timeout_ticks_min;
-        if is_in_touch {
+        let is_check_due = self.elapsed() >= self.config.election_timeout_ticks_min;
+        let is_in_touch = if self.is_leader() {
+            // Messages come before the timers of their tick, so before a check that is due.
+            !is_check_due || self.is_quorum_active()
+        } else {
+            self.leader.is_some() && !is_check_due
+        };
+        if self.config.check_quorum && is_in_touch {
             Refused::dropped(DropReason::LeaderAlive)
         } else if self.tick < self.no_vote_before {
-            Refused::dropped(DropReason::LeaseAfterRestart)
+            Refused::dropped(DropReason::LeaseHeld)
         } else {
             Ok(())
         }

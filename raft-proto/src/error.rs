@@ -59,9 +59,6 @@ pub enum DropReason {
     },
     /// A vote was asked for while the leader is heard of (thesis §6.2 and §4.2.3).
     LeaderAlive,
-    /// A vote was asked for before the longest lease that this replica may have granted, in an
-    /// earlier life or an earlier term, is over.
-    LeaseAfterRestart,
     /// It is meant for a leader, and this replica does not lead.
     NotLeader,
     /// There is no leader to pass it on to.
@@ -86,8 +83,9 @@ pub enum DropReason {
     ProposalRefused,
     /// A snapshot past the next entry is asked for. Ask again when the log is so long.
     PastEnd,
-    /// Reads rely on a lease that this replica granted: meanwhile the leader is not forgotten, and
-    /// nobody stands against it unasked. Try again when an election timeout has passed.
+    /// Reads may rely on a lease that this replica granted, in an earlier term or life too: meanwhile
+    /// it votes for nobody, forgets no leader, and does not stand unasked. Try again when an election
+    /// timeout has passed.
     LeaseHeld,
 }
 
@@ -102,7 +100,6 @@ impl fmt::Display for DropReason {
                 return write!(f, "of term {found}, which is over: it is term {current}");
             }
             Self::LeaderAlive => "the leader is alive",
-            Self::LeaseAfterRestart => "a lease granted in an earlier term or life may still run",
             Self::NotLeader => "this replica does not lead",
             Self::NoLeader => "no leader is known",
             Self::NotForThisRole => "the role it is meant for is over",
@@ -115,7 +112,7 @@ impl fmt::Display for DropReason {
             Self::ReadsFull => "too many reads wait",
             Self::ProposalRefused => "the forwarded proposal was refused",
             Self::PastEnd => "past the next entry",
-            Self::LeaseHeld => "reads rely on the leader's lease",
+            Self::LeaseHeld => "reads may rely on a lease that this replica granted",
         })
     }
 }

@@ -378,8 +378,6 @@ impl Raft {
 impl Raft {
     pub(crate) fn reset(&mut self, term: Term) {
         if self.term != term {
-            // A lease that was granted to the leader of the old term outlives that term.
-            self.note_lease();
             self.term = term;
             self.vote = None;
         }
@@ -519,7 +517,7 @@ impl Raft {
                 }
             )
         {
-            return Refused::dropped(DropReason::LeaseAfterRestart);
+            return Refused::dropped(DropReason::LeaseHeld);
         } else if term < self.term && !matches!(body, Body::Propose { .. } | Body::ReadIndex { .. })
         {
             return self.on_stale(from, term, &body);
@@ -627,6 +625,7 @@ impl Raft {
             assert!(!self.is_leader(), "a second leader was refused before");
             self.become_follower(self.term, Some(from));
         }
+        self.grant_lease();
         self.patience.reset();
     }
 }

@@ -28,6 +28,11 @@ pub enum WhyNoLeader {
     },
     /// The group is quiet: the next message, proposal or read wakes it.
     Quiet,
+    /// A lease that it granted may still run: it stands at the first election timeout after that.
+    LeaseHeld {
+        /// How many ticks are left.
+        ticks: u64,
+    },
     /// Its election timeout has not passed.
     Waiting {
         /// How many ticks are left.
@@ -94,6 +99,9 @@ impl Raft {
                     missing: voters(None),
                 }
             }
+            Role::Follower | Role::Leader if self.is_fenced() => WhyNoLeader::LeaseHeld {
+                ticks: self.no_vote_before.saturating_sub(self.tick),
+            },
             Role::Follower | Role::Leader => WhyNoLeader::Waiting {
                 ticks: self.timeout.saturating_sub(self.elapsed()),
                 rounds_left_to_others: self.patience.rounds(),
@@ -117,6 +125,10 @@ impl fmt::Display for WhyNoLeader {
                 )
             }
             Self::Quiet => f.write_str("the group is quiet; any request wakes it"),
+            Self::LeaseHeld { ticks } => write!(
+                f,
+                "a lease that it granted may run for {ticks} more ticks; it stands after that"
+            ),
             Self::Waiting {
                 ticks,
                 rounds_left_to_others,

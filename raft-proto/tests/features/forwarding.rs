@@ -283,7 +283,7 @@ fn a_restarted_replica_votes_for_nobody_for_one_lease() {
     for _ in 0..8 {
         assert_eq!(
             net.raft(2).handle_message(ask(2)),
-            dropped(DropReason::LeaseAfterRestart)
+            dropped(DropReason::LeaseHeld)
         );
         assert_eq!(net.raft(2).hard_state(), before);
         net.tick(2, 1);

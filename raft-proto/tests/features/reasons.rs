@@ -165,7 +165,7 @@ fn votes_that_a_leader_or_a_lease_stands_against() {
         DropReason::LeaderAlive,
     );
     net.restart(2);
-    let lease = DropReason::LeaseAfterRestart;
+    let lease = DropReason::LeaseHeld;
     refuse(net.raft(2), message(3, 2, 2, vote(2)), lease);
     net.tick_all(1);
     assert_eq!(net.raft(2).forget_leader(), dropped(DropReason::LeaseHeld));

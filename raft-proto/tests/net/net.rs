@@ -144,7 +144,7 @@ pub(crate) struct Node {
     pub(crate) offered: Vec<SnapshotMeta>,
     pub(crate) wanted: Vec<Index>,
     pub(crate) is_down: bool,
-    tick: u64,
+    pub(crate) tick: u64,
     config: Config,
 }
 
