@@ -250,7 +250,7 @@ fn thesis_4_2_3_who_hears_a_leader_neither_votes_nor_adopts_the_term() {
     let mut net = Net::new(&[1, 2, 3], |config| config.check_quorum = true);
     net.elect(1);
     let request = |is_transfer| {
-        let last = entry_id(9, 9);
+        let last = entry_id(6, 9);
         message(3, 2, 7, Body::Vote { last, is_transfer })
     };
     let refused = net.raft(2).handle_message(request(false));
