@@ -77,7 +77,7 @@ impl World {
             network: Network::default(),
             is_clock_shared: true,
             now: 0,
-            fires_last: false,
+            fires_last: true,
             defect: None,
             checks_disks: true,
             next_user: 0,
