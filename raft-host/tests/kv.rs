@@ -310,17 +310,27 @@ impl Client {
         loop {
             let read = self.0.read(&mut chunk).ok()?;
             answer.extend_from_slice(&chunk[..read]);
-            let lines = answer.iter().filter(|&&byte| byte == b'\n').count();
             if read == 0 {
                 return None;
             }
-            // A bulk string that is there has two lines, everything else one.
-            let is_bulk = answer[0] == b'$' && !answer.starts_with(b"$-");
-            if lines == if is_bulk { 2 } else { 1 } {
+            if is_whole(&answer) {
                 return String::from_utf8(answer).ok();
             }
         }
     }
+}
+
+/// Whether an answer has come to its end: a bulk string is as long as it says, all else is a line.
+fn is_whole(answer: &[u8]) -> bool {
+    let Some(line_len) = answer.iter().position(|&byte| byte == b'\n') else {
+        return false;
+    };
+    let line = String::from_utf8_lossy(&answer[..line_len]);
+    let bulk_len = line
+        .trim_end()
+        .strip_prefix('$')
+        .and_then(|len| len.parse().ok());
+    bulk_len.is_none_or(|len: usize| answer.len() == line_len + 1 + len + 2)
 }
 
 /// The example, built in this test's own profile: cargo builds an example that has tests only as
