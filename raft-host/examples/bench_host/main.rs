@@ -22,48 +22,27 @@ mod usage;
 
 use std::collections::BTreeMap;
 use std::io::BufRead;
-use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, bail};
 use clap::Parser;
-use raft_host::{
-    CertificateFiles, GroupHandle, GroupId, GroupStart, HostConfig, HostId, NodeHost, ReplicaId,
-    Start,
-};
+use raft_host::{GroupHandle, GroupId, GroupStart, HostConfig, HostId, NodeHost, ReplicaId, Start};
 use tokio::sync::mpsc;
 
-use self::args::{host_id, peer};
+use self::args::{HostArgs, host_id};
 use self::clients::Load;
 use self::machine::Counter;
 
 #[derive(Parser)]
 #[command(about = "One host of the cluster benchmark", version)]
 struct Args {
-    /// The data directory.
-    #[arg(long)]
-    data: PathBuf,
-    /// This host's id.
-    #[arg(long, value_parser = host_id)]
-    host: HostId,
-    /// The deployment's name, as in the certificates.
-    #[arg(long)]
-    deployment: String,
-    /// The folder of ca.pem, host-N.pem and host-N.key.
-    #[arg(long)]
-    certs: PathBuf,
-    /// Where to listen for other hosts (UDP).
-    #[arg(long)]
-    raft: SocketAddr,
+    #[command(flatten)]
+    host: HostArgs,
     /// Number of groups; group g is led by the voter at place (g - 1) modulo their number.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=100_000))]
     groups: u64,
-    /// Where hosts listen for each other.
-    #[arg(long, value_delimiter = ',', value_parser = peer)]
-    peers: Vec<(HostId, SocketAddr)>,
     /// The hosts, each with a replica of every group.
     #[arg(long, value_delimiter = ',', value_parser = host_id, required = true)]
     voters: Vec<HostId>,
@@ -117,7 +96,7 @@ async fn run(args: &Args) -> Result<()> {
         "{}",
         serde_json::json!({
             "event": "ready",
-            "host": args.host.get(),
+            "host": args.host.id.get(),
             "pid": std::process::id(),
             "raft": host.raft_addr(),
             "leads": own.len(),
@@ -146,15 +125,7 @@ async fn run(args: &Args) -> Result<()> {
 }
 
 fn config(args: &Args) -> HostConfig {
-    let mut config = HostConfig::new(&args.data, args.host, &args.deployment);
-    config.certificates = CertificateFiles::in_dir(&args.certs, args.host);
-    config.listen = args.raft;
-    config.addresses = args
-        .peers
-        .iter()
-        .copied()
-        .filter(|(host, _)| *host != args.host)
-        .collect();
+    let mut config = args.host.config();
     config.engine.step_workers = args.step_workers;
     config.engine.apply_workers = args.apply_workers;
     config
@@ -170,7 +141,7 @@ async fn start_groups(args: &Args, host: &NodeHost) -> Result<Vec<GroupHandle>> 
     for id in 1..=args.groups {
         let start = GroupStart {
             group: GroupId::new(id).context("0 is no group")?,
-            replica: leaders::replica_on(args.host),
+            replica: leaders::replica_on(args.host.id),
             start: Start::Bootstrap {
                 members: members.clone(),
             },

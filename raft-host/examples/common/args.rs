@@ -2,8 +2,44 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 
-use raft_host::HostId;
+use raft_host::{CertificateFiles, HostConfig, HostId};
+
+/// Who a host is, and where it and the others are.
+#[derive(clap::Args)]
+pub(crate) struct HostArgs {
+    /// The data directory.
+    #[arg(long)]
+    data: PathBuf,
+    /// This host's id.
+    #[arg(long = "host", value_parser = host_id)]
+    pub(crate) id: HostId,
+    /// The deployment's name, as in the certificates.
+    #[arg(long)]
+    deployment: String,
+    /// The folder of ca.pem, host-N.pem and host-N.key, as `cargo xtask certs` makes them.
+    #[arg(long)]
+    certs: PathBuf,
+    /// Where to listen for other hosts (UDP).
+    #[arg(long)]
+    raft: SocketAddr,
+    /// Where hosts listen for each other; this one may be among them.
+    #[arg(long, value_delimiter = ',', value_parser = peer)]
+    peers: Vec<(HostId, SocketAddr)>,
+}
+
+impl HostArgs {
+    /// A host's settings, with defaults for all else.
+    pub(crate) fn config(&self) -> HostConfig {
+        let others = self.peers.iter().filter(|(host, _)| *host != self.id);
+        let mut config = HostConfig::new(&self.data, self.id, &self.deployment);
+        config.certificates = CertificateFiles::in_dir(&self.certs, self.id);
+        config.listen = self.raft;
+        config.addresses = others.copied().collect();
+        config
+    }
+}
 
 pub(crate) fn host_id(text: &str) -> Result<HostId, String> {
     text.parse()
@@ -13,7 +49,7 @@ pub(crate) fn host_id(text: &str) -> Result<HostId, String> {
 }
 
 /// `HOST=ADDRESS`.
-pub(crate) fn peer(text: &str) -> Result<(HostId, SocketAddr), String> {
+fn peer(text: &str) -> Result<(HostId, SocketAddr), String> {
     let (host, address) = text
         .split_once('=')
         .ok_or_else(|| "not of the form HOST=ADDRESS".to_owned())?;

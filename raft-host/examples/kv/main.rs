@@ -23,22 +23,20 @@ mod node;
 mod reply;
 mod slots;
 
-use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::thread;
 
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
-use raft_host::{CertificateFiles, HostConfig, HostId, NodeHost};
+use raft_host::{HostConfig, HostId, NodeHost};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
 
-use self::args::{host_id, peer};
+use self::args::{HostArgs, host_id};
 use self::node::Node;
 
 /// The exit code of a host whose log could not be written: it needs an operator, not a restart.
@@ -50,30 +48,14 @@ const EXIT_HOST_FAILED: u8 = 70;
     version
 )]
 struct Args {
-    /// The data directory.
-    #[arg(long)]
-    data: PathBuf,
-    /// This host's id.
-    #[arg(long, value_parser = host_id)]
-    host: HostId,
-    /// The deployment's name, as in the certificates.
-    #[arg(long)]
-    deployment: String,
-    /// The folder of ca.pem, host-N.pem and host-N.key, as `cargo xtask certs` makes them.
-    #[arg(long)]
-    certs: PathBuf,
-    /// Where to listen for other hosts (UDP).
-    #[arg(long)]
-    raft: SocketAddr,
+    #[command(flatten)]
+    host: HostArgs,
     /// Where to listen for clients (TCP).
     #[arg(long)]
     redis: SocketAddr,
     /// Number of groups, with the ids 1 to N; the same on every host, for ever.
     #[arg(long, value_parser = clap::value_parser!(u64).range(1..=4096))]
     groups: u64,
-    /// Where hosts listen for each other, this one included.
-    #[arg(long, value_delimiter = ',', value_parser = peer)]
-    peers: Vec<(HostId, SocketAddr)>,
     /// The hosts that found the groups, the same on each of them.
     #[arg(long, value_delimiter = ',', value_parser = host_id, required_unless_present = "join", conflicts_with = "join")]
     voters: Vec<HostId>,
@@ -108,9 +90,9 @@ fn main() -> ExitCode {
 /// Serves until told to end.
 async fn run(args: Args) -> Result<ExitCode> {
     ensure!(
-        args.join || args.voters.contains(&args.host),
+        args.join || args.voters.contains(&args.host.id),
         "--voters must name host {} itself; a host that comes later says --join",
-        args.host
+        args.host.id
     );
     let listener = TcpListener::bind(args.redis)
         .await
@@ -123,7 +105,7 @@ async fn run(args: Args) -> Result<ExitCode> {
         "{}",
         serde_json::json!({
             "event": "ready",
-            "host": args.host.get(),
+            "host": args.host.id.get(),
             "pid": std::process::id(),
             "raft": node.host().raft_addr(),
             "redis": redis,
@@ -141,7 +123,7 @@ async fn run(args: Args) -> Result<ExitCode> {
     if let Some(reason) = failure {
         println!(
             "{}",
-            serde_json::json!({"event": "failed", "host": args.host.get(), "reason": reason})
+            serde_json::json!({"event": "failed", "host": args.host.id.get(), "reason": reason})
         );
         return Ok(ExitCode::from(EXIT_HOST_FAILED));
     }
@@ -150,15 +132,7 @@ async fn run(args: Args) -> Result<ExitCode> {
 }
 
 fn config(args: &Args, redis: SocketAddr) -> HostConfig {
-    let mut config = HostConfig::new(&args.data, args.host, &args.deployment);
-    config.certificates = CertificateFiles::in_dir(&args.certs, args.host);
-    config.listen = args.raft;
-    config.addresses = args
-        .peers
-        .iter()
-        .copied()
-        .filter(|(host, _)| *host != args.host)
-        .collect::<BTreeMap<_, _>>();
+    let mut config = args.host.config();
     // The others learn where clients find this host: what `-MOVED` names.
     config.advertised = redis.to_string().into();
     config.log.segment_size_bytes = 1 << 20;
