@@ -5,6 +5,8 @@
 #![allow(missing_docs, unreachable_pub, reason = "a test, not an interface")]
 #![expect(clippy::print_stdout, reason = "what a run found is printed")]
 
+#[path = "cluster/ids.rs"]
+mod ids;
 #[path = "cluster/machine.rs"]
 mod machine;
 #[path = "cluster/network.rs"]

@@ -5,6 +5,8 @@
 mod disk;
 #[path = "hazards/groups.rs"]
 mod groups;
+#[path = "cluster/ids.rs"]
+mod ids;
 #[path = "cluster/machine.rs"]
 mod machine;
 #[path = "cluster/oracle.rs"]

@@ -4,8 +4,9 @@ use std::sync::{Arc, Mutex};
 
 use raft_engine::{Engine, Event, Events, Progress, WorkerId, Workers};
 use raft_log::vfs::{SimVfs, Vfs};
-use raft_proto::{Envelope, GroupId, HostId, ReplicaId, Time};
+use raft_proto::{Envelope, GroupId, HostId, Time};
 
+use crate::ids::{group, host, numbers, replica};
 use crate::machine::Applications;
 use crate::network::{Network, Outbox, outbox};
 use crate::oracle::Book;
@@ -355,22 +356,4 @@ fn earliest(a: Option<Time>, b: Option<Time>) -> Option<Time> {
         (Some(a), Some(b)) => Some(a.min(b)),
         (a, b) => a.or(b),
     }
-}
-
-fn numbers(list: &[u8]) -> Vec<u64> {
-    list.chunks_exact(8)
-        .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
-        .collect()
-}
-
-pub fn host(id: u64) -> HostId {
-    HostId::new(id).expect("not 0")
-}
-
-pub fn replica(id: u64) -> ReplicaId {
-    ReplicaId::new(id).expect("not 0")
-}
-
-pub fn group(id: u64) -> GroupId {
-    GroupId::new(id).expect("not 0")
 }

@@ -12,8 +12,9 @@ use raft_engine::{
 };
 use raft_log::LaneOptions;
 use raft_log::vfs::{SimVfs, Vfs};
-use raft_proto::{Body, Envelope, GroupId, HostId, ReplicaId, Role, Time};
+use raft_proto::{Body, Envelope, GroupId, HostId, Role, Time};
 
+pub use crate::ids::{group, host, numbers, replica};
 use crate::machine::{Applications, ListMachine, filler};
 use crate::oracle::Slot;
 use crate::promises::Promises;
@@ -89,29 +90,11 @@ pub struct World {
     sequence: u64,
 }
 
-pub fn host(id: u64) -> HostId {
-    HostId::new(id).expect("not 0")
-}
-
-pub fn replica(id: u64) -> ReplicaId {
-    ReplicaId::new(id).expect("not 0")
-}
-
-pub fn group(id: u64) -> GroupId {
-    GroupId::new(id).expect("not 0")
-}
-
 pub fn command(number: u64) -> Bytes {
     let mut command = BytesMut::new();
     command.put_u64_le(number);
     command.put_bytes(filler(number), 100);
     command.freeze()
-}
-
-pub fn numbers(list: &[u8]) -> Vec<u64> {
-    list.chunks_exact(8)
-        .map(|bytes| u64::from_le_bytes(bytes.try_into().expect("eight bytes")))
-        .collect()
 }
 
 impl World {
