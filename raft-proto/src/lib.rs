@@ -107,6 +107,7 @@ mod raft_log;
 mod read_index;
 mod ready;
 mod replication;
+mod snapshots;
 mod status;
 #[cfg(feature = "trace")]
 mod trace;
@@ -136,7 +137,8 @@ pub use raft::Raft;
 pub use ready::{
     AfterSync, Fetch, Fetched, ReadState, Ready, Restored, Role, SoftState, SubmissionId, TermRun,
 };
-pub use replication::{Proposal, Proposed, SnapshotStatus};
+pub use replication::{Proposal, Proposed};
+pub use snapshots::SnapshotStatus;
 pub use status::WhyNoLeader;
 #[cfg(feature = "trace")]
 pub use trace::{TRACE_EVENTS_MAX, TraceEvent, Transition as TraceTransition};

@@ -1,7 +1,7 @@
 //! The state machine of one replica: what it holds, its inputs, and its changes of role.
 //!
 //! The rest of it lies beside: [`crate::check`], [`crate::election`], [`crate::replication`],
-//! [`crate::read_index`], [`crate::output`], [`crate::invariants`].
+//! [`crate::snapshots`], [`crate::read_index`], [`crate::output`], [`crate::invariants`].
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;

@@ -1,0 +1,197 @@
+//! Snapshots in place of a log, and those that are asked for.
+//!
+//! Source: thesis chapter 5 (compaction); etcd `raft.go`.
+
+use alloc::boxed::Box;
+
+use crate::error::{DropReason, Refused};
+use crate::membership::Changed;
+use crate::message::{Body, SnapshotMeta};
+use crate::progress::ProgressState;
+use crate::raft::Raft;
+use crate::types::{Index, ReplicaId};
+
+/// How a snapshot transfer went.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SnapshotStatus {
+    /// The follower has it.
+    Finished,
+    /// It has not.
+    Failed,
+}
+
+/// Sending one to a follower that needs entries the log no longer has.
+impl Raft {
+    /// Sends the newest snapshot to a follower whose next entry is gone; whether it did.
+    pub(crate) fn send_snapshot(&mut self, to: ReplicaId) -> bool {
+        // One from before `to` was a member would be refused, and sent again, without end.
+        let snapshot = self.snapshot.as_ref();
+        let Some(meta) = snapshot
+            .filter(|meta| meta.membership.is_member(to))
+            .cloned()
+        else {
+            let before = self.log.first().previous().unwrap_or_default();
+            let joined = snapshot.map_or(Index::ZERO, |_| self.membership.index);
+            self.want_snapshot(before.max(joined));
+            return false;
+        };
+        // To one that is not there it would be a waste, and would stop the log (hazard 33).
+        let Some(peer) = self
+            .peers
+            .peer_mut(to)
+            .filter(|peer| peer.progress.is_recent_active)
+        else {
+            return false;
+        };
+        peer.progress.become_snapshot(meta.id.index);
+        let meta = Box::new(meta);
+        self.send(to, Body::Snapshot { meta });
+        true
+    }
+
+    /// How the snapshot for `to` fared.
+    pub fn report_snapshot(&mut self, to: ReplicaId, status: SnapshotStatus) {
+        if self.is_leader()
+            && let Some(peer) = self.peers.peer_mut(to)
+            && let ProgressState::Snapshot { pending } = &mut peer.progress.state
+        {
+            if status == SnapshotStatus::Failed {
+                *pending = Index::ZERO;
+            }
+            peer.progress.become_probe();
+            // The follower's own word, or the next heartbeat's answer, goes on from here.
+            peer.progress.set_paused(true);
+        }
+        self.assert_invariants();
+    }
+}
+
+/// Taking one in.
+impl Raft {
+    pub(crate) fn on_snapshot(
+        &mut self,
+        from: ReplicaId,
+        meta: SnapshotMeta,
+    ) -> Result<(), Refused> {
+        let id = meta.id;
+        let refused = if id.index <= self.log.committed {
+            Some(DropReason::SnapshotOutdated)
+        } else if !meta.membership.replicas().contains(&self.config.id) {
+            Some(DropReason::SnapshotWithoutUs)
+        } else if self.log.matches(id) {
+            // The log holds all of it: it tells a commit index and nothing else.
+            self.commit_to(id.index);
+            Some(DropReason::Stale)
+        } else {
+            None
+        };
+        if let Some(reason) = refused {
+            self.accept(from, self.log.committed);
+            return Refused::dropped(reason);
+        }
+        self.log.restart_after(id);
+        self.fetched.clear();
+        self.membership_entries.clear();
+        self.applying.clear();
+        self.applying_bytes = 0;
+        self.is_applying_paused = false;
+        self.snapshot = Some(meta.clone());
+        let replicas = meta.membership.replicas().into_iter().collect();
+        self.switch(Changed {
+            membership: meta.membership.clone(),
+            added: replicas,
+        });
+        self.installing = Some(meta);
+        self.accept(from, self.log.last());
+        Ok(())
+    }
+}
+
+/// Snapshots that followers ask for: theirs is lost, their log is not.
+impl Raft {
+    /// Asks the leader for a snapshot at or past `index`. The answer is
+    /// [`Ready::snapshot_offered`](crate::Ready::snapshot_offered), once, or nothing if the leader
+    /// changes: then ask again.
+    ///
+    /// # Errors
+    ///
+    /// There is no leader to ask, or this replica leads; or [`DropReason::PastEnd`]: `index` lies
+    /// past the next entry.
+    pub fn request_snapshot(&mut self, index: Index) -> Result<(), Refused> {
+        if self.is_leader() {
+            return Refused::dropped(DropReason::NotForThisRole);
+        }
+        let Some(leader) = self.leader else {
+            return Refused::dropped(DropReason::NoLeader);
+        };
+        if index > self.log.last().next() {
+            return Refused::dropped(DropReason::PastEnd);
+        }
+        self.wake();
+        let request = self.draw() >> 2;
+        self.snapshot_request = Some(request);
+        self.send(leader, Body::SnapshotRequest { index, request });
+        Ok(())
+    }
+
+    pub(crate) fn on_snapshot_request(
+        &mut self,
+        from: ReplicaId,
+        index: Index,
+        request: u64,
+    ) -> Result<(), Refused> {
+        if !self.is_leader() {
+            return Refused::dropped(DropReason::NotLeader);
+        }
+        // The asker's log may be longer, by entries that never were committed.
+        if index > self.log.last().next() {
+            return Refused::dropped(DropReason::PastEnd);
+        }
+        self.snapshot_requests.insert(from, (index, request));
+        self.answer_snapshot_requests();
+        Ok(())
+    }
+
+    /// Asks the driver for a snapshot at or past `index`. Of several wishes the lowest counts: what
+    /// it does not answer is asked for again.
+    fn want_snapshot(&mut self, index: Index) {
+        let wanted = self.out.snapshot_wanted.map_or(index, |old| old.min(index));
+        self.out.snapshot_wanted = Some(wanted);
+    }
+
+    pub(crate) fn answer_snapshot_requests(&mut self) {
+        let mut requests = core::mem::take(&mut self.snapshot_requests);
+        requests.retain(|&to, &mut (index, request)| {
+            let stored = self.snapshot.as_ref();
+            let Some(meta) = stored.filter(|meta| meta.id.index >= index).cloned() else {
+                return true;
+            };
+            let meta = Box::new(meta);
+            self.send(to, Body::SnapshotOffer { meta, request });
+            false
+        });
+        self.snapshot_requests = requests;
+        let unanswered = self.snapshot_requests.values().map(|&(index, _)| index);
+        if let Some(index) = unanswered.min() {
+            self.want_snapshot(index);
+        }
+    }
+
+    pub(crate) fn on_snapshot_offer(
+        &mut self,
+        from: ReplicaId,
+        meta: SnapshotMeta,
+        request: u64,
+    ) -> Result<(), Refused> {
+        if self.leader != Some(from) || self.snapshot_request != Some(request) {
+            return Refused::dropped(DropReason::Stale);
+        }
+        // Past what is committed here it would come by itself, in place of the log.
+        if meta.id.index > self.log.committed {
+            return Refused::dropped(DropReason::Stale);
+        }
+        self.snapshot_request = None;
+        self.out.snapshot_offered = Some(meta);
+        Ok(())
+    }
+}
