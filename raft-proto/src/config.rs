@@ -65,7 +65,8 @@ pub struct Config {
     pub inflight_messages_max: usize,
     /// Bytes in flight to one follower, at least 1. Default 8 MiB.
     pub inflight_bytes_max: usize,
-    /// Bytes of uncommitted commands. Default 64 MiB.
+    /// Bytes of uncommitted commands; with 32 for each uncommitted entry at most 64 KiB more.
+    /// Default 64 MiB.
     pub uncommitted_bytes_max: usize,
     /// Bytes of committed entries handed out and not yet reported as applied; one entry may pass
     /// it. Default 16 MiB.

@@ -81,6 +81,8 @@ pub enum DropReason {
     ReadsFull,
     /// What was forwarded was refused by the leader's own rules.
     ProposalRefused,
+    /// No commands to pass on, more than 65,536, or 4 GiB of them. Pass on fewer at once.
+    BatchSize,
     /// A snapshot past the next entry is asked for. Ask again when the log is so long.
     PastEnd,
     /// Reads may rely on a lease that this replica granted, in an earlier term or life too: meanwhile
@@ -111,6 +113,7 @@ impl fmt::Display for DropReason {
             Self::UnknownRead => "nobody waits for this read",
             Self::ReadsFull => "too many reads wait",
             Self::ProposalRefused => "the forwarded proposal was refused",
+            Self::BatchSize => "no commands to pass on, or more than one message carries",
             Self::PastEnd => "past the next entry",
             Self::LeaseHeld => "reads may rely on a lease that this replica granted",
         })
@@ -220,9 +223,13 @@ pub enum ProposeError {
     /// The leadership is being handed over. Retry.
     #[error("a leadership transfer is in progress")]
     TransferInProgress,
-    /// Too many uncommitted bytes. Retry when some are committed.
+    /// Too many uncommitted bytes, or entries. Retry when some are committed.
     #[error("too many uncommitted bytes")]
     UncommittedFull,
+    /// A membership change among the commands. Use
+    /// [`Raft::propose_membership`](crate::Raft::propose_membership), which checks it.
+    #[error("a membership change is no command: use propose_membership")]
+    MembershipKind,
     /// This replica is no longer a member. Ask another.
     #[error("this replica was removed")]
     Removed,

@@ -20,7 +20,7 @@ use crate::types::{EntryId, GroupId, Index, ReplicaId, Term};
 const VERSION: u8 = 1;
 /// The bytes of an envelope before its body.
 pub const ENVELOPE_HEADER_BYTES: usize = 48;
-/// What a forwarded proposal may carry.
+/// How many commands are passed on in one message.
 const FORWARDED_MAX: u32 = 65_536;
 
 /// A snapshot's place and the membership in force there.
@@ -531,6 +531,15 @@ impl Envelope {
 }
 
 impl Forwarded {
+    /// Whether one message carries them all, as its reader takes it.
+    pub(crate) fn may_travel(entries: &[Self]) -> bool {
+        let fits = |number: usize, max: u32| u32::try_from(number).is_ok_and(|n| n <= max);
+        let bytes = entries.iter().map(Self::encoded_bytes);
+        !entries.is_empty()
+            && fits(entries.len(), FORWARDED_MAX)
+            && fits(bytes.fold(0, usize::saturating_add), u32::MAX)
+    }
+
     const fn header_bytes(has_session: bool) -> usize {
         if has_session { 22 } else { 6 }
     }

@@ -17,6 +17,9 @@ use crate::raft::Raft;
 use crate::ready::Role;
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
+/// Beside `uncommitted_bytes_max`, for what uncommitted entries take without their commands.
+const UNCOMMITTED_FRAMES_ROOM_BYTES: usize = 64 << 10;
+
 /// A command to propose.
 #[derive(Clone, Copy, Debug)]
 pub struct Proposal<'a> {
@@ -53,7 +56,8 @@ pub struct Proposed {
 
 /// Proposing.
 impl Raft {
-    /// Appends commands as leader: one buffer for all.
+    /// Appends commands as leader: one buffer for all. A change of membership is no command:
+    /// [`Raft::propose_membership`].
     ///
     /// # Errors
     ///
@@ -67,10 +71,13 @@ impl Raft {
         let proposals = proposals.into_iter();
         let (mut count, mut bytes) = (0, 0);
         for proposal in proposals.clone() {
+            if proposal.kind.is_membership() {
+                return Err(ProposeError::MembershipKind);
+            }
             count += 1;
             bytes += proposal.payload.len();
         }
-        if self.is_uncommitted_full(bytes) {
+        if self.is_uncommitted_full(bytes) || self.is_memory_full(count, bytes) {
             return Err(ProposeError::UncommittedFull);
         }
         let proposed = self.append(proposals, count, bytes);
@@ -99,6 +106,24 @@ impl Raft {
         self.uncommitted_bytes > 0
             && bytes > 0
             && self.uncommitted_bytes.saturating_add(bytes) > self.config.uncommitted_bytes_max
+    }
+
+    /// The same for what entries take besides their commands, of whatever size those are. The
+    /// empty entry of a new leader and a change of membership are not asked.
+    fn is_memory_full(&self, count: usize, bytes: usize) -> bool {
+        let first_uncommitted = self.log.committed.next().get();
+        let uncommitted = self.log.last().next().get() - first_uncommitted;
+        let entries = usize::try_from(uncommitted)
+            .unwrap_or(usize::MAX)
+            .saturating_add(count);
+        let commands = if self.uncommitted_bytes > 0 {
+            self.uncommitted_bytes.saturating_add(bytes)
+        } else {
+            0
+        };
+        let held = entries.saturating_mul(BatchBuilder::frame_bytes(0, false));
+        let room = self.config.uncommitted_bytes_max;
+        held.saturating_add(commands) > room.saturating_add(UNCOMMITTED_FRAMES_ROOM_BYTES)
     }
 
     /// Proposes a membership change of the general form.
@@ -203,8 +228,12 @@ impl Raft {
     ///
     /// # Errors
     ///
-    /// This replica leads itself, or knows of no leader.
+    /// This replica leads itself, or knows of no leader; [`DropReason::BatchSize`]: nothing is to
+    /// be passed on, or more than one message carries.
     pub fn forward(&mut self, entries: Vec<Forwarded>) -> Result<ReplicaId, Refused> {
+        if !Forwarded::may_travel(&entries) {
+            return Refused::dropped(DropReason::BatchSize);
+        }
         if self.role != Role::Follower {
             return Refused::dropped(DropReason::NotForThisRole);
         }
@@ -230,7 +259,8 @@ impl Raft {
             };
         }
         let bytes = entries.iter().map(|entry| entry.payload.len()).sum();
-        if self.may_propose().is_err() || self.is_uncommitted_full(bytes) {
+        let is_full = self.is_uncommitted_full(bytes) || self.is_memory_full(entries.len(), bytes);
+        if self.may_propose().is_err() || is_full {
             return Refused::dropped(DropReason::ProposalRefused);
         }
         for entry in entries {

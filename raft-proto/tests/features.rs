@@ -13,6 +13,8 @@ mod leases;
 mod net;
 #[path = "features/priorities.rs"]
 mod priorities;
+#[path = "features/proposals.rs"]
+mod proposals;
 #[path = "features/quiet.rs"]
 mod quiet;
 #[path = "features/reasons.rs"]
