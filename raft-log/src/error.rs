@@ -94,6 +94,15 @@ pub enum LogError {
         /// The segments.
         files: Vec<String>,
     },
+    /// A term or an index is above all that the log reads back. Nothing was taken: mend whoever
+    /// submits it.
+    #[error("the term or index {number} is above {max}")]
+    NumberTooHigh {
+        /// What was found.
+        number: u64,
+        /// The highest there is.
+        max: u64,
+    },
     /// A batch is larger than a record may be. Nothing was taken.
     #[error("a batch of {size} bytes is over the bound of {bound}")]
     TooLarge {

@@ -7,6 +7,9 @@ use crate::record::RECORD_BYTES_HARD_MAX;
 use crate::segment::NUMBER_MAX;
 use crate::state::{Damage, Health, ReplicaState, SnapshotRecord, SnapshotsRecord};
 
+/// Terms and indexes are below this: one more can always be counted.
+pub(crate) const NUMBER_END: u64 = u64::MAX - 1;
+
 /// A group's replica.
 pub(crate) type Key = (GroupId, ReplicaId);
 
@@ -390,7 +393,7 @@ fn decode_entries(is_moved: bool, body: &mut &[u8]) -> Option<EntriesItem> {
     let in_range = |index: Index| first.index <= index && index <= last.index;
     let makes_sense = first.index > Index::ZERO
         && last.index >= first.index
-        && last.index.get() < u64::MAX - 1
+        && last.index.get() < NUMBER_END
         && last.term >= first.term
         && len > 0
         && term_changes.iter().all(|run| in_range(run.first))
@@ -416,7 +419,7 @@ fn decode_state(body: &mut &[u8]) -> Option<ReplicaState> {
     let snapshots = snapshots(body)?;
     let makes_sense = !terms.is_empty()
         && first > Index::ZERO
-        && first.get() < u64::MAX - 1
+        && first.get() < NUMBER_END
         && last.index.next() >= first;
     makes_sense.then_some(ReplicaState {
         hard_state,
@@ -435,7 +438,7 @@ fn number(body: &mut &[u8]) -> Option<u64> {
 
 fn index(body: &mut &[u8]) -> Option<Index> {
     let index = number(body)?;
-    (index < u64::MAX - 1).then_some(Index::new(index))
+    (index < NUMBER_END).then_some(Index::new(index))
 }
 
 fn id(body: &mut &[u8]) -> Option<EntryId> {

@@ -285,11 +285,7 @@ impl Lane {
         if let Some(reason) = &self.latched {
             return Err(LogError::Latched(reason.clone()));
         }
-        let bound = self.options.record_bytes_max;
-        let largest = submission.entries.iter().map(raft_proto::Batch::size_bytes);
-        if let Some(size) = largest.max().filter(|&size| size > bound) {
-            return Err(LogError::TooLarge { size, bound });
-        }
+        submission.check(self.options.record_bytes_max)?;
         if !submission.entries.is_empty()
             && self.shared.is_full()
             && !self.has_room(submission.entries_bytes())
@@ -484,6 +480,11 @@ impl Lane {
     /// [`LogError::Latched`]: some of it is not durable. [`LogError::StorageFull`]: there is no
     /// room for what is gathered.
     pub fn close(mut self) -> Result<(), LogError> {
+        self.finish()
+    }
+
+    /// As [`Lane::close`]; what ended meanwhile can still be taken.
+    pub(crate) fn finish(&mut self) -> Result<(), LogError> {
         const ATTEMPTS_MAX: usize = 3;
         let mut attempts = 0;
         self.stage_close();

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use raft_proto::{Batch, EntryId, GroupId, HardState, Index, ReplicaId, Term, TermRun};
 
 use crate::error::LogError;
-use crate::item::EntriesItem;
+use crate::item::{EntriesItem, NUMBER_END};
 
 /// A snapshot the log knows of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +66,33 @@ impl Submission {
             restart_after: None,
             compact_before: None,
             tombstone: false,
+        }
+    }
+
+    /// What the log could not take, or could not read back.
+    pub(crate) fn check(&self, record_bytes_max: usize) -> Result<(), LogError> {
+        let largest = self.entries.iter().map(Batch::size_bytes).max();
+        if let Some(size) = largest.filter(|&size| size > record_bytes_max) {
+            let bound = record_bytes_max;
+            return Err(LogError::TooLarge { size, bound });
+        }
+        let id = |id: EntryId| [id.term.get(), id.index.get()];
+        let hard_state = self
+            .hard_state
+            .map(|state| [state.term.get(), state.commit.get()]);
+        let snapshots = self.snapshots.iter().flat_map(|record| &record.retained);
+        let numbers = hard_state
+            .into_iter()
+            .chain(self.restart_after.map(id))
+            .flatten()
+            .chain(self.compact_before.map(Index::get))
+            .chain(snapshots.flat_map(|snapshot| id(snapshot.id)));
+        match numbers.max().filter(|&number| number >= NUMBER_END) {
+            Some(number) => Err(LogError::NumberTooHigh {
+                number,
+                max: NUMBER_END - 1,
+            }),
+            None => Ok(()),
         }
     }
 

@@ -112,11 +112,7 @@ impl LaneThread {
 
     /// What the submission counts for, if it may come in.
     fn admit(&self, submission: &Submission) -> Result<usize, LogError> {
-        let largest = submission.entries.iter().map(raft_proto::Batch::size_bytes);
-        let bound = self.record_bytes_max;
-        if let Some(size) = largest.max().filter(|&size| size > bound) {
-            return Err(LogError::TooLarge { size, bound });
-        }
+        submission.check(self.record_bytes_max)?;
         if !submission.entries.is_empty() && self.reader.space().is_full() {
             return Err(LogError::StorageFull);
         }
@@ -137,7 +133,7 @@ impl LaneThread {
 
     /// Begins to verify everything durable, as [`Lane::scrub`].
     pub fn scrub(&self) {
-        self.inbox.lock().wants_scrub = true;
+        self.inbox.lock().ask_for_scrub();
         self.inbox.notify();
     }
 
@@ -217,11 +213,8 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
             gather(inbox, before + ended, span / 2);
         }
         tell_scrub(&mut lane, inbox);
-        if is_closing && intake.told_later.is_empty() && inbox.is_empty() {
-            // Who was promised an answer has it before the log is closed.
-            let refused = intake.held.into_iter();
-            tell_all(refused.map(|(_, on_done)| (on_done, Err(LogError::StorageFull))));
-            return lane.close();
+        if is_closing && inbox.is_empty() {
+            return close(lane, inbox, intake);
         }
         if let Progress::Idle { until } = progress {
             let timeout = until
@@ -230,6 +223,20 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
             inbox.sleep(timeout);
         }
     }
+}
+
+/// Writes what was taken, and closes. Who was promised an answer has it before that.
+fn close(mut lane: Lane, inbox: &Inbox, mut intake: Intake) -> Result<(), LogError> {
+    let closed = lane.finish();
+    complete(&mut lane, inbox, &mut intake);
+    let why = || match &closed {
+        Err(LogError::Latched(reason)) => LogError::Latched(reason.clone()),
+        _ => LogError::StorageFull,
+    };
+    let told_later = intake.told_later.into_iter().map(|(_, on_done)| on_done);
+    let held = intake.held.into_iter().map(|(_, on_done)| on_done);
+    tell_all(told_later.chain(held).map(|on_done| (on_done, Err(why()))));
+    closed
 }
 
 /// How long the first of those who were just told may take to submit again: about what it takes

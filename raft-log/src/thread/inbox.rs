@@ -72,7 +72,7 @@ impl Inbox {
         bytes: usize,
         on_done: Callback,
     ) -> Result<(), LogError> {
-        self.put(submission, bytes, |_| OnDone::Call(on_done))
+        self.put(submission, bytes, |_| OnDone::Call(Caller::new(on_done)))
     }
 
     /// Puts a submission in and waits until it has ended.
@@ -154,6 +154,12 @@ impl Inbox {
     }
 }
 
+impl State {
+    pub(super) const fn ask_for_scrub(&mut self) {
+        self.wants_scrub = !self.is_gone;
+    }
+}
+
 /// The lane's thread holds this: when it ends, however it does, nobody is left waiting.
 pub(super) struct Tenure<'a>(pub(super) &'a Inbox);
 
@@ -161,9 +167,11 @@ impl Drop for Tenure<'_> {
     fn drop(&mut self) {
         let mut state = self.0.lock();
         state.is_gone = true;
+        state.wants_scrub = false;
+        state.scrub.is_running = false;
         let left = std::mem::take(&mut state.waiting);
         drop(state);
-        tell_all(left.into_iter().map(|(_, on_done)| (on_done, Err(gone()))));
+        drop(left);
     }
 }
 
@@ -171,10 +179,35 @@ fn gone() -> LogError {
     LogError::Latched("the lane's thread has ended; open the log again".to_owned())
 }
 
-/// Who hears how a submission ended.
+/// Who hears how a submission ended: in any case, as dropping it tells it too.
 pub(super) enum OnDone {
-    Call(Callback),
+    Call(Caller),
     Wake(Waiter),
+}
+
+/// A callback that was not called yet.
+pub(super) struct Caller(Option<Callback>);
+
+impl Caller {
+    pub(super) const fn new(callback: Callback) -> Self {
+        Self(Some(callback))
+    }
+
+    fn call(&mut self, result: Result<(), LogError>) {
+        if let Some(callback) = self.0.take()
+            && let Err(panic) = catch_unwind(AssertUnwindSafe(|| callback(result)))
+        {
+            // The panic's hook has reported it; the log has no part in it, nor in what its payload
+            // does when it goes.
+            std::mem::forget(panic);
+        }
+    }
+}
+
+impl Drop for Caller {
+    fn drop(&mut self) {
+        self.call(Err(gone()));
+    }
 }
 
 impl OnDone {
@@ -189,10 +222,7 @@ pub(super) fn tell_all(ended: impl Iterator<Item = (OnDone, Result<(), LogError>
     let mut to_wake: Option<(Arc<Epochs>, usize)> = None;
     for (on_done, result) in ended {
         match on_done {
-            OnDone::Call(callback) => {
-                // Whoever panics here was reported by the panic's hook; the log has no part in it.
-                drop(catch_unwind(AssertUnwindSafe(|| callback(result))));
-            }
+            OnDone::Call(mut caller) => caller.call(result),
             OnDone::Wake(mut waiter) => {
                 match &to_wake {
                     Some((_, epoch)) if *epoch == waiter.epoch => {}
@@ -262,5 +292,59 @@ impl Epochs {
     fn wake(&self, epoch: usize) {
         self.0[epoch].fetch_add(1, Ordering::Release);
         futex::wake(&self.0[epoch], Flags::PRIVATE, ALL).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use raft_proto::{GroupId, ReplicaId};
+
+    use super::*;
+
+    fn submission() -> Submission {
+        let group = GroupId::new(1).expect("not 0");
+        Submission::new(group, ReplicaId::new(1).expect("not 0"), 0)
+    }
+
+    #[test]
+    fn when_the_thread_ends_in_a_panic_all_are_told_those_it_had_taken_too() {
+        let inbox = Inbox::default();
+        let (done, told) = channel();
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                let done = done.clone();
+                let on_done = Box::new(move |result| drop(done.send(result)));
+                inbox.push(submission(), 1, on_done).expect("there is room");
+            }
+            let waiter = scope.spawn(|| inbox.push_and_wait(submission(), 1));
+            while inbox.waiting() < 3 {
+                std::thread::yield_now();
+            }
+            let mut taken = Vec::new();
+            inbox.take(&mut inbox.lock(), &mut taken);
+            let late = scope.spawn(|| inbox.push_and_wait(submission(), 1));
+            while inbox.waiting() < 1 {
+                std::thread::yield_now();
+            }
+            let lane = scope.spawn(|| {
+                let _tenure = Tenure(&inbox);
+                let _taken = taken;
+                panic!("on purpose");
+            });
+            lane.join().expect_err("it panicked");
+            let answers = [waiter, late].map(|thread| thread.join().expect("it returns"));
+            for answer in answers
+                .into_iter()
+                .chain([(); 2].map(|()| told.recv().expect("told")))
+            {
+                assert!(matches!(answer, Err(LogError::Latched(_))), "{answer:?}");
+            }
+        });
+        let refused = inbox.push_and_wait(submission(), 1);
+        assert!(matches!(refused, Err(LogError::Latched(_))), "{refused:?}");
+        inbox.lock().ask_for_scrub();
+        assert!(!inbox.lock().wants_scrub, "nobody would do it");
     }
 }

@@ -76,6 +76,7 @@ mod tests {
     use std::sync::Arc;
 
     use crate::config::LaneOptions;
+    use crate::thread::inbox::Caller;
     use crate::vfs::{SimVfs, Vfs};
     use raft_proto::{BatchBuilder, EntryKind, GroupId, HardState, Index, ReplicaId, Term, Time};
 
@@ -90,7 +91,9 @@ mod tests {
     }
 
     fn nobody() -> OnDone {
-        OnDone::Call(Box::new(|result| result.expect("nothing is refused")))
+        OnDone::Call(Caller::new(Box::new(|result| {
+            result.expect("nothing is refused");
+        })))
     }
 
     #[test]

@@ -337,3 +337,76 @@ fn a_stream_that_is_damaged_takes_nothing_more_and_the_others_do() {
         Err(LogError::Damaged { .. })
     ));
 }
+
+#[test]
+fn a_log_on_a_full_disk_closes_and_tells_those_who_wait() {
+    let options = LaneOptions {
+        segment_size_bytes: 64 << 10,
+        record_bytes_max: 32 << 10,
+        ..options()
+    };
+    for seed in 0..20 {
+        let disk = disk(seed);
+        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+        let (log, _) = LaneThread::open(vfs, DATA.as_ref(), options.clone()).expect("it opens");
+        disk.set_capacity(Some(disk.used_bytes()));
+        let (group, replica) = key(1);
+        let mut rng = Rng(seed);
+        let (done, told) = channel();
+        let mut taken = 0;
+        loop {
+            let mut submission = Submission::new(group, replica, 0);
+            let from = Index::new(taken + 1);
+            submission.entries = vec![batch(&mut rng, group, Term::new(1), from, 1, 3_000)];
+            let done = done.clone();
+            match log.submit(submission, move |result| {
+                done.send(result.is_ok()).ok();
+            }) {
+                Ok(()) => taken += 1,
+                Err(LogError::StorageFull) => break,
+                Err(LogError::Busy { .. }) => std::thread::yield_now(),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        drop(done);
+        let closed = log.close();
+        let durable: Vec<bool> = told.iter().collect();
+        assert_eq!(u64::try_from(durable.len()), Ok(taken), "each is told");
+        let refused = durable.iter().any(|is_durable| !is_durable);
+        assert!(
+            !refused || matches!(closed, Err(LogError::StorageFull)),
+            "{closed:?}"
+        );
+    }
+}
+
+#[test]
+fn numbers_that_could_not_be_read_back_are_refused_and_harm_nobody() {
+    let disk = disk(9);
+    let open = || {
+        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+        LaneThread::open(vfs, DATA.as_ref(), options()).expect("it opens")
+    };
+    let (log, _) = open();
+    log.append(term(3, 7)).expect("it is durable");
+    for number in [u64::MAX, u64::MAX - 1] {
+        let mut bad = [term(1, 1), term(1, number), term(1, 1), term(1, 1)];
+        bad[0].compact_before = Some(Index::new(number));
+        bad[2].restart_after = Some(raft_proto::EntryId::new(Term::new(1), Index::new(number)));
+        bad[3].hard_state = Some(HardState {
+            term: Term::new(1),
+            commit: Index::new(number),
+            vote: None,
+        });
+        for bad in bad {
+            let refused = log.append(bad.clone());
+            let is_named = matches!(refused, Err(LogError::NumberTooHigh { .. }));
+            assert!(is_named, "{bad:?}: {refused:?}");
+        }
+    }
+    log.close().expect("it closes");
+    let (log, recovery) = open();
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    assert_eq!(recovery.replicas[&key(3)].hard_state.term, Term::new(7));
+    log.close().expect("it closes");
+}
