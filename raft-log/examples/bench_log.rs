@@ -8,7 +8,6 @@
 //! `bench_log fill DIR BYTES PAYLOAD_BYTES` fills a log; `bench_log open DIR` opens and reads it.
 #![expect(
     clippy::print_stdout,
-    clippy::print_stderr,
     clippy::cast_precision_loss,
     reason = "prints figures"
 )]
@@ -307,8 +306,8 @@ impl Submitter {
     /// As a thread that waits.
     fn wait_for_each(mut self) {
         loop {
-            let submission = self.draw();
             let begin = Instant::now();
+            let submission = self.draw();
             let appended =
                 submission.and_then(|submission| Ok(self.run.lane.append(submission)?));
             if let Err(error) = appended {
@@ -322,11 +321,12 @@ impl Submitter {
 
     /// As a chain of callbacks.
     fn submit(mut self) {
+        let begin = Instant::now();
         let submission = match self.draw() {
             Ok(submission) => submission,
             Err(error) => return self.end(Some(error)),
         };
-        let (run, begin) = (Arc::clone(&self.run), Instant::now());
+        let (run, sender) = (Arc::clone(&self.run), self.sender.clone());
         let submitted = run.lane.submit(submission, move |result| {
             if let Err(error) = result {
                 self.end(Some(error.into()));
@@ -336,9 +336,8 @@ impl Submitter {
                 self.end(None);
             }
         });
-        // Whoever was refused is gone with its sender: fewer appends are counted.
         if let Err(error) = submitted {
-            eprintln!("refused: {error}");
+            drop(sender.send(Err(error.into())));
         }
     }
 }

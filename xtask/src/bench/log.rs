@@ -290,6 +290,7 @@ fn table(points: &[Point]) -> comfy_table::Table {
         "raft-engine/s",
         "recycling/s",
         "ratio",
+        "blocking ratio",
         "syncs/s",
         "device syncs/s",
         "p99 us",
@@ -297,6 +298,7 @@ fn table(points: &[Point]) -> comfy_table::Table {
     ]);
     for point in points {
         let ratio = point.ours_entries_per_s / point.raft_engine_entries_per_s;
+        let blocking = point.ours_blocking_entries_per_s / point.raft_engine_entries_per_s;
         table.add_row([
             point.submitters.to_string(),
             point.batch.to_string(),
@@ -306,6 +308,7 @@ fn table(points: &[Point]) -> comfy_table::Table {
             format!("{:.0}", point.raft_engine_entries_per_s),
             format!("{:.0}", point.raft_engine_recycle_entries_per_s),
             format!("{ratio:.2}"),
+            format!("{blocking:.2}"),
             format!("{:.0}", point.ours_syncs_per_s),
             format!("{:.0}", point.device_syncs_per_s),
             format!("{:.0}", point.ours_p99_us),
