@@ -5,7 +5,7 @@ use std::collections::btree_map::Entry;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, Weak};
 
-use raft_log::Health;
+use raft_log::{Health, ReplicaState};
 use raft_proto::{Config, GroupId, HostId, Index, ReplicaId};
 use raft_snapshot::{SnapshotEnv, SnapshotError};
 
@@ -147,6 +147,18 @@ impl Engine {
         }))
     }
 
+    /// The time that the last entry held carries: none behind it may carry an earlier one. What a
+    /// snapshot covers is not looked at: its entries are gone.
+    fn last_leader_time_ms(&self, group: GroupId, replica: ReplicaId, state: &ReplicaState) -> u64 {
+        let (reader, last) = (&self.shared.step_shared.reader, state.last.index);
+        let batches = reader.entries(group, replica, last, last, 1);
+        let times = batches.unwrap_or_default().into_iter();
+        times
+            .flat_map(|batch| batch.iter().map(|entry| entry.leader_time_ms()).max())
+            .max()
+            .unwrap_or(0)
+    }
+
     /// Where the replica starts from, with snapshots that were read through.
     fn origin(
         &self,
@@ -171,7 +183,9 @@ impl Engine {
                 if let Some(reason) = damage(&state.health) {
                     return Err(damaged(reason));
                 }
-                Origin::recovered(id, state)?
+                let mut origin = Origin::recovered(id, state)?;
+                origin.restored.leader_time_ms = self.last_leader_time_ms(id, replica, state);
+                origin
             }
             _ if has_state => return Err(RequestError::StateExists(id)),
             Start::Bootstrap { members } => Origin::founded(id, replica, members)?,

@@ -1,13 +1,17 @@
 //! Hosts that stand still, groups that come late, leases.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
-use raft_engine::{Event, Responder, Start, WorkerId};
+use bytes::{Bytes, BytesMut};
+use raft_engine::{
+    Command, Event, Responder, SaveCursor, SaveStep, SnapshotRead, Start, StateMachine,
+    StateMachineError, WorkerId,
+};
 use raft_proto::Role;
 
+use crate::machine::ListMachine;
 use crate::oracle::Slot;
-use crate::world::{MILLISECOND, World, command, group, numbers, replica};
+use crate::world::{MILLISECOND, World, command, group, host, numbers, replica};
 
 const LEASE_TICKS: u64 = 20;
 
@@ -184,4 +188,70 @@ fn hazard_7_a_replica_that_starts_again_grants_no_vote_while_a_lease_may_hold() 
         }
         assert!(written > 0, "seed {seed}: the two elect a leader");
     }
+}
+
+/// Keeps the times of the commands that it applies.
+struct Timed {
+    inner: ListMachine,
+    times: Arc<Mutex<Vec<u64>>>,
+}
+
+impl StateMachine for Timed {
+    fn apply(&mut self, command: Command<'_>) -> Result<Bytes, StateMachineError> {
+        let mut times = self.times.lock().expect("no panic under it");
+        times.push(command.leader_time_ms);
+        drop(times);
+        self.inner.apply(command)
+    }
+
+    fn query(&mut self, query: &[u8]) -> Result<Bytes, StateMachineError> {
+        self.inner.query(query)
+    }
+
+    fn save_next(
+        &mut self,
+        cursor: &mut SaveCursor,
+        out: &mut BytesMut,
+    ) -> Result<SaveStep, StateMachineError> {
+        self.inner.save_next(cursor, out)
+    }
+
+    fn restore(&mut self, source: &mut dyn SnapshotRead) -> Result<(), StateMachineError> {
+        self.inner.restore(source)
+    }
+}
+
+#[test]
+fn commands_carry_times_that_never_fall_though_the_hosts_clocks_are_set_back() {
+    let mut world = World::new(53, 3, 1);
+    let times = Arc::<Mutex<Vec<u64>>>::default();
+    let seen = Arc::clone(&times);
+    world.machines(move |at, _, inner| {
+        let times = if at == host(1) {
+            Arc::clone(&seen)
+        } else {
+            Arc::default()
+        };
+        Box::new(Timed { inner, times })
+    });
+    world.config.wall_ms_at_start = 1_000_000_000;
+    world.start_all();
+    let leader = world.leader(group(1));
+    world.propose(leader, group(1), 1).expect("it serves");
+    world.await_level(group(1));
+    for at in 0..3 {
+        world.kill(at);
+    }
+    times.lock().expect("no panic under it").clear();
+    world.config.wall_ms_at_start = 0;
+    world.start_all();
+    let leader = world.leader(group(1));
+    world.propose(leader, group(1), 2).expect("it serves");
+    world.await_level(group(1));
+    let times = times.lock().expect("no panic under it");
+    assert!(
+        times.len() >= 2,
+        "applied again, and the new one: {times:?}"
+    );
+    assert!(times.is_sorted(), "{times:?}");
 }
