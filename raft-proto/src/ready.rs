@@ -118,7 +118,9 @@ pub struct Ready {
     pub submission: Option<SubmissionId>,
     /// Changed term, vote or commit.
     pub hard_state: Option<HardState>,
-    /// Whether term, vote, entries or a snapshot are among what must be durable.
+    /// Whether term, vote, entries or a snapshot are among what must be durable. If not, `hard_state`
+    /// brings a commit index alone: it is written all the same, before what comes later, and needs no
+    /// sync of its own.
     pub must_sync: bool,
     /// Entries to append; the first one's index overwrites the log from there.
     pub entries: Vec<Batch>,

@@ -216,7 +216,11 @@ impl fmt::Display for EntryId {
 
 /// What a replica must know after a restart besides its log. Source: thesis Figure 3.1.
 ///
-/// `commit` is not required for safety; it spares a restart the wait for the next leader's word.
+/// `commit` is as needed as the rest: membership changes are switched to when they are committed, and
+/// a replica that came back without the commit index that came with an entry could stand under a
+/// membership of the past. So it is durable with or before the entries of the same
+/// [`Ready`](crate::Ready), in the order of submissions: one sync covers both. What is lost with a
+/// Ready that held nothing else is found again by the next leader's word.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct HardState {
     /// The latest term this replica has seen.

@@ -115,7 +115,7 @@ fn thesis_3_8_nothing_is_said_before_it_is_durable() {
 }
 
 #[test]
-fn thesis_3_8_the_commit_index_may_be_lost_and_is_found_again() {
+fn thesis_3_8_a_lost_commit_index_is_found_again_where_no_change_was_committed() {
     let mut net = led_group();
     net.propose(1, "a").expect("it leads");
     net.settle();

@@ -131,8 +131,9 @@ fn thesis_4_2_1_a_new_server_catches_up_before_it_counts() {
 }
 
 #[test]
-fn thesis_4_2_2_a_leader_commits_its_removal_without_its_own_voice_and_steps_down() {
+fn thesis_4_2_2_departs_a_leader_commits_its_removal_with_its_own_voice_and_steps_down() {
     let mut net = led_group();
+    // It is a member until it switches, when the removal is committed: by itself and one other.
     net.cut_off(3);
     net.raft(1)
         .propose_membership(change(ChangeKind::Remove, 1))
