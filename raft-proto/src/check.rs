@@ -113,6 +113,9 @@ impl Raft {
         prev: EntryId,
         entries: &[Batch],
     ) -> Result<(), Refused> {
+        // Who is no member here may be a witness by an entry that is still to come.
+        let own = self.peers.peer(self.config.id);
+        let is_full = own.is_some_and(|own| !own.is_witness);
         let mut before = prev;
         for batch in entries {
             let (first, last) = (batch.first(), batch.last());
@@ -120,6 +123,10 @@ impl Raft {
             if !follows || last.term > term || last.index.get() >= NUMBER_LIMIT {
                 let found = if follows { last } else { first };
                 return Refused::violation(from, ViolationKind::EntryOrder { found });
+            }
+            if is_full && let Some(bare) = batch.iter().find(|entry| entry.is_without_command()) {
+                let found = bare.id();
+                return Refused::violation(from, ViolationKind::WithoutCommand { found });
             }
             before = last;
         }

@@ -9,7 +9,7 @@ use crate::progress::Peer;
 use crate::quorum::VoteResult;
 use crate::raft::Raft;
 use crate::ready::Role;
-use crate::types::{EntryId, ReplicaId, Term};
+use crate::types::{EntryId, Index, ReplicaId, Term};
 
 /// Why a replica stands for election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -233,6 +233,7 @@ impl Raft {
 
     pub(crate) fn is_promotable(&self) -> bool {
         self.log.installing.is_none()
+            && self.last_bare == Index::ZERO
             && self
                 .peers
                 .peer(self.config.id)

@@ -159,6 +159,11 @@ pub enum ViolationKind {
         /// The first that is wrong.
         found: EntryId,
     },
+    /// An entry without its command, as only witnesses are sent them, to a replica that is none.
+    WithoutCommand {
+        /// The entry.
+        found: EntryId,
+    },
     /// A term or index where none like it can be: of zero, too high to be counted on from, or of a
     /// later term than its sender's.
     OutOfRange,
@@ -203,6 +208,9 @@ impl fmt::Display for ViolationKind {
                 write!(f, "it acknowledges {acked}, past our last entry {last}")
             }
             Self::EntryOrder { found } => write!(f, "entry {found} is out of order"),
+            Self::WithoutCommand { found } => {
+                write!(f, "entry {found} lacks its command, and this is no witness")
+            }
             Self::OutOfRange => f.write_str("a term or index is out of range"),
             Self::RoundNeverBegun { round } => write!(f, "round {round} was never begun"),
             Self::Membership => f.write_str("the membership contradicts itself"),

@@ -79,6 +79,8 @@ pub struct Raft {
     /// Where each append of this leadership ends, and how many command bytes it holds.
     pub(crate) uncommitted: VecDeque<(Index, usize)>,
     pub(crate) leader_time_ms: u64,
+    /// The last entry held here without its command, from when this replica was a witness; 0: none.
+    pub(crate) last_bare: Index,
     /// Where this leader encodes its entries.
     pub(crate) chunk: Chunk,
 
@@ -179,6 +181,7 @@ impl Raft {
             uncommitted_bytes: 0,
             uncommitted: VecDeque::new(),
             leader_time_ms: restored.leader_time_ms,
+            last_bare: Index::ZERO,
             chunk: Chunk::default(),
             snapshot: restored.snapshot,
             installing: None,
@@ -208,6 +211,9 @@ impl Raft {
             membership: restored.membership,
             added: Vec::new(),
         });
+        if raft.membership.is_witness(raft.config.id) {
+            raft.last_bare = last;
+        }
         raft.become_follower(raft.term, None);
         raft.assert_invariants();
         Ok(raft)

@@ -591,6 +591,7 @@ impl Raft {
         };
         if news <= self.log.last() {
             self.log.truncate(news);
+            self.last_bare = self.last_bare.min(self.log.last());
             self.fetched.clear();
             while self
                 .membership_entries
@@ -611,6 +612,9 @@ impl Raft {
             self.leader_time_ms = self.leader_time_ms.max(entry.leader_time_ms());
             if entry.kind().is_membership() {
                 self.membership_entries.push_back(entry.index());
+            }
+            if entry.is_without_command() {
+                self.last_bare = entry.index();
             }
         }
         self.log.append(batch);

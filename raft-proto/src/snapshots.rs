@@ -101,6 +101,12 @@ impl Raft {
             membership: meta.membership.clone(),
             added: replicas,
         });
+        // To a witness it brings no content; to any other, all that it lacked.
+        self.last_bare = if self.membership.is_witness(self.config.id) {
+            id.index
+        } else {
+            Index::ZERO
+        };
         self.installing = Some(meta);
         self.accept(from, self.log.last());
         Ok(())

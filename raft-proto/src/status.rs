@@ -16,6 +16,12 @@ pub enum WhyNoLeader {
     NoMembership,
     /// It is not a voter, or a witness: others have to elect one.
     MayNotLead,
+    /// It was a witness: up to this index it has no commands to lead with. A snapshot in place of its
+    /// log would bring them; or remove it, and add another replica under another id.
+    LogWithoutCommands {
+        /// The last entry without its command.
+        index: Index,
+    },
     /// It takes in a snapshot first.
     InstallingSnapshot {
         /// The snapshot's index.
@@ -68,6 +74,11 @@ impl Raft {
         if let Some(index) = self.log.installing {
             return Some(WhyNoLeader::InstallingSnapshot { index });
         }
+        let own = self.peers.peer(self.config.id);
+        if self.last_bare > Index::ZERO && own.is_some_and(|own| !own.is_witness) {
+            let index = self.last_bare;
+            return Some(WhyNoLeader::LogWithoutCommands { index });
+        }
         if !self.is_promotable() {
             return Some(WhyNoLeader::MayNotLead);
         }
@@ -115,6 +126,12 @@ impl fmt::Display for WhyNoLeader {
         match self {
             Self::NoMembership => f.write_str("it has no membership; a leader has to find it"),
             Self::MayNotLead => f.write_str("it may not lead; the voters have to elect a leader"),
+            Self::LogWithoutCommands { index } => {
+                write!(
+                    f,
+                    "it was a witness and has no commands up to {index}: replace it"
+                )
+            }
             Self::InstallingSnapshot { index } => {
                 write!(f, "it takes in the snapshot at {index} first")
             }

@@ -3,7 +3,8 @@
 use crate::net::{Net, change, entry_id, index, message, plain, replica, voters};
 use crate::{dropped, status};
 use raft_proto::{
-    Body, ChangeKind, DropReason, MembershipError, PeerState, ProposeError, Role, Term,
+    Body, ChangeKind, DropReason, MembershipError, PeerState, ProposeError, Refused, Role, Term,
+    ViolationKind, WhyNoLeader,
 };
 
 /// Voters 1, 2 and the witness 3; 1 leads.
@@ -164,4 +165,64 @@ fn witnesses_alone_are_no_quorum_in_either_half_of_a_joint_membership() {
     );
     assert_eq!(*net.raft(1).membership(), before);
     assert_eq!(net.raft(1).last_index(), entry_id(1, 1).index);
+}
+
+#[test]
+fn one_that_was_a_witness_never_leads_with_a_log_without_commands() {
+    let mut net = led();
+    net.add(4, voters(&[1, 2]), plain);
+    net.raft(1)
+        .propose_membership(change(ChangeKind::AddVoter, 4))
+        .expect("nothing is pending");
+    net.settle();
+    net.propose(1, "a").expect("it leads");
+    net.settle();
+    for kind in [ChangeKind::Remove, ChangeKind::AddVoter] {
+        net.tick_all(2);
+        net.raft(1)
+            .propose_membership(change(kind, 3))
+            .expect("it is no member in between");
+        net.settle();
+    }
+    net.tick_all(2);
+    assert!(!net.raft(3).membership().is_witness(replica(3)));
+    let refused = dropped(DropReason::NotPromotable);
+    assert_eq!(net.raft(3).campaign(), refused);
+    let told = message(1, 3, 1, Body::TimeoutNow);
+    assert_eq!(net.raft(3).handle_message(told), refused);
+    assert_eq!(net.raft(3).next_deadline(), None);
+    // The leader is lost: it says why it does not stand, and the others go on.
+    net.raft(3).forget_leader().expect("it follows");
+    let index = index(3);
+    assert_eq!(
+        net.raft(3).why_no_leader(),
+        Some(WhyNoLeader::LogWithoutCommands { index })
+    );
+    net.elect(2);
+    // A snapshot in place of its log brings all.
+    net.cut_off(3);
+    net.propose(2, "b").expect("it leads");
+    net.settle();
+    net.snapshot(2);
+    net.heal();
+    net.tick_all(3);
+    net.elect(3);
+}
+
+#[test]
+fn a_full_member_takes_no_entries_without_commands() {
+    let mut net = led();
+    net.propose(1, "a").expect("it leads");
+    net.pump(1);
+    let bare = net.take(|message| message.to == replica(3));
+    net.mail.clear();
+    for mut append in bare {
+        append.to = replica(2);
+        let from = replica(1);
+        let found = entry_id(1, 2);
+        let kind = ViolationKind::WithoutCommand { found };
+        let refused = Err(Refused::Violation { kind, from });
+        assert_eq!(net.raft(2).handle_message(append), refused);
+    }
+    assert_eq!(net.raft(2).last_index(), index(1));
 }
