@@ -395,6 +395,9 @@ impl Raft {
             self.send(leader, Body::TransferLeader { to });
             return Ok(());
         }
+        if self.is_me(to) {
+            return Refused::dropped(DropReason::NotForThisRole);
+        }
         let Some(peer) = self.peers.peer(to) else {
             return Refused::dropped(DropReason::UnknownPeer);
         };
@@ -404,10 +407,6 @@ impl Raft {
         let is_caught_up = peer.progress.matched == self.log.last();
         if self.transferee == Some(to) {
             return Refused::dropped(DropReason::TransferInProgress);
-        }
-        self.transferee = None;
-        if self.is_me(to) {
-            return Refused::dropped(DropReason::NotForThisRole);
         }
         self.elapsed_from = self.tick;
         self.transferee = Some(to);

@@ -270,6 +270,7 @@ impl Raft {
             self.forget_done_changes();
         }
         self.log.bound_cache();
+        self.let_go_of_fetched();
     }
 
     /// Up to where entries may be applied: committed and, unless the driver sees to it, durable.
@@ -358,6 +359,25 @@ impl Raft {
         !out.has_none()
     }
 
+    /// Lets go of what was fetched and lies behind every reader: the followers, and the state machine
+    /// here.
+    pub(crate) fn let_go_of_fetched(&mut self) {
+        if self.fetched.is_empty() {
+            return;
+        }
+        let me = self.config.id;
+        let others = self.peers.iter().filter(|peer| peer.id != me);
+        let followers = others.map(|peer| peer.progress.next).min();
+        let own = self.log.applying.next();
+        let needed = followers
+            .filter(|_| self.is_leader())
+            .map_or(own, |next| next.min(own));
+        self.fetched.retain(|batches| {
+            let last = batches.last();
+            last.is_some_and(|batch| batch.last().index >= needed)
+        });
+    }
+
     /// The answer to a fetch. What it brings is used where it is still wanted; what was truncated
     /// in between is not.
     pub fn entries_fetched(&mut self, fetched: Fetched) {
@@ -394,6 +414,7 @@ impl Raft {
         if self.is_leader() {
             self.for_each_other(|raft, to| while raft.maybe_send_append(to, false) {});
         }
+        self.let_go_of_fetched();
         self.assert_invariants();
     }
 }

@@ -474,6 +474,7 @@ impl Raft {
             .peers
             .peer(from)
             .is_some_and(|peer| peer.progress.matched == self.log.last());
+        self.let_go_of_fetched();
         if self.transferee == Some(from) && is_caught_up {
             self.send_timeout_now(from);
         }

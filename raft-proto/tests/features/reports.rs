@@ -234,3 +234,34 @@ fn memory_in_use_counts_what_is_in_flight() {
     let sends = 2 * 199;
     assert!(held(256) >= held(1) + sends * size_of::<(u64, usize)>());
 }
+
+#[test]
+fn what_was_fetched_is_let_go_when_all_readers_are_past_it() {
+    let mut net = Net::new(&[1, 2, 3], |config| config.cache_bytes_max = 0);
+    net.elect(1);
+    net.tick_all(1);
+    net.node(3).is_down = true;
+    let long = "x".repeat(300_000);
+    for _ in 0..12 {
+        net.propose(1, &long).expect("it leads");
+        net.settle();
+    }
+    net.node(3).is_down = false;
+    net.tick_all(5);
+    assert_eq!(net.node(3).texts().len(), 12);
+    let held = net.raft(1).memory_bytes();
+    assert!(held < 300_000, "{held} bytes");
+}
+
+#[test]
+fn handing_over_to_itself_stops_no_transfer() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.cut_off(2);
+    net.raft(1).transfer_leader(replica(2)).expect("it leads");
+    assert_eq!(
+        net.raft(1).transfer_leader(replica(1)),
+        dropped(DropReason::NotForThisRole)
+    );
+    assert_eq!(net.raft(1).transferee(), Some(replica(2)));
+}

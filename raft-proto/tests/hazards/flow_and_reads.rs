@@ -113,7 +113,7 @@ fn hazard_33_no_snapshot_for_one_that_is_not_there() {
 }
 
 #[test]
-fn hazard_37_messages_of_another_group_epoch_or_life_are_refused() {
+fn hazard_37_messages_of_another_group_or_epoch_or_for_another_replica_are_refused() {
     let mut net = Net::new(&[1, 2, 3], |config| config.epoch = 4);
     let envelope = |group: GroupId, epoch: u64| Envelope {
         group,
