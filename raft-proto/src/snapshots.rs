@@ -116,8 +116,10 @@ impl Raft {
 /// Snapshots that followers ask for: theirs is lost, their log is not.
 impl Raft {
     /// Asks the leader for a snapshot at or past `index`. The answer is
-    /// [`Ready::snapshot_offered`](crate::Ready::snapshot_offered), once, or nothing if the leader
-    /// changes: then ask again.
+    /// [`Ready::snapshot_offered`](crate::Ready::snapshot_offered), once. Nothing tells that it will
+    /// not come: request or answer may be lost, the leader may change, and a snapshot past this log
+    /// comes in place of the log instead. Ask again after some election timeouts; a later request
+    /// replaces an earlier one.
     ///
     /// # Errors
     ///
@@ -192,9 +194,13 @@ impl Raft {
         if self.leader != Some(from) || self.snapshot_request != Some(request) {
             return Refused::dropped(DropReason::Stale);
         }
-        // Past what is committed here it would come by itself, in place of the log.
         if meta.id.index > self.log.committed {
-            return Refused::dropped(DropReason::Stale);
+            // Past what this log holds it comes by itself, in place of the log.
+            if !self.log.matches(meta.id) {
+                return Refused::dropped(DropReason::Stale);
+            }
+            // What the leader has applied is committed.
+            self.commit_to(meta.id.index);
         }
         self.snapshot_request = None;
         self.out.snapshot_offered = Some(meta);

@@ -265,3 +265,26 @@ fn handing_over_to_itself_stops_no_transfer() {
     );
     assert_eq!(net.raft(1).transferee(), Some(replica(2)));
 }
+
+#[test]
+fn a_snapshot_offered_past_the_commit_index_but_within_the_log_is_an_answer() {
+    let mut net = Net::new(&[1, 2, 3], plain);
+    net.elect(1);
+    net.tick_all(1);
+    net.propose(1, "a").expect("it leads");
+    net.pump(1);
+    for id in [2, 3] {
+        net.deliver_one();
+        net.pump(id);
+    }
+    // Three holds the entry, and does not hear that it is committed.
+    net.cut.insert((1, 3));
+    net.settle();
+    let meta = net.snapshot(1);
+    net.heal();
+    assert_eq!((meta.id.index, net.raft(3).commit()), (index(2), index(1)));
+    net.raft(3).request_snapshot(index(2)).expect("it follows");
+    net.settle();
+    assert_eq!(net.node(3).offered, [meta]);
+    assert_eq!(net.raft(3).commit(), index(2));
+}
