@@ -418,13 +418,27 @@ impl VoteFile {
         }
     }
 
+    pub(crate) fn has_slot(&self, key: Key) -> bool {
+        self.by_key.contains_key(&key)
+    }
+
+    /// Whether there is a place for so many new replicas.
+    pub(crate) fn has_room(&self, more: usize) -> bool {
+        self.slots.len() + more <= self.capacity
+    }
+
+    /// Whether so few places are left that a larger file should be made ahead.
+    pub(crate) fn is_low(&self) -> bool {
+        !self.has_room(self.capacity / 8)
+    }
+
     /// Whether the file must grow before `more` replicas are new to it.
     pub(crate) fn is_short(&self, changes: &[VoteChange]) -> bool {
         let more = changes
             .iter()
             .filter(|change| !self.by_key.contains_key(&change.key))
             .count();
-        self.slots.len() + more > self.capacity
+        !self.has_room(more)
     }
 
     /// Makes a file that has room for `changes` in place of this one, without the slots of those who
@@ -469,6 +483,8 @@ impl VoteFile {
         let file = vfs.create(&temporary)?;
         if let Err(error) = self.fill(vfs, file, &temporary) {
             vfs.close(file);
+            // It takes room that somebody needs; if it cannot go, the next one is made over it.
+            drop(vfs.remove_file(&temporary));
             return Err(error);
         }
         self.file = file;

@@ -24,10 +24,13 @@ use crate::record::RecordKind;
 use crate::recovery::{self, Recovery};
 use crate::staging::Staging;
 use crate::state::{Completion, Submission};
+use held::HeldFor;
+
 use crate::vfs::{FileId, FileLock, OpDone, OpId, Vfs, VfsError};
 
 mod collect;
 mod commit;
+mod held;
 #[cfg(all(test, loom))]
 mod interleavings;
 mod scrub;
@@ -151,6 +154,13 @@ pub struct Lane {
     staging: Staging,
     queue: VecDeque<Staging>,
     queue_bytes: usize,
+    /// New replicas for which the vote file has no place.
+    no_slot: held::Held,
+    /// Entries for which a full disk has no segment.
+    no_room: held::Held,
+    /// For want of space the next segment, or a larger vote file, could not be made.
+    is_pool_full: bool,
+    is_votes_full: bool,
     flight: Option<Flight>,
     /// Dead segments whose release is not recorded yet.
     to_release: Vec<u64>,
@@ -226,6 +236,10 @@ impl Lane {
             staging: Staging::default(),
             queue: VecDeque::new(),
             queue_bytes: 0,
+            no_slot: held::Held::default(),
+            no_room: held::Held::default(),
+            is_pool_full: false,
+            is_votes_full: false,
             flight: None,
             to_release: Vec::new(),
             releasing: BTreeSet::new(),
@@ -271,7 +285,7 @@ impl Lane {
         } else {
             self.staging.len()
         };
-        self.queue_bytes + staged
+        self.queue_bytes + staged + self.no_slot.len() + self.no_room.len()
     }
 
     /// Takes a submission; it is encoded here and becomes durable with the next write.
@@ -292,7 +306,14 @@ impl Lane {
         {
             return Err(LogError::StorageFull);
         }
-        self.stage(&submission);
+        match self.is_held_for(&submission) {
+            // Its entries would wait as long.
+            Some(_) if !submission.entries.is_empty() && self.shared.is_full() => {
+                return Err(LogError::StorageFull);
+            }
+            Some(reason) => self.stage_held(reason, &submission),
+            None => self.stage(&submission),
+        }
         Ok(())
     }
 
@@ -380,11 +401,14 @@ impl Lane {
         }
         match self.pool.on_done(done.op, done.result, self.now) {
             Some(Made::Spare) => {
-                self.shared.set_full(false);
+                self.is_pool_full = false;
+                self.note_full();
+                self.unhold(HeldFor::Room);
                 true
             }
             Some(Made::Full) => {
-                self.shared.set_full(true);
+                self.is_pool_full = true;
+                self.note_full();
                 true
             }
             Some(Made::Nothing) => true,
@@ -392,13 +416,18 @@ impl Lane {
         }
     }
 
+    fn note_full(&self) {
+        self.shared
+            .set_full(self.is_pool_full || self.is_votes_full);
+    }
+
     fn deadline(&self) -> Option<Time> {
         if self.latched.is_some() || self.flight.is_some() {
             return None;
         }
         // A segment in the making is reported by a poll; look again soon if a record waits for it.
-        let is_stalled = !self.staging.is_empty() || !self.queue.is_empty();
-        let watermark = (!is_stalled && self.owes_watermark())
+        let is_stalled = !self.is_drained() || self.has_held();
+        let watermark = (self.is_drained() && self.owes_watermark())
             .then(|| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
         let stalled = is_stalled.then(|| self.now.plus_nanos(1_000_000));
         [watermark, stalled, self.pool.retry_at(), self.scrub.due()]
@@ -424,6 +453,8 @@ impl Lane {
         }
         waiting.append(&mut std::mem::take(&mut self.staging).done);
         self.queue_bytes = 0;
+        waiting.append(&mut self.no_slot.take_done());
+        waiting.append(&mut self.no_room.take_done());
         self.complete(waiting, Some(&reason));
     }
 
@@ -487,6 +518,8 @@ impl Lane {
     pub(crate) fn finish(&mut self) -> Result<(), LogError> {
         const ATTEMPTS_MAX: usize = 3;
         let mut attempts = 0;
+        self.unhold(HeldFor::Room);
+        self.unhold(HeldFor::Slot);
         self.stage_close();
         while self.latched.is_none()
             && (self.flight.is_some() || !self.queue.is_empty() || !self.staging.is_empty())
@@ -496,18 +529,20 @@ impl Lane {
             self.pool.maintain(now);
             let done = self.vfs.completions(Time(u64::MAX));
             if done.is_empty() && self.flight.is_none() {
-                if self.shared.is_full() && !self.pool.is_making() {
+                let is_full = self.is_votes_full || self.is_pool_full && !self.pool.is_making();
+                if is_full {
                     return Err(LogError::StorageFull);
                 }
-                if self.pool.retry_at().is_some() {
-                    // The next segment could not be made: nobody waits for the time of the next
+                if self.pool.retry_at().is_some() || self.lacks_slots() {
+                    // The next segment or vote file could not be made: nobody waits for the time of the next
                     // attempt, so it comes at once, and not for ever.
                     attempts += 1;
                     if attempts > ATTEMPTS_MAX {
-                        self.latch("the next segment cannot be made");
+                        self.latch("the next segment or vote file cannot be made");
                         continue;
                     }
                     self.pool.maintain(Time(u64::MAX));
+                    self.votes_grow_at = self.now;
                 }
                 self.vfs.wait();
             }

@@ -53,6 +53,8 @@ pub(crate) struct Staging {
     pub(crate) changes: Vec<(Key, Change)>,
     pub(crate) done: Vec<(Key, u64)>,
     pub(crate) votes: Vec<VoteChange>,
+    /// How many of them had no place in the vote file when they came.
+    pub(crate) new_slots: usize,
     pub(crate) released: Vec<u64>,
     /// Who is in it.
     owners: OwnerSet,

@@ -152,18 +152,22 @@ impl Wal {
         }
     }
 
-    /// Records before this one may go: the room they take is used again.
+    /// Records before this one may go: the room they take is used again. Waits for no append: a
+    /// record that is not durable yet stays.
     ///
     /// # Errors
     ///
     /// As [`Wal::append`].
     pub fn trim(&self, stream: u64, before: u64) -> Result<(), LogError> {
         let id = stream_id(stream)?;
-        let handle = self.stream(id);
-        let held = lock(&handle);
         self.check_health(id)?;
+        // No further than what is durable: an append under way, which may wait for the very room
+        // that this makes, is not waited for.
+        let Some((_, last)) = self.reader.range(id, only()) else {
+            return Ok(());
+        };
         let mut trim = Submission::new(id, only(), 0);
-        trim.compact_before = Some(Index::new(before).min(held.next));
+        trim.compact_before = Some(Index::new(before).min(last.next()));
         self.log.append(trim)
     }
 

@@ -13,6 +13,8 @@ mod failure;
 mod fuzz;
 #[path = "log/golden.rs"]
 mod golden;
+#[path = "log/held.rs"]
+mod held;
 #[path = "log/large.rs"]
 mod large;
 #[path = "log/model.rs"]

@@ -6,6 +6,7 @@ use crate::error::LogError;
 use crate::hard_state::Half;
 use crate::index::SegmentInfo;
 use crate::item::{ITEM_HEADER_BYTES, Item, Key, Limits, put_state};
+use crate::lane::held::HeldFor;
 use crate::lane::{Flight, FlightKind, Lane};
 use crate::pool::{Dead, RETRY_NANOS};
 use crate::record::{Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
@@ -53,6 +54,7 @@ impl Lane {
         // What is on its way or queued may say the same already: one slot written twice is no
         // harm, one not written would be.
         if self.votes.is_news(&change) {
+            self.staging.new_slots += usize::from(!self.votes.has_slot(key));
             self.staging.votes.push(change);
         }
     }
@@ -90,6 +92,7 @@ impl Lane {
 
     /// Begins the next write, if there is something to write and room for it.
     pub(super) fn begin(&mut self) -> Result<bool, LogError> {
+        self.grow_votes_ahead()?;
         self.stage_watermark();
         let next = self.queue.front().unwrap_or(&self.staging);
         if next.is_empty() {
@@ -98,7 +101,7 @@ impl Lane {
         if self.votes.is_short(&next.votes) {
             let votes = next.votes.clone();
             if !self.grow_votes(&votes)? {
-                return Ok(false);
+                return Ok(self.hold_if(self.is_votes_full, HeldFor::Slot));
             }
         }
         let next = self.queue.front().unwrap_or(&self.staging);
@@ -112,7 +115,12 @@ impl Lane {
             }
         }
         if !self.make_room(len, changes) {
-            return Ok(false);
+            let has_entries = self
+                .queue
+                .iter()
+                .chain([&self.staging])
+                .any(|record| record.has_entries);
+            return Ok(self.hold_if(self.is_pool_full && has_entries, HeldFor::Room));
         }
         if self.active.is_sealed {
             if self.open_segment().is_err() {
@@ -140,24 +148,58 @@ impl Lane {
         }
         let gone = self.tables().tombstones();
         match self.votes.grow(self.vfs.as_ref(), votes, &gone) {
-            Ok(()) => Ok(true),
+            Ok(()) => {
+                self.is_votes_full = false;
+                self.note_full();
+                self.unhold(HeldFor::Slot);
+                Ok(true)
+            }
             Err(LogError::Io(error)) if error.may_pass() => {
                 self.votes_grow_at = self.now.plus_nanos(RETRY_NANOS);
+                // In peace nobody is refused anything for it.
+                self.is_votes_full |= error.is_storage_full() && !votes.is_empty();
+                self.note_full();
                 Ok(false)
             }
             Err(error) => Err(error),
         }
     }
 
+    /// Makes a larger vote file when somebody waits for a place in it, or in peace when there are
+    /// few left: while the disk is full it cannot be made.
+    fn grow_votes_ahead(&mut self) -> Result<(), LogError> {
+        let is_awaited = !self.no_slot.is_empty();
+        let is_peace = || {
+            let is_over = self.now >= self.last_record_at.plus_nanos(self.options.burst_end_nanos);
+            is_over && self.is_drained() && !self.owes_watermark() && !self.is_closing
+        };
+        if is_awaited || (self.votes.is_low() && is_peace()) {
+            let votes = self.no_slot.votes();
+            self.grow_votes(&votes)?;
+        }
+        Ok(())
+    }
+
+    /// Whether what is next waits for a larger vote file.
+    pub(super) fn lacks_slots(&self) -> bool {
+        let next = self.queue.front().unwrap_or(&self.staging);
+        self.votes.is_short(&next.votes)
+    }
+
+    /// Sets aside what is gathered, so that others go on; whether it did.
+    fn hold_if(&mut self, is_full: bool, reason: HeldFor) -> bool {
+        let is_held = is_full && !self.is_closing;
+        if is_held {
+            self.hold(reason);
+        }
+        is_held
+    }
+
     /// At the end of a burst, and when the release of segments must not wait.
     fn stage_watermark(&mut self) {
         let is_over = self.now >= self.last_record_at.plus_nanos(self.options.burst_end_nanos);
         let is_pressing = self.shared.is_full() && !self.to_release.is_empty();
-        if self.queue.is_empty()
-            && self.staging.is_empty()
-            && self.owes_watermark()
-            && (is_over || is_pressing)
-        {
+        if self.is_drained() && self.owes_watermark() && (is_over || is_pressing) {
             self.staging.item(None, &Item::Released(Vec::new()));
         }
     }
@@ -428,7 +470,7 @@ impl Lane {
             }
             FlightKind::Seal(sealed) => self.sealed(&sealed),
         }
-        if self.queue.is_empty() && self.staging.is_empty() && self.latched.is_none() {
+        if self.is_drained() && !self.has_held() && self.latched.is_none() {
             self.collect();
         }
     }

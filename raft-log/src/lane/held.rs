@@ -1,0 +1,204 @@
+//! What cannot be written now, and must not hold up what can.
+//!
+//! On a full disk a replica that is new to the vote file waits for a larger one, and entries that
+//! were taken before the disk was known to be full wait for a segment. Whoever has something
+//! waiting goes on behind it, in order; all others go on in the reserve.
+
+use std::collections::VecDeque;
+
+use rustc_hash::FxHashMap;
+
+use crate::item::{Item, Key};
+use crate::lane::Lane;
+use crate::staging::{Change, Staging, VoteChange};
+use crate::state::Submission;
+
+/// Records that wait, in order, and whose they are.
+#[derive(Debug, Default)]
+pub(super) struct Held {
+    staging: Staging,
+    queue: VecDeque<Staging>,
+    queue_bytes: usize,
+    /// Whether a compaction of the replica says nothing of what waits.
+    keys: FxHashMap<Key, bool>,
+}
+
+/// For what a record waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum HeldFor {
+    /// A place in the vote file.
+    Slot,
+    /// A segment.
+    Room,
+}
+
+impl Held {
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.staging.is_empty()
+    }
+
+    pub(super) fn has(&self, key: Key) -> bool {
+        self.keys.contains_key(&key)
+    }
+
+    pub(super) fn len(&self) -> usize {
+        let staged = if self.staging.is_empty() {
+            0
+        } else {
+            self.staging.len()
+        };
+        self.queue_bytes + staged
+    }
+
+    /// The changed terms and votes of all that waits.
+    pub(super) fn votes(&self) -> Vec<VoteChange> {
+        let waiting = self.queue.iter().chain([&self.staging]);
+        waiting.flat_map(|record| &record.votes).copied().collect()
+    }
+
+    /// Puts whole records before those that wait.
+    fn put_first(&mut self, records: Vec<Staging>) {
+        for record in records.into_iter().rev() {
+            for (key, change) in &record.changes {
+                let may_pass = !matches!(
+                    change,
+                    Change::Snapshots(_) | Change::Reset(_) | Change::Tombstone
+                );
+                *self.keys.entry(*key).or_insert(true) &= may_pass;
+            }
+            for (key, _) in &record.done {
+                self.keys.entry(*key).or_insert(true);
+            }
+            self.queue_bytes += record.len();
+            self.queue.push_front(record);
+        }
+    }
+
+    /// Takes all that waits.
+    fn take(&mut self) -> Vec<Staging> {
+        let held = std::mem::take(self);
+        let last = (!held.staging.is_empty()).then_some(held.staging);
+        held.queue.into_iter().chain(last).collect()
+    }
+
+    /// Takes the submissions of all that waits.
+    pub(super) fn take_done(&mut self) -> Vec<(Key, u64)> {
+        let held = self.take().into_iter();
+        held.flat_map(|record| record.done).collect()
+    }
+}
+
+impl Lane {
+    const fn held(&mut self, reason: HeldFor) -> &mut Held {
+        match reason {
+            HeldFor::Slot => &mut self.no_slot,
+            HeldFor::Room => &mut self.no_room,
+        }
+    }
+
+    /// Whether nothing is gathered that could be written at once.
+    pub(super) fn is_drained(&self) -> bool {
+        self.queue.is_empty() && self.staging.is_empty()
+    }
+
+    pub(super) fn has_held(&self) -> bool {
+        !self.no_slot.is_empty() || !self.no_room.is_empty()
+    }
+
+    /// For what a submission has to wait, if it has to.
+    pub(super) fn is_held_for(&self, submission: &Submission) -> Option<HeldFor> {
+        let key = (submission.group, submission.replica);
+        if self.no_slot.has(key) {
+            return Some(HeldFor::Slot);
+        }
+        if self.no_room.has(key) {
+            return Some(HeldFor::Room);
+        }
+        let is_new = submission.hard_state.is_some() && !self.votes.has_slot(key);
+        let lacks_slot = is_new && {
+            let staged = self.queue.iter().chain([&self.staging]);
+            let pending: usize = staged.map(|record| record.new_slots).sum();
+            !self.votes.has_room(pending + 1)
+        };
+        lacks_slot.then_some(HeldFor::Slot)
+    }
+
+    /// Stages a submission behind what waits for the same.
+    pub(super) fn stage_held(&mut self, reason: HeldFor, submission: &Submission) {
+        let key = (submission.group, submission.replica);
+        let may_pass = submission.snapshots.is_none()
+            && submission.restart_after.is_none()
+            && !submission.tombstone;
+        let held = self.held(reason);
+        let may_pass_all = *held
+            .keys
+            .entry(key)
+            .and_modify(|all| *all &= may_pass)
+            .or_insert(may_pass);
+        if let Some(index) = submission.compact_before.filter(|_| may_pass_all) {
+            self.compact_early(key, index);
+        }
+        self.swap_held(reason);
+        self.stage(submission);
+        self.swap_held(reason);
+    }
+
+    /// What waits may wait for the very room that a compaction behind it makes: what of it concerns
+    /// durable entries alone goes first, and is said again in its turn.
+    fn compact_early(&mut self, key: Key, index: raft_proto::Index) {
+        let last = {
+            let tables = self.tables();
+            let found = tables.replicas.get(&key);
+            found.map(|replica| replica.state.last.index)
+        };
+        if let Some(last) = last {
+            let index = index.min(last.next());
+            self.staging.item(Some(key), &Item::CompactBefore(index));
+            self.staging.changes.push((key, Change::Compact(index)));
+        }
+    }
+
+    fn swap_held(&mut self, reason: HeldFor) {
+        let mut held = std::mem::take(self.held(reason));
+        std::mem::swap(&mut held.staging, &mut self.staging);
+        std::mem::swap(&mut held.queue, &mut self.queue);
+        std::mem::swap(&mut held.queue_bytes, &mut self.queue_bytes);
+        *self.held(reason) = held;
+    }
+
+    /// All that is gathered waits, and what comes from others goes before it.
+    pub(super) fn hold(&mut self, reason: HeldFor) {
+        if !self.staging.is_empty() {
+            self.enqueue();
+        }
+        self.queue_bytes = 0;
+        let mut records: Vec<Staging> = std::mem::take(&mut self.queue).into();
+        let other = match reason {
+            HeldFor::Slot => &mut self.no_room,
+            HeldFor::Room => &mut self.no_slot,
+        };
+        let is_of_both = records
+            .iter()
+            .flat_map(|record| &record.done)
+            .any(|(key, _)| other.has(*key));
+        if is_of_both {
+            // Its later ones wait for something else: all wait together, or the order is lost.
+            records.append(&mut other.take());
+        }
+        self.held(reason).put_first(records);
+    }
+
+    /// What waited is written next, behind what is gathered.
+    pub(super) fn unhold(&mut self, reason: HeldFor) {
+        if self.held(reason).is_empty() {
+            return;
+        }
+        if !self.staging.is_empty() {
+            self.enqueue();
+        }
+        for record in self.held(reason).take() {
+            self.queue_bytes += record.len();
+            self.queue.push_back(record);
+        }
+    }
+}
