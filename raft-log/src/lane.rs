@@ -4,6 +4,9 @@
 //! submit ──▶ staging ──▶ queue ──▶ write k ──▶ sync k ──▶ tables ──▶ completions
 //!            (k+1 is gathered while k is on its way)
 //! ```
+//!
+//! With [`StdVfs`](crate::vfs::StdVfs) write and sync run within [`Lane::poll`]: submissions gather
+//! at whoever drives the lane meanwhile, and are encoded when the poll has returned.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};

@@ -1,5 +1,5 @@
 //! Whose records they are: what a header says of them, so that a record that is lost stops those who
-//! may have been in it, and nobody else. See FORMAT.md, "Records".
+//! may have been in it, which is few while few were. See FORMAT.md, "Records".
 
 use crate::item::Key;
 use crate::record::Place;
