@@ -41,6 +41,8 @@ struct Making {
     spare: Spare,
     /// The smaller one in whose place it comes; that stays if it does not.
     replaces: Option<Spare>,
+    /// The dead one that is recycled; if it cannot be, it is removed.
+    recycles: Option<PathBuf>,
 }
 
 /// What is ahead of the active segment, and what became of those behind it.
@@ -207,13 +209,14 @@ impl Pool {
             op,
             spare,
             replaces,
+            recycles: None,
         });
     }
 
     fn recycle(&mut self, number: u64, dead: Dead) {
         let header = self.header(number, dead.len, dead.incarnation, true);
         let op = self.vfs.submit(Op::Recycle {
-            from: dead.path,
+            from: dead.path.clone(),
             to: segment_path(&self.dir, number),
             head: header.encode(),
         });
@@ -226,6 +229,7 @@ impl Pool {
             op,
             spare,
             replaces: None,
+            recycles: Some(dead.path),
         });
     }
 
@@ -242,7 +246,10 @@ impl Pool {
             return Some(Made::Nothing);
         }
         let Making {
-            spare, replaces, ..
+            spare,
+            replaces,
+            recycles,
+            ..
         } = self.making.take_if(|making| making.op == op)?;
         Some(match result {
             Ok(()) => {
@@ -252,6 +259,8 @@ impl Pool {
                 Made::Spare
             }
             Err(error) => {
+                // It may have the header of its second life and its old name: nobody's file.
+                recycles.into_iter().for_each(|path| self.remove(path));
                 self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
                 replaces.into_iter().for_each(|small| self.insert(small));
                 if error.is_storage_full() {

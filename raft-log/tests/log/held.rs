@@ -1,5 +1,6 @@
 //! What a full disk keeps waiting holds up nobody else.
 
+use raft_log::vfs::Vfs;
 use raft_log::{LaneOptions, Submission};
 use raft_proto::{HardState, Index, ReplicaId, Term};
 
@@ -134,6 +135,34 @@ fn fault_16_entries_without_room_hold_up_neither_votes_nor_compaction() {
     let state = &recovery.replicas[&key(1)];
     assert_eq!(state.last.index, Index::new(40));
     assert_eq!(state.first, Index::new(41));
+}
+
+/// A file system that cannot rename to a name that is free, and one that fails now and then.
+#[test]
+fn a_segment_that_cannot_be_recycled_leaves_no_file_behind() {
+    for every in [1, 40] {
+        let disk = disk(5);
+        let (mut driven, _) = Driven::open(&disk, &options());
+        let mut rng = Rng(5);
+        let mut files = 0;
+        for index in 1..=300 {
+            if index % every == 0 {
+                disk.fail_next("rename", std::io::ErrorKind::Unsupported);
+            }
+            let mut submission = append(&mut rng, 1, index, 4_000);
+            submission.compact_before = Some(Index::new(index.saturating_sub(3).max(1)));
+            driven.lane.submit(submission).expect("it is taken");
+            driven.pass(2 * SECOND);
+            done(&mut driven);
+            let dir = std::path::Path::new("/data/log/0");
+            files = files.max(disk.list(dir).expect("it is there").len());
+        }
+        assert!(files <= 8, "{files} files at once");
+        driven.lane.close().expect("all is durable");
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        let report = recovery.report;
+        assert!(report.foreign.is_empty(), "{:?}", report.foreign);
+    }
 }
 
 #[test]
