@@ -235,8 +235,17 @@ fn close(mut lane: Lane, inbox: &Inbox, mut intake: Intake) -> Result<(), LogErr
     };
     let told_later = intake.told_later.into_iter().map(|(_, on_done)| on_done);
     let held = intake.held.into_iter().map(|(_, on_done)| on_done);
-    tell_all(told_later.chain(held).map(|on_done| (on_done, Err(why()))));
-    closed
+    let mut is_refused = false;
+    let refused = told_later.chain(held).map(|on_done| {
+        is_refused = true;
+        (on_done, Err(why()))
+    });
+    tell_all(refused);
+    closed.and(if is_refused {
+        Err(LogError::StorageFull)
+    } else {
+        Ok(())
+    })
 }
 
 /// How long the first of those who were just told may take to submit again: about what it takes
