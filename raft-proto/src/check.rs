@@ -55,7 +55,7 @@ impl Raft {
             return Refused::violation(from, ViolationKind::OwnName);
         }
         let is_for_members = message.body.is_response() || message.body.is_request();
-        if is_for_members && self.peers.peer(from).is_none() {
+        if is_for_members && self.members.get(from).is_none() {
             return Refused::dropped(DropReason::UnknownPeer);
         }
         if !is_in_range(message) {
@@ -64,15 +64,11 @@ impl Raft {
         if term < self.term {
             return Ok(());
         }
-        if message.body.is_of_leader() && term == self.term {
-            let leader = if self.is_leader() {
-                Some(self.config.id)
-            } else {
-                self.leader
-            };
-            if let Some(leader) = leader.filter(|&leader| leader != from) {
-                return Refused::violation(from, ViolationKind::SecondLeader { term, leader });
-            }
+        if message.body.is_of_leader()
+            && term == self.term
+            && let Some(leader) = self.leader().filter(|&leader| leader != from)
+        {
+            return Refused::violation(from, ViolationKind::SecondLeader { term, leader });
         }
         match &message.body {
             Body::Append { prev, entries, .. } => self.check_append(from, term, *prev, entries),
@@ -98,7 +94,7 @@ impl Raft {
                 )
             }
             Body::HeartbeatResponse { round }
-                if self.is_leader() && term == self.term && *round > self.reads.round() =>
+                if self.is_leader() && term == self.term && *round > self.round =>
             {
                 Refused::violation(from, ViolationKind::RoundNeverBegun { round: *round })
             }
@@ -114,7 +110,7 @@ impl Raft {
         entries: &[Batch],
     ) -> Result<(), Refused> {
         // Who is no member here may be a witness by an entry that is still to come.
-        let own = self.peers.peer(self.config.id);
+        let own = self.members.get(self.config.id);
         let is_full = own.is_some_and(|own| !own.is_witness);
         let mut before = prev;
         for batch in entries {

@@ -5,10 +5,10 @@
 
 use crate::error::{DropReason, Refused};
 use crate::message::{Body, Message};
-use crate::progress::Peer;
 use crate::quorum::VoteResult;
 use crate::raft::Raft;
 use crate::ready::Role;
+use crate::roles::State;
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
 /// Why a replica stands for election.
@@ -59,14 +59,14 @@ impl Raft {
     /// The tick at which time alone changes something; `None` while nothing does.
     #[must_use]
     pub fn next_deadline(&self) -> Option<u64> {
-        let read = self.reads.next_give_up();
-        let own = if self.quiet.is_quiet() {
+        let read = self.read_give_up_at();
+        let own = if self.is_quiet() {
             None
-        } else if self.is_leader() {
-            let heartbeat = self
+        } else if let Some(leader) = self.leading() {
+            let heartbeat = leader
                 .heartbeat_from
                 .saturating_add(self.config.heartbeat_ticks);
-            let needs_check = self.config.check_quorum || self.transferee.is_some();
+            let needs_check = self.config.check_quorum || leader.transferee.is_some();
             let timeout = self.config.election_timeout_ticks_min;
             let check = needs_check.then(|| self.elapsed_from.saturating_add(timeout));
             Some(check.map_or(heartbeat, |check| check.min(heartbeat)))
@@ -95,7 +95,7 @@ impl Raft {
         self.set_tick(tick);
         self.give_up_reads();
         self.retry_fetches();
-        if self.quiet.is_quiet() {
+        if self.is_quiet() {
             return;
         }
         if self.is_leader() {
@@ -105,7 +105,9 @@ impl Raft {
             // Whoever leaves the candidacy to replicas of higher priority must not hold their votes
             // up by a leader that it would itself have stood against.
             if !self.is_patience_over() || self.is_fenced() {
-                self.leader = None;
+                if let Some(follower) = self.following_mut() {
+                    follower.leader = None;
+                }
             } else {
                 self.hup(self.first_campaign()).ok();
             }
@@ -120,12 +122,15 @@ impl Raft {
                 self.check_quorum();
             }
             // A transfer that takes so long has failed (thesis §3.10).
-            self.transferee = None;
+            if let Some(leader) = self.leading_mut() {
+                leader.transferee = None;
+            }
         }
-        if self.is_leader()
-            && self.tick.saturating_sub(self.heartbeat_from) >= self.config.heartbeat_ticks
+        let (tick, every) = (self.tick, self.config.heartbeat_ticks);
+        if let Some(leader) = self.leading_mut()
+            && tick.saturating_sub(leader.heartbeat_from) >= every
         {
-            self.heartbeat_from = self.tick;
+            leader.heartbeat_from = tick;
             if !self.maybe_quiesce() {
                 self.beat();
             }
@@ -134,21 +139,17 @@ impl Raft {
 
     /// Steps down if no quorum was heard of since the last check (thesis §6.2).
     fn check_quorum(&mut self) {
-        if !self.is_quorum_active() {
-            self.become_follower(self.term, None);
-        }
         let me = self.config.id;
-        for peer in self.peers.iter_mut().filter(|peer| peer.id != me) {
+        let State::Leader(leader) = &mut self.state else {
+            return;
+        };
+        if !leader.peers.is_quorum_active() {
+            return self.become_follower(self.term, None);
+        }
+        let others = leader.peers.iter_mut();
+        for peer in others.filter(|peer| peer.member.id != me) {
             peer.progress.is_recent_active = false;
         }
-    }
-
-    /// Whether a quorum was heard of since the last check.
-    fn is_quorum_active(&self) -> bool {
-        let result = self
-            .peers
-            .vote_result(|peer| Some(peer.progress.is_recent_active));
-        result == VoteResult::Won
     }
 
     /// Ticks since the leader was heard of; for a leader, since it last checked its quorum.
@@ -176,9 +177,9 @@ impl Raft {
     /// priority between it and the target, which falls by a fifth after two rounds.
     fn is_patience_over(&mut self) -> bool {
         let own = self.membership.priority(self.config.id);
-        let voters = || self.peers.iter().filter(|peer| peer.is_voter());
+        let voters = || self.members.iter().filter(|member| member.is_voter());
         let highest = voters()
-            .map(|peer| self.membership.priority(peer.id))
+            .map(|voter| self.membership.priority(voter.id))
             .max()
             .unwrap_or(own);
         let mut target = self.patience.target.unwrap_or(highest);
@@ -188,7 +189,7 @@ impl Raft {
         let mut steps = 0_u32;
         let mut level = own;
         while let Some(above) = voters()
-            .map(|peer| self.membership.priority(peer.id))
+            .map(|voter| self.membership.priority(voter.id))
             .filter(|&priority| priority > level && priority <= target)
             .min()
         {
@@ -235,8 +236,8 @@ impl Raft {
         self.log.installing.is_none()
             && self.last_bare == Index::ZERO
             && self
-                .peers
-                .peer(self.config.id)
+                .members
+                .get(self.config.id)
                 .is_some_and(|own| !own.is_learner && !own.is_witness)
     }
 
@@ -287,10 +288,10 @@ impl Raft {
             self.term
         };
         let last = self.log.last_id();
-        for at in 0..self.peers.len() {
-            let peer = self.peers.at(at);
-            let id = peer.id;
-            if !peer.is_voter() {
+        for at in 0..self.members.len() {
+            let member = self.members.at(at);
+            let id = member.id;
+            if !member.is_voter() {
                 continue;
             }
             let body = match campaign {
@@ -314,11 +315,11 @@ impl Raft {
 
     pub(crate) fn check_lease(&self) -> Result<(), Refused> {
         let is_check_due = self.elapsed() >= self.config.election_timeout_ticks_min;
-        let is_in_touch = if self.is_leader() {
+        let is_in_touch = if let Some(leader) = self.leading() {
             // Messages come before the timers of their tick, so before a check that is due.
-            !is_check_due || self.is_quorum_active()
+            !is_check_due || leader.peers.is_quorum_active()
         } else {
-            self.leader.is_some() && !is_check_due
+            self.leader().is_some() && !is_check_due
         };
         if self.config.check_quorum && is_in_touch {
             Refused::dropped(DropReason::LeaderAlive)
@@ -339,7 +340,7 @@ impl Raft {
         // A vote cast is repeated; a first one is cast if no leader is known; a pre-vote for a
         // later term promises nothing. Learners vote: they may be voters and not know it yet.
         let may_vote = self.vote == Some(from)
-            || (self.vote.is_none() && self.leader.is_none())
+            || (self.vote.is_none() && self.leader().is_none())
             || (is_pre && term > self.term);
         // The election restriction: ids order by term, then by index (thesis §3.6.1).
         let is_rejected = !(may_vote && last >= self.log.last_id());
@@ -363,13 +364,14 @@ impl Raft {
     }
 
     pub(crate) fn on_vote_response(&mut self, from: ReplicaId, is_rejected: bool) {
-        if let Some(peer) = self.peers.peer_mut(from)
-            && peer.vote.is_none()
-        {
-            peer.vote = Some(!is_rejected);
+        let (State::PreCandidate(votes) | State::Candidate(votes)) = &mut self.state else {
+            return;
+        };
+        if self.members.get(from).is_some() {
+            votes.note(from, !is_rejected);
         }
-        match self.peers.vote_result(|peer: &Peer| peer.vote) {
-            VoteResult::Won if self.role == Role::PreCandidate => self.start(Campaign::Election),
+        match self.members.vote_result(|id| votes.of(id)) {
+            VoteResult::Won if self.role() == Role::PreCandidate => self.start(Campaign::Election),
             VoteResult::Won => {
                 self.become_leader();
                 self.broadcast_append();
@@ -388,28 +390,29 @@ impl Raft {
     /// `to` may not lead, leads already, or there is no leader to ask.
     pub fn transfer_leader(&mut self, to: ReplicaId) -> Result<(), Refused> {
         self.wake();
-        if !self.is_leader() {
-            let Some(leader) = self.leader else {
+        let is_me = self.is_me(to);
+        let State::Leader(own) = &mut self.state else {
+            let Some(leader) = self.leader() else {
                 return Refused::dropped(DropReason::NoLeader);
             };
             self.send(leader, Body::TransferLeader { to });
             return Ok(());
-        }
-        if self.is_me(to) {
+        };
+        if is_me {
             return Refused::dropped(DropReason::NotForThisRole);
         }
-        let Some(peer) = self.peers.peer(to) else {
+        let Some(peer) = own.peers.peer(to) else {
             return Refused::dropped(DropReason::UnknownPeer);
         };
-        if peer.is_learner || peer.is_witness {
+        if peer.member.is_learner || peer.member.is_witness {
             return Refused::dropped(DropReason::NotPromotable);
         }
         let is_caught_up = peer.progress.matched == self.log.last();
-        if self.transferee == Some(to) {
+        if own.transferee == Some(to) {
             return Refused::dropped(DropReason::TransferInProgress);
         }
         self.elapsed_from = self.tick;
-        self.transferee = Some(to);
+        own.transferee = Some(to);
         if is_caught_up {
             self.send_timeout_now(to);
         } else {
@@ -431,14 +434,15 @@ impl Raft {
     ///
     /// [`DropReason::LeaseHeld`] where reads rely on a lease.
     pub fn forget_leader(&mut self) -> Result<(), Refused> {
-        if self.role != Role::Follower {
+        let has_leases = self.fence_ticks > 0;
+        let Some(follower) = self.following_mut() else {
             return Refused::dropped(DropReason::NotForThisRole);
-        }
-        if self.fence_ticks > 0 {
+        };
+        if has_leases {
             return Refused::dropped(DropReason::LeaseHeld);
         }
+        follower.leader = None;
         self.wake();
-        self.leader = None;
         Ok(())
     }
 }

@@ -4,7 +4,7 @@
 //! Source: thesis Figure 3.2; DESIGN section 10.
 
 use crate::raft::Raft;
-use crate::ready::Role;
+use crate::roles::State;
 use crate::types::Term;
 
 impl Raft {
@@ -17,21 +17,15 @@ impl Raft {
             self.durable_term <= self.term,
             "what is durable was held in memory before"
         );
-        match self.role {
-            Role::Leader => {
-                assert!(self.term > Term::ZERO, "an election begins a term");
-                assert!(
-                    self.leader == Some(self.config.id),
-                    "a leader knows who leads"
-                );
-            }
-            Role::Candidate => assert!(
+        match &self.state {
+            State::Leader(_) => assert!(self.term > Term::ZERO, "an election begins a term"),
+            State::Candidate(_) => assert!(
                 self.vote == Some(self.config.id),
                 "a candidate votes for itself"
             ),
-            Role::PreCandidate => assert!(self.leader.is_none(), "who has a leader does not ask"),
-            Role::Follower => assert!(
-                self.leader != Some(self.config.id),
+            State::PreCandidate(_) => {}
+            State::Follower(follower) => assert!(
+                follower.leader != Some(self.config.id),
                 "a follower follows another"
             ),
         }
@@ -42,13 +36,19 @@ impl Raft {
 
     fn assert_peers(&self) {
         let last = self.log.last();
-        let mut before = None;
-        for peer in self.peers.iter() {
-            assert!(before < Some(peer.id), "peers ascend");
-            before = Some(peer.id);
-            let progress = &peer.progress;
-            assert!(progress.matched < progress.next, "matched < next");
-            if self.is_leader() {
+        let members = || self.members.iter().map(|member| member.id);
+        assert!(
+            members().zip(members().skip(1)).all(|(a, b)| a < b),
+            "members ascend"
+        );
+        if let Some(leader) = self.leading() {
+            assert!(
+                leader.peers.iter().map(|peer| peer.member.id).eq(members()),
+                "a leader has a progress for each member"
+            );
+            for peer in leader.peers.iter() {
+                let progress = &peer.progress;
+                assert!(progress.matched < progress.next, "matched < next");
                 assert!(progress.matched <= last, "a match lies within the log");
             }
         }

@@ -107,6 +107,7 @@ mod raft_log;
 mod read_index;
 mod ready;
 mod replication;
+mod roles;
 mod snapshots;
 mod status;
 #[cfg(feature = "trace")]

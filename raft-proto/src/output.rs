@@ -8,6 +8,7 @@ use crate::entry::Batch;
 use crate::message::{Body, Message, SnapshotMeta};
 use crate::raft::Raft;
 use crate::ready::{AfterSync, Fetch, Fetched, ReadState, Ready, SoftState, SubmissionId};
+use crate::roles::State;
 use crate::types::{Index, ReplicaId, Term};
 
 /// A message of this replica to itself, due when its submission is durable.
@@ -129,8 +130,8 @@ impl Raft {
     /// Calls `visit` with every other member, by ascending id.
     pub(crate) fn for_each_other(&mut self, mut visit: impl FnMut(&mut Self, ReplicaId)) {
         let mut at = 0;
-        while at < self.peers.len() {
-            let id = self.peers.at(at).id;
+        while at < self.members.len() {
+            let id = self.members.at(at).id;
             if !self.is_me(id) {
                 visit(self, id);
             }
@@ -220,17 +221,17 @@ impl Raft {
             || self.log.committed > self.log.applying
             || (hard.term, hard.commit) != (self.term, self.log.committed)
             || !is_same(hard.vote, self.vote)
-            || soft.role != self.role
-            || !is_same(soft.leader, self.leader)
-            || self.reads.is_waiting()
+            || soft.role != self.role()
+            || !is_same(soft.leader, self.leader())
+            || matches!(&self.state, State::Leader(leader) if leader.reads.is_waiting())
             || self.installing.is_some()
             || self.membership.auto_leave
     }
 
     const fn soft_state(&self) -> SoftState {
         SoftState {
-            role: self.role,
-            leader: self.leader,
+            role: self.role(),
+            leader: self.leader(),
         }
     }
 
@@ -366,12 +367,14 @@ impl Raft {
             return;
         }
         let me = self.config.id;
-        let others = self.peers.iter().filter(|peer| peer.id != me);
+        let peers = self
+            .leading()
+            .into_iter()
+            .flat_map(|leader| leader.peers.iter());
+        let others = peers.filter(|peer| peer.member.id != me);
         let followers = others.map(|peer| peer.progress.next).min();
         let own = self.log.applying.next();
-        let needed = followers
-            .filter(|_| self.is_leader())
-            .map_or(own, |next| next.min(own));
+        let needed = followers.map_or(own, |next| next.min(own));
         self.fetched.retain(|batches| {
             let last = batches.last();
             last.is_some_and(|batch| batch.last().index >= needed)
@@ -397,7 +400,7 @@ impl Raft {
             self.fetched
                 .push_back(batches.into_iter().filter(fits).collect());
             // One answer for each reader: the followers, and the state machine here.
-            while self.fetched.len() > self.peers.len() + 1 {
+            while self.fetched.len() > self.members.len() + 1 {
                 self.fetched.pop_front();
             }
         }

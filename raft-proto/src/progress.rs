@@ -196,22 +196,17 @@ impl Progress {
     }
 }
 
-/// A replica of the group as this replica knows it.
-#[derive(Debug)]
-pub(crate) struct Peer {
+/// A replica of the group, as the membership has it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Member {
     pub(crate) id: ReplicaId,
-    pub(crate) progress: Progress,
-    /// What it answered in the running election.
-    pub(crate) vote: Option<bool>,
-    /// The latest heartbeat round it confirmed.
-    pub(crate) acked_round: u64,
     pub(crate) is_incoming: bool,
     pub(crate) is_outgoing: bool,
     pub(crate) is_learner: bool,
     pub(crate) is_witness: bool,
 }
 
-impl Peer {
+impl Member {
     pub(crate) const fn is_voter(&self) -> bool {
         self.is_incoming || self.is_outgoing
     }
@@ -221,44 +216,98 @@ impl Peer {
 ///
 /// A sorted vector: groups are small, and every pass goes over all of it.
 #[derive(Debug, Default)]
-pub(crate) struct Peers {
-    peers: Vec<Peer>,
+pub(crate) struct Members(Vec<Member>);
+
+impl Members {
+    pub(crate) fn of(membership: &Membership) -> Self {
+        let member = |id| Member {
+            id,
+            is_incoming: membership.voters.contains(&id),
+            is_outgoing: membership.voters_outgoing.contains(&id),
+            is_learner: membership.learners.contains(&id),
+            is_witness: membership.is_witness(id),
+        };
+        Self(membership.replicas().into_iter().map(member).collect())
+    }
+
+    pub(crate) const fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    pub(crate) const fn memory_bytes(&self) -> usize {
+        self.0.len() * size_of::<Member>()
+    }
+
+    pub(crate) fn at(&self, at: usize) -> &Member {
+        &self.0[at]
+    }
+
+    pub(crate) fn get(&self, id: ReplicaId) -> Option<&Member> {
+        self.0.iter().find(|member| member.id == id)
+    }
+
+    pub(crate) fn iter(&self) -> core::slice::Iter<'_, Member> {
+        self.0.iter()
+    }
+
+    pub(crate) fn vote_result(&self, vote: impl Fn(ReplicaId) -> Option<bool>) -> VoteResult {
+        joint_vote(self.iter().map(|member| (*member, vote(member.id))))
+    }
 }
 
+/// The outcome of a vote among the voters of both halves of a membership.
+fn joint_vote(votes: impl Iterator<Item = (Member, Option<bool>)> + Clone) -> VoteResult {
+    let among = |is_one: fn(&Member) -> bool| {
+        let votes = votes.clone().filter(move |(member, _)| is_one(member));
+        majority_vote(votes.map(|(_, vote)| vote))
+    };
+    among(|member| member.is_incoming).and(among(|member| member.is_outgoing))
+}
+
+/// A member as its leader sees it.
+#[derive(Debug)]
+pub(crate) struct Peer {
+    pub(crate) member: Member,
+    pub(crate) progress: Progress,
+    /// The latest heartbeat round it confirmed.
+    pub(crate) acked_round: u64,
+}
+
+/// All members as their leader sees them, by ascending id.
+#[derive(Debug)]
+pub(crate) struct Peers(Vec<Peer>);
+
 impl Peers {
-    /// Takes on the replicas of `membership`: new ones, and those in `renewed`, begin at `next`.
-    pub(crate) fn switch(&mut self, membership: &Membership, renewed: &[ReplicaId], next: Index) {
-        let mut before = core::mem::take(&mut self.peers);
-        for id in membership.replicas() {
+    /// Of a leader that begins: of nobody is known how much it holds.
+    pub(crate) fn new(members: &Members, next: Index) -> Self {
+        let peer = |member: &Member| Peer {
+            member: *member,
+            progress: Progress::new(next),
+            acked_round: 0,
+        };
+        Self(members.iter().map(peer).collect())
+    }
+
+    /// Takes on `members`: new ones, and those in `renewed`, begin at `next`.
+    pub(crate) fn switch(&mut self, members: &Members, renewed: &[ReplicaId], next: Index) {
+        let mut before = core::mem::take(&mut self.0);
+        for &member in members.iter() {
             let known = before
                 .iter()
-                .position(|peer| peer.id == id)
+                .position(|peer| peer.member.id == member.id)
                 .map(|at| before.swap_remove(at))
-                .filter(|_| !renewed.contains(&id));
-            let mut peer = known.unwrap_or_else(|| Peer {
-                id,
+                .filter(|_| !renewed.contains(&member.id));
+            let peer = known.unwrap_or_else(|| Peer {
+                member,
                 progress: Progress {
                     // Time to show itself before it counts as lost.
                     is_recent_active: true,
                     ..Progress::new(next)
                 },
-                vote: None,
                 acked_round: 0,
-                is_incoming: false,
-                is_outgoing: false,
-                is_learner: false,
-                is_witness: false,
             });
-            peer.is_incoming = membership.voters.contains(&id);
-            peer.is_outgoing = membership.voters_outgoing.contains(&id);
-            peer.is_learner = membership.learners.contains(&id);
-            peer.is_witness = membership.is_witness(id);
-            self.peers.push(peer);
+            self.0.push(Peer { member, ..peer });
         }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.peers.len()
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
@@ -266,38 +315,32 @@ impl Peers {
             ProgressState::Replicate { inflight, .. } => inflight.memory_bytes(),
             _ => 0,
         };
-        self.peers
-            .iter()
-            .map(|peer| size_of::<Peer>() + inflight(peer))
-            .sum()
-    }
-
-    pub(crate) fn at(&self, at: usize) -> &Peer {
-        &self.peers[at]
+        let held = |peer| size_of::<Peer>() + inflight(peer);
+        self.0.iter().map(held).sum()
     }
 
     pub(crate) fn peer(&self, id: ReplicaId) -> Option<&Peer> {
-        self.peers.iter().find(|peer| peer.id == id)
+        self.0.iter().find(|peer| peer.member.id == id)
     }
 
     pub(crate) fn peer_mut(&mut self, id: ReplicaId) -> Option<&mut Peer> {
-        self.peers.iter_mut().find(|peer| peer.id == id)
+        self.0.iter_mut().find(|peer| peer.member.id == id)
     }
 
     pub(crate) fn iter(&self) -> core::slice::Iter<'_, Peer> {
-        self.peers.iter()
+        self.0.iter()
     }
 
     pub(crate) fn iter_mut(&mut self) -> core::slice::IterMut<'_, Peer> {
-        self.peers.iter_mut()
+        self.0.iter_mut()
     }
 
     fn incoming(&self) -> impl Iterator<Item = &Peer> + Clone {
-        self.peers.iter().filter(|peer| peer.is_incoming)
+        self.0.iter().filter(|peer| peer.member.is_incoming)
     }
 
     fn outgoing(&self) -> impl Iterator<Item = &Peer> + Clone {
-        self.peers.iter().filter(|peer| peer.is_outgoing)
+        self.0.iter().filter(|peer| peer.member.is_outgoing)
     }
 
     /// The highest index that a quorum holds. Source: thesis §3.5, §4.3.
@@ -310,7 +353,10 @@ impl Peers {
 
     /// The latest heartbeat round that a quorum confirmed; `me` confirms all up to `own`.
     pub(crate) fn confirmed_round(&self, me: ReplicaId, own: u64) -> u64 {
-        let acked = |peer: &Peer| Index::new(if peer.id == me { own } else { peer.acked_round });
+        let acked = |peer: &Peer| {
+            let is_me = peer.member.id == me;
+            Index::new(if is_me { own } else { peer.acked_round })
+        };
         both_reached(
             majority_reached(self.incoming().map(acked)),
             majority_reached(self.outgoing().map(acked)),
@@ -319,9 +365,10 @@ impl Peers {
         .min(own)
     }
 
-    pub(crate) fn vote_result(&self, vote: impl Fn(&Peer) -> Option<bool>) -> VoteResult {
-        let incoming = majority_vote(self.incoming().map(&vote));
-        incoming.and(majority_vote(self.outgoing().map(&vote)))
+    /// Whether a quorum was heard of since the last check.
+    pub(crate) fn is_quorum_active(&self) -> bool {
+        let active = |peer: &Peer| (peer.member, Some(peer.progress.is_recent_active));
+        joint_vote(self.0.iter().map(active)) == VoteResult::Won
     }
 }
 
@@ -371,7 +418,7 @@ impl PeerStatus {
     pub(crate) fn of(peer: &Peer, max: InflightMax) -> Self {
         let progress = &peer.progress;
         Self {
-            id: peer.id,
+            id: peer.member.id,
             matched: progress.matched,
             next: progress.next,
             state: match &progress.state {
@@ -384,8 +431,8 @@ impl PeerStatus {
             },
             is_paused: progress.is_paused(),
             is_recent_active: progress.is_recent_active,
-            is_learner: peer.is_learner,
-            is_witness: peer.is_witness,
+            is_learner: peer.member.is_learner,
+            is_witness: peer.member.is_witness,
         }
     }
 }

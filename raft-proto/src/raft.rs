@@ -3,6 +3,7 @@
 //! The rest of it lies beside: [`crate::check`], [`crate::election`], [`crate::replication`],
 //! [`crate::snapshots`], [`crate::read_index`], [`crate::output`], [`crate::invariants`].
 
+use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
@@ -14,11 +15,11 @@ use crate::error::{DropReason, Refused};
 use crate::membership::{Changed, Membership, MembershipChange, MembershipError};
 use crate::message::{Body, Envelope, Message, SnapshotMeta};
 use crate::output::Outbox;
-use crate::progress::{PeerStatus, Peers, Progress};
-use crate::quiesce::Quiet;
+use crate::progress::{Members, Peer, PeerStatus, Peers};
 use crate::raft_log::{RaftLog, held_bytes};
 use crate::read_index::Reads;
 use crate::ready::{Fetch, Restored, Role, SoftState, SubmissionId};
+use crate::roles::{Follower, Leader, State, Votes};
 use crate::types::{HardState, Index, ReplicaId, Term};
 
 /// One replica's Raft state machine: no clock, no disk, no network, no randomness but a seed.
@@ -50,8 +51,6 @@ pub struct Raft {
     pub(crate) elapsed_from: u64,
     /// The election timeout drawn for this term.
     pub(crate) timeout: u64,
-    /// The tick of the last heartbeat.
-    pub(crate) heartbeat_from: u64,
     /// No vote is granted before this tick: a lease that was granted may still run.
     pub(crate) no_vote_before: u64,
     /// The longest lease that this replica may have granted, in this life or the one before.
@@ -61,41 +60,30 @@ pub struct Raft {
     pub(crate) vote: Option<ReplicaId>,
     /// The highest term known to be durable here.
     pub(crate) durable_term: Term,
-    pub(crate) role: Role,
-    pub(crate) leader: Option<ReplicaId>,
+    /// The role, with what only it needs.
+    pub(crate) state: State,
 
     pub(crate) log: RaftLog,
     pub(crate) membership: Membership,
     /// The indexes of membership entries that are not done with, ascending.
     pub(crate) membership_entries: VecDeque<Index>,
-    pub(crate) peers: Peers,
+    /// What `membership` says of each replica.
+    pub(crate) members: Members,
 
-    pub(crate) transferee: Option<ReplicaId>,
-    /// At or past the last membership entry that may not be done with; a leader's.
-    pub(crate) pending_change: Index,
-    /// The first entry of this leadership.
-    pub(crate) led_from: Index,
-    pub(crate) uncommitted_bytes: usize,
-    /// Where each append of this leadership ends, and how many command bytes it holds.
-    pub(crate) uncommitted: VecDeque<(Index, usize)>,
     pub(crate) leader_time_ms: u64,
     /// The last entry held here without its command, from when this replica was a witness; 0: none.
     pub(crate) last_bare: Index,
-    /// Where this leader encodes its entries.
-    pub(crate) chunk: Chunk,
 
     /// The newest snapshot this replica holds.
     pub(crate) snapshot: Option<SnapshotMeta>,
     /// A received one that was not yet handed out.
     pub(crate) installing: Option<SnapshotMeta>,
-    /// The request for a snapshot that is not answered yet.
-    pub(crate) snapshot_request: Option<u64>,
-    /// What followers asked for and is not there yet; at most one each.
-    pub(crate) snapshot_requests: BTreeMap<ReplicaId, (Index, u64)>,
 
-    pub(crate) reads: Reads,
+    /// The latest heartbeat round that this replica began, in whatever term.
+    pub(crate) round: u64,
+    /// Its number for the latest read that it passed on.
+    pub(crate) last_read: u64,
     pub(crate) patience: Patience,
-    pub(crate) quiet: Quiet,
 
     pub(crate) fetching: Vec<Fetch>,
     /// What the driver could not read, and the tick at which it said so last.
@@ -159,14 +147,12 @@ impl Raft {
             rng,
             elapsed_from: tick,
             timeout: 0,
-            heartbeat_from: tick,
             no_vote_before,
             fence_ticks,
             term: hard_state.term,
             vote: hard_state.vote,
             durable_term: hard_state.term,
-            role: Role::Follower,
-            leader: None,
+            state: State::Follower(Follower::default()),
             log,
             membership: Membership::default(),
             membership_entries: restored
@@ -174,22 +160,14 @@ impl Raft {
                 .into_iter()
                 .filter(|&index| index > applied && index <= last)
                 .collect(),
-            peers: Peers::default(),
-            transferee: None,
-            pending_change: Index::ZERO,
-            led_from: Index::ZERO,
-            uncommitted_bytes: 0,
-            uncommitted: VecDeque::new(),
+            members: Members::default(),
             leader_time_ms: restored.leader_time_ms,
             last_bare: Index::ZERO,
-            chunk: Chunk::default(),
             snapshot: restored.snapshot,
             installing: None,
-            snapshot_request: None,
-            snapshot_requests: BTreeMap::new(),
-            reads: Reads::default(),
+            round: 0,
+            last_read: 0,
             patience: Patience::default(),
-            quiet: Quiet::default(),
             fetching: Vec::new(),
             fetch_failed: Vec::new(),
             fetch_failed_at: tick,
@@ -228,7 +206,7 @@ impl Raft {
     /// The role.
     #[must_use]
     pub const fn role(&self) -> Role {
-        self.role
+        self.state.role()
     }
 
     /// The term.
@@ -240,7 +218,11 @@ impl Raft {
     /// The leader it knows.
     #[must_use]
     pub const fn leader(&self) -> Option<ReplicaId> {
-        self.leader
+        match &self.state {
+            State::Follower(follower) => follower.leader,
+            State::PreCandidate(_) | State::Candidate(_) => None,
+            State::Leader(_) => Some(self.config.id),
+        }
     }
 
     /// The commit index.
@@ -292,7 +274,10 @@ impl Raft {
     /// To whom the leadership is being handed.
     #[must_use]
     pub const fn transferee(&self) -> Option<ReplicaId> {
-        self.transferee
+        match self.leading() {
+            Some(leader) => leader.transferee,
+            None => None,
+        }
     }
 
     /// Whether a received snapshot at `index` was taken and is not durable yet.
@@ -310,17 +295,15 @@ impl Raft {
         let fetches = self.fetching.len() * size_of::<Fetch>();
         self.log.memory_bytes()
             + self.fetched.iter().flatten().map(held_bytes).sum::<usize>()
-            + self.chunk.memory_bytes()
-            + self.reads.memory_bytes()
+            + self.state.memory_bytes()
             + self.out.memory_bytes()
-            + self.peers.memory_bytes()
+            + self.members.memory_bytes()
             + self.membership.memory_bytes()
             + metas
                 .map(|meta| meta.membership.memory_bytes())
                 .sum::<usize>()
             + self.membership_entries.len() * size_of::<Index>()
-            + (self.uncommitted.len() + self.applying.len()) * size_of::<(Index, usize)>()
-            + self.snapshot_requests.len() * size_of::<(ReplicaId, (Index, u64))>()
+            + self.applying.len() * size_of::<(Index, usize)>()
             + fetches
             + self.fetch_failed.len() * size_of::<Index>()
     }
@@ -328,23 +311,20 @@ impl Raft {
     /// The members as this leader sees them, by ascending id; nothing unless it leads.
     pub fn peer_statuses(&self) -> impl Iterator<Item = PeerStatus> + '_ {
         let max = self.config.inflight_max();
-        let leads = self.is_leader();
-        self.peers
-            .iter()
-            .filter(move |_| leads)
+        self.leading()
+            .into_iter()
+            .flat_map(|leader| leader.peers.iter())
             .map(move |peer| PeerStatus::of(peer, max))
     }
 
     /// The lowest index that a follower in reach still needs, if this replica leads.
     #[must_use]
     pub fn lowest_needed_by_followers(&self) -> Option<Index> {
-        if !self.is_leader() {
-            return None;
-        }
-        self.peers
+        self.leading()?
+            .peers
             .iter()
             .filter(|peer| {
-                peer.id != self.config.id
+                !self.is_me(peer.member.id)
                     && peer.progress.is_recent_active
                     && !peer.progress.is_snapshot()
                     && peer.progress.matched > Index::ZERO
@@ -354,7 +334,39 @@ impl Raft {
     }
 
     pub(crate) const fn is_leader(&self) -> bool {
-        matches!(self.role, Role::Leader)
+        matches!(self.state, State::Leader(_))
+    }
+
+    /// What it holds as leader, if it leads.
+    pub(crate) const fn leading(&self) -> Option<&Leader> {
+        match &self.state {
+            State::Leader(leader) => Some(leader),
+            _ => None,
+        }
+    }
+
+    pub(crate) const fn leading_mut(&mut self) -> Option<&mut Leader> {
+        match &mut self.state {
+            State::Leader(leader) => Some(leader),
+            _ => None,
+        }
+    }
+
+    /// What it holds as follower, if it follows.
+    pub(crate) const fn following_mut(&mut self) -> Option<&mut Follower> {
+        match &mut self.state {
+            State::Follower(follower) => Some(follower),
+            _ => None,
+        }
+    }
+
+    /// A member as it sees it, if it leads.
+    pub(crate) fn peer(&self, id: ReplicaId) -> Option<&Peer> {
+        self.leading()?.peers.peer(id)
+    }
+
+    pub(crate) fn peer_mut(&mut self, id: ReplicaId) -> Option<&mut Peer> {
+        self.leading_mut()?.peers.peer_mut(id)
     }
 
     pub(crate) const fn is_me(&self, id: ReplicaId) -> bool {
@@ -382,77 +394,73 @@ impl Raft {
 
 /// Changes of role. Source: thesis §3.3, Figure 3.3.
 impl Raft {
-    pub(crate) fn reset(&mut self, term: Term) {
+    /// Begins a role, in this term or a later one. What the role before held goes with it.
+    fn enter(&mut self, term: Term, state: State) {
         if self.term != term {
             self.term = term;
             self.vote = None;
         }
-        self.leader = None;
         self.elapsed_from = self.tick;
-        self.heartbeat_from = self.tick;
         self.draw_timeout();
-        self.transferee = None;
-        self.pending_change = Index::ZERO;
-        self.uncommitted_bytes = 0;
-        self.uncommitted.clear();
-        self.chunk = Chunk::default();
-        self.snapshot_requests.clear();
-        self.snapshot_request = None;
-        self.drop_reads();
-        self.quiet = Quiet::awake_at(self.tick);
-        let (me, last) = (self.config.id, self.log.last());
-        for peer in self.peers.iter_mut() {
-            peer.vote = None;
-            peer.acked_round = 0;
-            peer.progress = Progress::new(last.next());
-            if peer.id == me {
-                peer.progress.matched = last;
-            }
-        }
+        self.replace_state(state);
+    }
+
+    fn replace_state(&mut self, state: State) {
+        let before = core::mem::replace(&mut self.state, state);
+        self.drop_reads(before);
     }
 
     pub(crate) fn become_follower(&mut self, term: Term, leader: Option<ReplicaId>) {
-        self.reset(term);
-        self.role = Role::Follower;
-        self.leader = leader;
+        let follower = Follower {
+            leader,
+            ..Follower::default()
+        };
+        self.enter(term, State::Follower(follower));
         trace!(self, BecomeFollower);
     }
 
     pub(crate) fn become_pre_candidate(&mut self) {
         assert!(!self.is_leader(), "a leader does not campaign");
-        for peer in self.peers.iter_mut() {
-            peer.vote = None;
-        }
-        self.leader = None;
-        self.role = Role::PreCandidate;
+        self.replace_state(State::PreCandidate(Votes::default()));
     }
 
     pub(crate) fn become_candidate(&mut self) {
         assert!(!self.is_leader(), "a leader does not campaign");
-        self.reset(self.term.next());
+        let term = self.term.next();
+        self.enter(term, State::Candidate(Votes::default()));
         self.vote = Some(self.config.id);
-        self.role = Role::Candidate;
         trace!(self, BecomeCandidate);
     }
 
     pub(crate) fn become_leader(&mut self) {
         assert!(
-            self.role == Role::Candidate,
+            matches!(self.state, State::Candidate(_)),
             "only a candidate becomes leader"
         );
-        self.reset(self.term);
-        self.role = Role::Leader;
-        self.leader = Some(self.config.id);
-        let me = self.config.id;
-        let own = self
-            .peers
-            .peer_mut(me)
+        let last = self.log.last();
+        let mut peers = Peers::new(&self.members, last.next());
+        let own = peers
+            .peer_mut(self.config.id)
             .expect("a candidate is among its voters");
+        own.progress.matched = last;
         own.progress.become_replicate();
         own.progress.is_recent_active = true;
-        // Every entry that is not done with may be a membership change (hazard 3).
-        self.pending_change = self.log.last();
-        self.led_from = self.log.last().next();
+        let leader = Leader {
+            peers,
+            transferee: None,
+            // Every entry that is not done with may be a membership change (hazard 3).
+            pending_change: last,
+            led_from: last.next(),
+            uncommitted_bytes: 0,
+            uncommitted: VecDeque::new(),
+            chunk: Chunk::default(),
+            snapshot_requests: BTreeMap::new(),
+            reads: Reads::after(self.round),
+            heartbeat_from: self.tick,
+            is_quiet: false,
+            worked_at: self.tick,
+        };
+        self.enter(self.term, State::Leader(Box::new(leader)));
         trace!(self, BecomeLeader);
         // Only entries of the own term are committed by counting: begin with one (thesis §6.4).
         self.append_empty();
@@ -537,11 +545,11 @@ impl Raft {
                 self.on_vote_request(from, term, last, false);
                 Ok(())
             }
-            Body::PreVoteResponse { is_rejected } if self.role == Role::PreCandidate => {
+            Body::PreVoteResponse { is_rejected } if self.role() == Role::PreCandidate => {
                 self.on_vote_response(from, is_rejected);
                 Ok(())
             }
-            Body::VoteResponse { is_rejected } if self.role == Role::Candidate => {
+            Body::VoteResponse { is_rejected } if self.role() == Role::Candidate => {
                 self.on_vote_response(from, is_rejected);
                 Ok(())
             }
@@ -571,13 +579,13 @@ impl Raft {
             }
             Body::HeartbeatResponse { round } => self.on_heartbeat_response(from, round),
             Body::TimeoutNow => {
-                if self.role != Role::Follower {
+                if self.role() != Role::Follower {
                     return Refused::dropped(DropReason::NotForThisRole);
                 }
                 self.campaign_by_transfer()
             }
             Body::TransferLeader { to } => {
-                if matches!(self.role, Role::Candidate | Role::PreCandidate) {
+                if matches!(self.role(), Role::Candidate | Role::PreCandidate) {
                     return Refused::dropped(DropReason::NotForThisRole);
                 }
                 self.transfer_leader(to)
@@ -624,9 +632,9 @@ impl Raft {
 
     /// A message that only the leader of this term sends.
     fn hear_leader(&mut self, from: ReplicaId) {
-        if self.role == Role::Follower {
+        if let State::Follower(follower) = &mut self.state {
             self.elapsed_from = self.tick;
-            self.leader = Some(from);
+            follower.leader = Some(from);
         } else {
             assert!(!self.is_leader(), "a second leader was refused before");
             self.become_follower(self.term, Some(from));
@@ -751,18 +759,23 @@ impl Raft {
         trace!(self, ApplyMembership(changed.membership.clone()));
         let next = self.log.last().max(Index::new(1));
         self.membership = changed.membership;
-        self.peers.switch(&self.membership, &changed.added, next);
-        self.snapshot_requests
-            .retain(|&id, _| self.peers.peer(id).is_some());
-        self.end_lease();
+        self.members = Members::of(&self.membership);
         self.patience.reset();
-        if !self.is_leader() {
-            return;
-        }
-        let may_lead = self
-            .peers
-            .peer(self.config.id)
-            .is_some_and(|own| !own.is_learner);
+        let members = &self.members;
+        let leader = match &mut self.state {
+            State::Follower(_) => return,
+            State::PreCandidate(votes) | State::Candidate(votes) => {
+                return votes.switch(members, &changed.added);
+            }
+            State::Leader(leader) => leader,
+        };
+        leader.peers.switch(members, &changed.added, next);
+        leader
+            .snapshot_requests
+            .retain(|&id, _| members.get(id).is_some());
+        leader.reads.end_lease(self.round);
+        let own = members.get(self.config.id);
+        let may_lead = own.is_some_and(|own| !own.is_learner);
         if !may_lead {
             if self.config.step_down_on_removal {
                 self.become_follower(self.term, None);
@@ -779,20 +792,22 @@ impl Raft {
                 raft.maybe_send_append(to, false);
             });
         }
-        if let Some(to) = self.transferee
-            && !self.membership.is_voter(to)
-        {
-            self.transferee = None;
+        let membership = &self.membership;
+        if let State::Leader(leader) = &mut self.state {
+            leader.transferee = leader.transferee.filter(|&to| membership.is_voter(to));
         }
     }
 
     /// Proposes to leave a joint membership that leaves by itself, when it is time to.
     pub(crate) fn leave_joint_if_due(&mut self) {
-        let is_due = self.membership.auto_leave
-            && self.is_leader()
-            && self.changes_done() >= self.pending_change
-            && self.transferee.is_none()
-            && self.peers.peer(self.config.id).is_some();
+        if !self.membership.auto_leave {
+            return;
+        }
+        let is_due = self.leading().is_some_and(|leader| {
+            self.changes_done() >= leader.pending_change
+                && leader.transferee.is_none()
+                && self.members.get(self.config.id).is_some()
+        });
         if is_due {
             self.append_leave_joint();
         }

@@ -12,7 +12,7 @@
 //!
 //! Source: thesis §6.4 (ReadIndex), §6.4.1 (leases); etcd `read_only.go`.
 
-use alloc::collections::{BTreeMap, VecDeque};
+use alloc::collections::VecDeque;
 use alloc::vec::Vec;
 
 use crate::error::{DropReason, Refused};
@@ -20,6 +20,7 @@ use crate::message::Body;
 use crate::quorum::VoteResult;
 use crate::raft::Raft;
 use crate::ready::ReadState;
+use crate::roles::State;
 use crate::types::{Index, ReplicaId};
 
 /// Who asked.
@@ -41,21 +42,19 @@ struct Round {
 
 /// A read that was passed on to the leader.
 #[derive(Debug)]
-struct Forwarded {
+pub(crate) struct ForwardedRead {
     user: u64,
     give_up_at: u64,
 }
 
-/// Reads on their way, and the lease.
+/// A leader's reads on their way, and its lease.
 ///
-/// Invariant: numbers of rounds rise, and none is past `round`.
-#[derive(Debug, Default)]
+/// Invariant: numbers of rounds rise, and none is past the latest that was begun.
+#[derive(Debug)]
 pub(crate) struct Reads {
     /// Not in a round yet.
     waiting: Vec<Read>,
     rounds: VecDeque<Round>,
-    /// The latest round begun.
-    round: u64,
     count: usize,
 
     /// When rounds that are not confirmed were sent.
@@ -66,18 +65,24 @@ pub(crate) struct Reads {
     lease_floor: u64,
     /// No lease for the rest of this leadership.
     is_lease_lost: bool,
-
-    forwarded: BTreeMap<u64, Forwarded>,
-    next_id: u64,
 }
 
 impl Reads {
-    pub(crate) const fn round(&self) -> u64 {
-        self.round
+    /// Of a leader that begins when `round` was the latest.
+    pub(crate) const fn after(round: u64) -> Self {
+        Self {
+            waiting: Vec::new(),
+            rounds: VecDeque::new(),
+            count: 0,
+            sent_at: VecDeque::new(),
+            lease_from: None,
+            lease_floor: round,
+            is_lease_lost: false,
+        }
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
-        self.count == 0 && self.forwarded.is_empty()
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.count == 0
     }
 
     /// Whether reads wait for their round to begin.
@@ -85,15 +90,16 @@ impl Reads {
         !self.waiting.is_empty()
     }
 
-    pub(crate) fn next_give_up(&self) -> Option<u64> {
-        self.forwarded.values().map(|read| read.give_up_at).min()
+    /// Only rounds after `round` give a lease again.
+    pub(crate) const fn end_lease(&mut self, round: u64) {
+        self.lease_from = None;
+        self.lease_floor = round;
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
         self.count * size_of::<Read>()
             + self.rounds.len() * size_of::<Round>()
             + self.sent_at.len() * size_of::<(u64, u64)>()
-            + self.forwarded.len() * size_of::<(u64, Forwarded)>()
     }
 }
 
@@ -108,23 +114,28 @@ impl Raft {
     /// [`DropReason::NoLeader`], or [`DropReason::ReadsFull`]: ask again later, or elsewhere.
     pub fn read_index(&mut self, user: u64) -> Result<(), Refused> {
         self.wake();
-        if self.is_leader() {
-            return self.add_read(Read::Own { user });
-        }
-        let Some(leader) = self.leader else {
+        let follower = match &mut self.state {
+            State::Leader(leader) => {
+                return leader.reads.add(Read::Own { user }, self.config.reads_max);
+            }
+            State::Follower(follower) => follower,
+            State::PreCandidate(_) | State::Candidate(_) => {
+                return Refused::dropped(DropReason::NoLeader);
+            }
+        };
+        let Some(leader) = follower.leader else {
             return Refused::dropped(DropReason::NoLeader);
         };
-        if self.reads.forwarded.len() >= self.config.reads_max {
+        if follower.forwarded.len() >= self.config.reads_max {
             return Refused::dropped(DropReason::ReadsFull);
         }
-        self.reads.next_id += 1;
-        let id = self.reads.next_id;
+        self.last_read += 1;
+        let id = self.last_read;
         let give_up_at = self
             .tick
             .saturating_add(self.config.election_timeout_ticks_min);
-        self.reads
-            .forwarded
-            .insert(id, Forwarded { user, give_up_at });
+        let read = ForwardedRead { user, give_up_at };
+        follower.forwarded.insert(id, read);
         let life = self.config.life;
         self.send(leader, Body::ReadIndex { life, id });
         Ok(())
@@ -136,19 +147,11 @@ impl Raft {
         life: u64,
         id: u64,
     ) -> Result<(), Refused> {
-        if !self.is_leader() {
+        let State::Leader(leader) = &mut self.state else {
             return Refused::dropped(DropReason::NotLeader);
-        }
-        self.add_read(Read::Forwarded { from, life, id })
-    }
-
-    fn add_read(&mut self, read: Read) -> Result<(), Refused> {
-        if self.reads.count >= self.config.reads_max {
-            return Refused::dropped(DropReason::ReadsFull);
-        }
-        self.reads.count += 1;
-        self.reads.waiting.push(read);
-        Ok(())
+        };
+        let read = Read::Forwarded { from, life, id };
+        leader.reads.add(read, self.config.reads_max)
     }
 
     pub(crate) fn on_read_answered(
@@ -158,13 +161,14 @@ impl Raft {
         id: u64,
         index: Index,
     ) -> Result<(), Refused> {
-        if self.leader != Some(from) {
-            return Refused::dropped(DropReason::NotLeader);
-        }
+        let follower = match &mut self.state {
+            State::Follower(follower) if follower.leader == Some(from) => follower,
+            _ => return Refused::dropped(DropReason::NotLeader),
+        };
         if life != self.config.life {
             return Refused::dropped(DropReason::UnknownRead);
         }
-        let Some(read) = self.reads.forwarded.remove(&id) else {
+        let Some(read) = follower.forwarded.remove(&id) else {
             return Refused::dropped(DropReason::UnknownRead);
         };
         let user = read.user;
@@ -172,9 +176,21 @@ impl Raft {
         Ok(())
     }
 
+    /// When the first of the reads that were passed on is given up.
+    pub(crate) fn read_give_up_at(&self) -> Option<u64> {
+        let State::Follower(follower) = &self.state else {
+            return None;
+        };
+        let reads = follower.forwarded.values();
+        reads.map(|read| read.give_up_at).min()
+    }
+
     pub(crate) fn give_up_reads(&mut self) {
+        let State::Follower(follower) = &mut self.state else {
+            return;
+        };
         let (tick, out) = (self.tick, &mut self.out);
-        self.reads.forwarded.retain(|_, read| {
+        follower.forwarded.retain(|_, read| {
             let is_over = read.give_up_at <= tick;
             if is_over {
                 out.reads_dropped.push(read.user);
@@ -183,25 +199,37 @@ impl Raft {
         });
     }
 
-    /// Whatever waited for this leadership, or for this leader, must be asked again.
-    pub(crate) fn drop_reads(&mut self) {
-        let waiting = core::mem::take(&mut self.reads.waiting);
-        let rounds = core::mem::take(&mut self.reads.rounds);
-        let own = rounds.into_iter().flat_map(|round| round.reads);
-        let own = own.chain(waiting).filter_map(|read| match read {
-            Read::Own { user } => Some(user),
-            Read::Forwarded { .. } => None,
-        });
-        self.out.reads_dropped.extend(own);
-        let forwarded = core::mem::take(&mut self.reads.forwarded);
-        self.out
-            .reads_dropped
-            .extend(forwarded.into_values().map(|read| read.user));
-        self.reads.count = 0;
-        self.reads.sent_at.clear();
-        self.reads.lease_from = None;
-        self.reads.lease_floor = self.reads.round;
-        self.reads.is_lease_lost = false;
+    /// What waited in a role that is over must be asked again.
+    pub(crate) fn drop_reads(&mut self, before: State) {
+        match before {
+            State::Follower(follower) => {
+                let users = follower.forwarded.into_values().map(|read| read.user);
+                self.out.reads_dropped.extend(users);
+            }
+            State::Leader(leader) => {
+                let Reads {
+                    waiting, rounds, ..
+                } = leader.reads;
+                let reads = rounds.into_iter().flat_map(|round| round.reads);
+                let users = reads.chain(waiting).filter_map(|read| match read {
+                    Read::Own { user } => Some(user),
+                    Read::Forwarded { .. } => None,
+                });
+                self.out.reads_dropped.extend(users);
+            }
+            State::PreCandidate(_) | State::Candidate(_) => {}
+        }
+    }
+}
+
+impl Reads {
+    fn add(&mut self, read: Read, reads_max: usize) -> Result<(), Refused> {
+        if self.count >= reads_max {
+            return Refused::dropped(DropReason::ReadsFull);
+        }
+        self.count += 1;
+        self.waiting.push(read);
+        Ok(())
     }
 }
 
@@ -210,67 +238,71 @@ impl Raft {
     /// Whether an entry of this leadership is committed. The term of the commit index does not tell:
     /// a group that begins from a snapshot may have it before anybody led.
     pub(crate) fn has_committed_in_term(&self) -> bool {
-        self.is_leader() && self.log.committed >= self.led_from
+        self.leading()
+            .is_some_and(|leader| self.log.committed >= leader.led_from)
     }
 
     /// Answers or puts into one round all reads of this pass.
     pub(crate) fn begin_read_round(&mut self) {
+        let index = self.log.committed;
+        let State::Leader(leader) = &mut self.state else {
+            return;
+        };
         // Before the first commit of the term this leader may not know of entries that an earlier
         // one acknowledged (thesis §6.4, hazard 38).
-        if self.reads.waiting.is_empty() || !self.is_leader() || !self.has_committed_in_term() {
+        if !leader.reads.is_waiting() || index < leader.led_from {
             return;
         }
-        let index = self.log.committed;
+        let reads = core::mem::take(&mut leader.reads.waiting);
         let me = self.config.id;
-        let is_alone = self
-            .peers
-            .vote_result(|peer| (peer.id == me).then_some(true));
-        let reads = core::mem::take(&mut self.reads.waiting);
+        let is_alone = self.members.vote_result(|id| (id == me).then_some(true));
         if is_alone == VoteResult::Won || self.has_lease() {
             return self.answer(reads, index);
         }
-        self.reads.round += 1;
-        let number = self.reads.round;
-        self.reads.rounds.push_back(Round {
-            number,
-            index,
-            reads,
-        });
+        self.round += 1;
+        let number = self.round;
+        if let State::Leader(leader) = &mut self.state {
+            leader.reads.rounds.push_back(Round {
+                number,
+                index,
+                reads,
+            });
+        }
         self.broadcast_heartbeat();
     }
 
     /// The heartbeat that time asks for.
     pub(crate) fn beat(&mut self) {
-        self.chunk.rest();
+        if let State::Leader(leader) = &mut self.state {
+            leader.chunk.rest();
+        }
         if self.config.lease_ticks > 0 {
-            self.reads.round += 1;
+            self.round += 1;
         }
         self.broadcast_heartbeat();
     }
 
     fn broadcast_heartbeat(&mut self) {
-        if self.config.lease_ticks > 0 {
+        let (tick, round, committed) = (self.tick, self.round, self.log.committed);
+        let has_leases = self.config.lease_ticks > 0;
+        let State::Leader(leader) = &mut self.state else {
+            return;
+        };
+        let reads = &mut leader.reads;
+        if has_leases {
             // A round counts from when it was first sent.
-            let is_new = self
-                .reads
-                .sent_at
-                .back()
-                .is_none_or(|&(round, _)| round < self.reads.round);
-            if is_new {
-                self.reads.sent_at.push_back((self.reads.round, self.tick));
+            if reads.sent_at.back().is_none_or(|&(sent, _)| sent < round) {
+                reads.sent_at.push_back((round, tick));
                 let bound = self.config.election_timeout_ticks_max;
-                while self.reads.sent_at.len() > 1
-                    && self.reads.sent_at[0].1.saturating_add(bound) < self.tick
-                {
-                    self.reads.sent_at.pop_front();
+                while reads.sent_at.len() > 1 && reads.sent_at[0].1.saturating_add(bound) < tick {
+                    reads.sent_at.pop_front();
                 }
             }
         }
-        let needs_round = self.config.lease_ticks > 0 || !self.reads.rounds.is_empty();
-        let round = if needs_round { self.reads.round } else { 0 };
-        let committed = self.log.committed;
+        let needs_round = has_leases || !reads.rounds.is_empty();
+        let round = if needs_round { round } else { 0 };
         self.for_each_other(|raft, to| {
-            let Some(peer) = raft.peers.peer_mut(to) else {
+            let Some(peer) = raft.peer_mut(to) else {
                 return;
             };
             // Never past what is known to match (hazard 25).
@@ -282,7 +314,7 @@ impl Raft {
 
     /// Takes note that `from` confirmed rounds up to `round`.
     pub(crate) fn confirm_round(&mut self, from: ReplicaId, round: u64) {
-        let Some(peer) = self.peers.peer_mut(from) else {
+        let Some(peer) = self.peer_mut(from) else {
             return;
         };
         peer.acked_round = peer.acked_round.max(round);
@@ -291,29 +323,37 @@ impl Raft {
 
     /// Answers the rounds that a quorum has confirmed.
     pub(crate) fn settle_rounds(&mut self) {
-        let confirmed = self.peers.confirmed_round(self.config.id, self.reads.round);
-        while let Some(&(number, sent_at)) = self.reads.sent_at.front()
+        let (me, latest) = (self.config.id, self.round);
+        let Some(leader) = self.leading_mut() else {
+            return;
+        };
+        let confirmed = leader.peers.confirmed_round(me, latest);
+        let reads = &mut leader.reads;
+        while let Some(&(number, sent_at)) = reads.sent_at.front()
             && number <= confirmed
         {
-            if number > self.reads.lease_floor {
-                self.reads.lease_from = Some(sent_at);
+            if number > reads.lease_floor {
+                reads.lease_from = Some(sent_at);
             }
-            self.reads.sent_at.pop_front();
+            reads.sent_at.pop_front();
         }
-        while self
-            .reads
-            .rounds
-            .front()
-            .is_some_and(|round| round.number <= confirmed)
-        {
-            if let Some(round) = self.reads.rounds.pop_front() {
-                self.answer(round.reads, round.index);
-            }
+        while let Some(round) = self.next_confirmed(confirmed) {
+            self.answer(round.reads, round.index);
         }
     }
 
+    fn next_confirmed(&mut self, confirmed: u64) -> Option<Round> {
+        let rounds = &mut self.leading_mut()?.reads.rounds;
+        let is_next = rounds
+            .front()
+            .is_some_and(|round| round.number <= confirmed);
+        is_next.then(|| rounds.pop_front()).flatten()
+    }
+
     fn answer(&mut self, reads: Vec<Read>, index: Index) {
-        self.reads.count -= reads.len();
+        if let Some(leader) = self.leading_mut() {
+            leader.reads.count -= reads.len();
+        }
         for read in reads {
             match read {
                 Read::Own { user } => self.out.reads.push(ReadState { user, index }),
@@ -330,24 +370,22 @@ impl Raft {
     /// Whether reads may be served without a round now.
     #[must_use]
     pub fn has_lease(&self) -> bool {
+        let Some(leader) = self.leading() else {
+            return false;
+        };
         self.config.lease_ticks > 0
-            && self.is_leader()
-            && !self.reads.is_lease_lost
-            && self.transferee.is_none()
-            && self
+            && !leader.reads.is_lease_lost
+            && leader.transferee.is_none()
+            && leader
                 .reads
                 .lease_from
                 .is_some_and(|from| self.tick < from.saturating_add(self.config.lease_ticks))
     }
 
-    /// Only rounds begun from now on give a lease again.
-    pub(crate) const fn end_lease(&mut self) {
-        self.reads.lease_from = None;
-        self.reads.lease_floor = self.reads.round;
-    }
-
     /// No lease any more in this leadership.
-    pub(crate) const fn lose_lease(&mut self) {
-        self.reads.is_lease_lost = true;
+    pub(crate) fn lose_lease(&mut self) {
+        if let Some(leader) = self.leading_mut() {
+            leader.reads.is_lease_lost = true;
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::membership::{Change, MembershipChange, MembershipError};
 use crate::message::{Body, Forwarded};
 use crate::progress::ProgressState;
 use crate::raft::Raft;
-use crate::ready::Role;
+use crate::roles::{Leader, State};
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
 /// Beside `uncommitted_bytes_max`, for what uncommitted entries take without their commands.
@@ -67,7 +67,7 @@ impl Raft {
         proposals: impl IntoIterator<Item = Proposal<'a>, IntoIter: Clone>,
     ) -> Result<Proposed, ProposeError> {
         self.wake();
-        self.may_propose()?;
+        let leader = self.may_propose()?;
         let proposals = proposals.into_iter();
         let (mut count, mut bytes) = (0, 0);
         for proposal in proposals.clone() {
@@ -77,7 +77,7 @@ impl Raft {
             count += 1;
             bytes += proposal.payload.len();
         }
-        if self.is_uncommitted_full(bytes) || self.is_memory_full(count, bytes) {
+        if self.is_full(leader, count, bytes) {
             return Err(ProposeError::UncommittedFull);
         }
         let proposed = self.append(proposals, count, bytes);
@@ -86,38 +86,44 @@ impl Raft {
         Ok(proposed)
     }
 
-    fn may_propose(&self) -> Result<(), ProposeError> {
-        if !self.is_leader() {
+    /// What it holds as leader, if it takes proposals now.
+    fn may_propose(&self) -> Result<&Leader, ProposeError> {
+        let Some(leader) = self.leading() else {
             return Err(ProposeError::NotLeader {
-                leader: self.leader,
+                leader: self.leader(),
             });
-        }
-        if self.peers.peer(self.config.id).is_none() {
+        };
+        if self.members.get(self.config.id).is_none() {
             return Err(ProposeError::Removed);
         }
-        if self.transferee.is_some() {
+        if leader.transferee.is_some() {
             return Err(ProposeError::TransferInProgress);
         }
-        Ok(())
+        Ok(leader)
+    }
+
+    /// Whether so many commands of so many bytes are too much now.
+    fn is_full(&self, leader: &Leader, count: usize, bytes: usize) -> bool {
+        self.is_uncommitted_full(leader, bytes) || self.is_memory_full(leader, count, bytes)
     }
 
     /// Any size is taken when nothing is uncommitted, and nothing at all is always taken.
-    const fn is_uncommitted_full(&self, bytes: usize) -> bool {
-        self.uncommitted_bytes > 0
+    const fn is_uncommitted_full(&self, leader: &Leader, bytes: usize) -> bool {
+        leader.uncommitted_bytes > 0
             && bytes > 0
-            && self.uncommitted_bytes.saturating_add(bytes) > self.config.uncommitted_bytes_max
+            && leader.uncommitted_bytes.saturating_add(bytes) > self.config.uncommitted_bytes_max
     }
 
     /// The same for what entries take besides their commands, of whatever size those are. The
     /// empty entry of a new leader and a change of membership are not asked.
-    fn is_memory_full(&self, count: usize, bytes: usize) -> bool {
+    fn is_memory_full(&self, leader: &Leader, count: usize, bytes: usize) -> bool {
         let first_uncommitted = self.log.committed.next().get();
         let uncommitted = self.log.last().next().get() - first_uncommitted;
         let entries = usize::try_from(uncommitted)
             .unwrap_or(usize::MAX)
             .saturating_add(count);
-        let commands = if self.uncommitted_bytes > 0 {
-            self.uncommitted_bytes.saturating_add(bytes)
+        let commands = if leader.uncommitted_bytes > 0 {
+            leader.uncommitted_bytes.saturating_add(bytes)
         } else {
             0
         };
@@ -176,13 +182,13 @@ impl Raft {
         change: &MembershipChange,
     ) -> Result<EntryId, ProposeError> {
         self.wake();
-        self.may_propose()?;
+        let leader = self.may_propose()?;
         let payload = change.encode();
         if MembershipChange::decode(&payload).is_err() {
             return Err(MembershipError::TooLarge.into());
         }
-        self.check_change(change)?;
-        if self.is_uncommitted_full(payload.len()) {
+        self.check_change(leader, change)?;
+        if self.is_uncommitted_full(leader, payload.len()) {
             return Err(ProposeError::UncommittedFull);
         }
         let proposed = self.append_change(kind, &payload);
@@ -202,16 +208,18 @@ impl Raft {
             payload,
         };
         let proposed = self.append(core::iter::once(proposal), 1, payload.len());
-        self.pending_change = proposed.first;
+        if let Some(leader) = self.leading_mut() {
+            leader.pending_change = proposed.first;
+        }
         EntryId::new(proposed.term, proposed.first)
     }
 
     /// One change at a time, each from the membership before it (thesis §4.1 and hazards 1, 3).
-    fn check_change(&self, change: &MembershipChange) -> Result<(), ProposeError> {
+    fn check_change(&self, leader: &Leader, change: &MembershipChange) -> Result<(), ProposeError> {
         if !self.config.validate_changes {
             return Ok(());
         }
-        if self.pending_change > self.changes_done()
+        if leader.pending_change > self.changes_done()
             || (self.config.change_after_own_commit && !self.has_committed_in_term())
         {
             return Err(ProposeError::ChangePending);
@@ -234,10 +242,10 @@ impl Raft {
         if !Forwarded::may_travel(&entries) {
             return Refused::dropped(DropReason::BatchSize);
         }
-        if self.role != Role::Follower {
+        let State::Follower(follower) = &self.state else {
             return Refused::dropped(DropReason::NotForThisRole);
-        }
-        let Some(leader) = self.leader else {
+        };
+        let Some(leader) = follower.leader else {
             return Refused::dropped(DropReason::NoLeader);
         };
         self.wake();
@@ -252,23 +260,21 @@ impl Raft {
         from: ReplicaId,
         entries: Vec<Forwarded>,
     ) -> Result<(), Refused> {
-        if !self.is_leader() {
-            return match self.role {
-                Role::Follower if self.leader != Some(from) => self.forward(entries).map(drop),
-                _ => Refused::dropped(DropReason::NoLeader),
-            };
+        match &self.state {
+            State::Leader(_) => {}
+            State::Follower(follower) if follower.leader != Some(from) => {
+                return self.forward(entries).map(drop);
+            }
+            _ => return Refused::dropped(DropReason::NoLeader),
         }
         let bytes = entries.iter().map(|entry| entry.payload.len()).sum();
-        let is_full = self.is_uncommitted_full(bytes) || self.is_memory_full(entries.len(), bytes);
-        if self.may_propose().is_err() || is_full {
+        let has_room = |leader| !self.is_full(leader, entries.len(), bytes);
+        if !self.may_propose().is_ok_and(has_room) {
             return Refused::dropped(DropReason::ProposalRefused);
         }
         for entry in entries {
             let is_change = entry.kind.is_membership();
-            let is_refused = is_change
-                && MembershipChange::decode(&entry.payload)
-                    .map_or(true, |change| self.check_change(&change).is_err());
-            if is_refused {
+            if is_change && !self.is_change_allowed(&entry.payload) {
                 self.append_empty();
             } else if is_change {
                 self.append_change(entry.kind, &entry.payload);
@@ -283,6 +289,14 @@ impl Raft {
         }
         self.broadcast_append();
         Ok(())
+    }
+
+    fn is_change_allowed(&self, payload: &[u8]) -> bool {
+        let change = MembershipChange::decode(payload);
+        let leader = self.leading();
+        leader
+            .zip(change.ok())
+            .is_some_and(|(leader, change)| self.check_change(leader, &change).is_ok())
     }
 
     pub(crate) fn append_empty(&mut self) {
@@ -303,7 +317,10 @@ impl Raft {
     ) -> Proposed {
         let first = self.log.last().next();
         let capacity = bytes + count * BatchBuilder::frame_bytes(0, false);
-        let buffer = self.chunk.take(capacity);
+        let buffer = self
+            .leading_mut()
+            .map(|leader| leader.chunk.take(capacity))
+            .unwrap_or_default();
         let mut builder = BatchBuilder::within(self.config.group, self.term, first, buffer);
         for proposal in proposals {
             let index = builder.push(
@@ -319,13 +336,17 @@ impl Raft {
             }
         }
         let (batch, rest) = builder.finish_within();
-        self.chunk.put(rest);
+        if let Some(leader) = self.leading_mut() {
+            leader.chunk.put(rest);
+            if let Some(batch) = &batch
+                && bytes > 0
+            {
+                leader.uncommitted_bytes += bytes;
+                leader.uncommitted.push_back((batch.last().index, bytes));
+            }
+        }
         if let Some(batch) = batch {
             let index = batch.last().index;
-            if bytes > 0 {
-                self.uncommitted_bytes += bytes;
-                self.uncommitted.push_back((index, bytes));
-            }
             self.log.append(batch);
             // The leader's own disk counts like any other (thesis §10.2.1).
             let me = self.config.id;
@@ -356,10 +377,10 @@ impl Raft {
     /// Sends what the follower needs next; whether anything was sent.
     pub(crate) fn maybe_send_append(&mut self, to: ReplicaId, may_be_empty: bool) -> bool {
         let max = self.config.inflight_max();
-        let Some(peer) = self.peers.peer(to) else {
+        let Some(peer) = self.peer(to) else {
             return false;
         };
-        let (progress, is_witness) = (&peer.progress, peer.is_witness);
+        let (progress, is_witness) = (&peer.progress, peer.member.is_witness);
         if progress.is_paused() {
             return false;
         }
@@ -393,7 +414,7 @@ impl Raft {
             }
         }
         let commit = self.log.committed;
-        if let Some(peer) = self.peers.peer_mut(to) {
+        if let Some(peer) = self.peer_mut(to) {
             peer.progress.on_sent(sent, bytes, max);
             peer.progress.on_sent_commit(commit);
         }
@@ -410,17 +431,20 @@ impl Raft {
     }
 
     pub(crate) fn maybe_commit(&mut self) -> bool {
-        let index = self.peers.committed();
+        let State::Leader(leader) = &mut self.state else {
+            return false;
+        };
+        let index = leader.peers.committed();
         // Only entries of the own term are committed by counting (thesis §3.6.2, Figure 3.7).
         if index <= self.log.committed || self.log.term_at(index) != Some(self.term) {
             return false;
         }
         self.log.committed = index;
-        while let Some(&(last, bytes)) = self.uncommitted.front()
+        while let Some(&(last, bytes)) = leader.uncommitted.front()
             && last <= index
         {
-            self.uncommitted.pop_front();
-            self.uncommitted_bytes -= bytes;
+            leader.uncommitted.pop_front();
+            leader.uncommitted_bytes -= bytes;
         }
         trace!(self, Commit);
         true
@@ -432,12 +456,12 @@ impl Raft {
         index: Index,
         rejected: Option<EntryId>,
     ) -> Result<(), Refused> {
-        if !self.is_leader() {
-            return Refused::dropped(DropReason::NotLeader);
-        }
         let is_own = self.is_me(from);
+        let State::Leader(leader) = &mut self.state else {
+            return Refused::dropped(DropReason::NotLeader);
+        };
         let first = self.log.first();
-        let Some(peer) = self.peers.peer_mut(from) else {
+        let Some(peer) = leader.peers.peer_mut(from) else {
             return Refused::dropped(DropReason::UnknownPeer);
         };
         let progress = &mut peer.progress;
@@ -470,12 +494,12 @@ impl Raft {
         if !is_own {
             while self.maybe_send_append(from, false) {}
         }
-        let is_caught_up = self
-            .peers
-            .peer(from)
-            .is_some_and(|peer| peer.progress.matched == self.log.last());
         self.let_go_of_fetched();
-        if self.transferee == Some(from) && is_caught_up {
+        if self.transferee() == Some(from)
+            && self
+                .peer(from)
+                .is_some_and(|peer| peer.progress.matched == self.log.last())
+        {
             self.send_timeout_now(from);
         }
         Ok(())
@@ -493,7 +517,7 @@ impl Raft {
         } else {
             hint.index
         };
-        let Some(peer) = self.peers.peer_mut(from) else {
+        let Some(peer) = self.peer_mut(from) else {
             return Refused::dropped(DropReason::UnknownPeer);
         };
         if !peer.progress.on_rejected(index, next) {
@@ -511,11 +535,11 @@ impl Raft {
         from: ReplicaId,
         round: u64,
     ) -> Result<(), Refused> {
-        if !self.is_leader() {
-            return Refused::dropped(DropReason::NotLeader);
-        }
         let last = self.log.last();
-        let Some(peer) = self.peers.peer_mut(from) else {
+        let State::Leader(leader) = &mut self.state else {
+            return Refused::dropped(DropReason::NotLeader);
+        };
+        let Some(peer) = leader.peers.peer_mut(from) else {
             return Refused::dropped(DropReason::UnknownPeer);
         };
         let progress = &mut peer.progress;
@@ -535,11 +559,10 @@ impl Raft {
     /// A message to `to` was dropped: what was in flight is probably lost with it. A group that has
     /// fallen quiet under `to` wakes, to find out whether it still leads.
     pub fn report_unreachable(&mut self, to: ReplicaId) {
-        if self.is_quiet() && self.leader == Some(to) {
+        if self.is_quiet() && self.leader() == Some(to) {
             self.wake();
         }
-        if self.is_leader()
-            && let Some(peer) = self.peers.peer_mut(to)
+        if let Some(peer) = self.peer_mut(to)
             && peer.progress.is_replicate()
         {
             peer.progress.become_probe();

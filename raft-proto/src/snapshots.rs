@@ -9,6 +9,7 @@ use crate::membership::Changed;
 use crate::message::{Body, SnapshotMeta};
 use crate::progress::ProgressState;
 use crate::raft::Raft;
+use crate::roles::State;
 use crate::types::{Index, ReplicaId};
 
 /// How a snapshot transfer went.
@@ -37,7 +38,6 @@ impl Raft {
         };
         // To one that is not there it would be a waste, and would stop the log (hazard 33).
         let Some(peer) = self
-            .peers
             .peer_mut(to)
             .filter(|peer| peer.progress.is_recent_active)
         else {
@@ -51,8 +51,7 @@ impl Raft {
 
     /// How the snapshot for `to` fared.
     pub fn report_snapshot(&mut self, to: ReplicaId, status: SnapshotStatus) {
-        if self.is_leader()
-            && let Some(peer) = self.peers.peer_mut(to)
+        if let Some(peer) = self.peer_mut(to)
             && let ProgressState::Snapshot { pending } = &mut peer.progress.state
         {
             if status == SnapshotStatus::Failed {
@@ -129,7 +128,7 @@ impl Raft {
         if self.is_leader() {
             return Refused::dropped(DropReason::NotForThisRole);
         }
-        let Some(leader) = self.leader else {
+        let Some(leader) = self.leader() else {
             return Refused::dropped(DropReason::NoLeader);
         };
         if index > self.log.last().next() {
@@ -137,7 +136,9 @@ impl Raft {
         }
         self.wake();
         let request = self.draw() >> 2;
-        self.snapshot_request = Some(request);
+        if let Some(follower) = self.following_mut() {
+            follower.snapshot_request = Some(request);
+        }
         self.send(leader, Body::SnapshotRequest { index, request });
         Ok(())
     }
@@ -148,14 +149,14 @@ impl Raft {
         index: Index,
         request: u64,
     ) -> Result<(), Refused> {
-        if !self.is_leader() {
+        let State::Leader(leader) = &mut self.state else {
             return Refused::dropped(DropReason::NotLeader);
-        }
+        };
         // The asker's log may be longer, by entries that never were committed.
         if index > self.log.last().next() {
             return Refused::dropped(DropReason::PastEnd);
         }
-        self.snapshot_requests.insert(from, (index, request));
+        leader.snapshot_requests.insert(from, (index, request));
         self.answer_snapshot_requests();
         Ok(())
     }
@@ -168,7 +169,10 @@ impl Raft {
     }
 
     pub(crate) fn answer_snapshot_requests(&mut self) {
-        let mut requests = core::mem::take(&mut self.snapshot_requests);
+        let Some(leader) = self.leading_mut() else {
+            return;
+        };
+        let mut requests = core::mem::take(&mut leader.snapshot_requests);
         requests.retain(|&to, &mut (index, request)| {
             let stored = self.snapshot.as_ref();
             let Some(meta) = stored.filter(|meta| meta.id.index >= index).cloned() else {
@@ -178,10 +182,11 @@ impl Raft {
             self.send(to, Body::SnapshotOffer { meta, request });
             false
         });
-        self.snapshot_requests = requests;
-        let unanswered = self.snapshot_requests.values().map(|&(index, _)| index);
-        if let Some(index) = unanswered.min() {
+        if let Some(index) = requests.values().map(|&(index, _)| index).min() {
             self.want_snapshot(index);
+        }
+        if let Some(leader) = self.leading_mut() {
+            leader.snapshot_requests = requests;
         }
     }
 
@@ -191,18 +196,23 @@ impl Raft {
         meta: SnapshotMeta,
         request: u64,
     ) -> Result<(), Refused> {
-        if self.leader != Some(from) || self.snapshot_request != Some(request) {
-            return Refused::dropped(DropReason::Stale);
-        }
+        let follower = match &mut self.state {
+            State::Follower(follower)
+                if follower.leader == Some(from) && follower.snapshot_request == Some(request) =>
+            {
+                follower
+            }
+            _ => return Refused::dropped(DropReason::Stale),
+        };
         if meta.id.index > self.log.committed {
             // Past what this log holds it comes by itself, in place of the log.
             if !self.log.matches(meta.id) {
                 return Refused::dropped(DropReason::Stale);
             }
-            // What the leader has applied is committed.
-            self.commit_to(meta.id.index);
         }
-        self.snapshot_request = None;
+        follower.snapshot_request = None;
+        // What the leader has applied is committed.
+        self.commit_to(meta.id.index);
         self.out.snapshot_offered = Some(meta);
         Ok(())
     }

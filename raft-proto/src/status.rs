@@ -3,9 +3,8 @@
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::progress::Peer;
 use crate::raft::Raft;
-use crate::ready::Role;
+use crate::roles::{State, Votes};
 use crate::types::{Index, ReplicaId, Term};
 
 /// What a replica waits for while it knows of no leader.
@@ -65,16 +64,16 @@ impl Raft {
     /// What this replica waits for, or `None` if it knows the leader.
     #[must_use]
     pub fn why_no_leader(&self) -> Option<WhyNoLeader> {
-        if self.leader.is_some() {
+        if self.leader().is_some() {
             return None;
         }
-        if self.peers.len() == 0 {
+        if self.members.len() == 0 {
             return Some(WhyNoLeader::NoMembership);
         }
         if let Some(index) = self.log.installing {
             return Some(WhyNoLeader::InstallingSnapshot { index });
         }
-        let own = self.peers.peer(self.config.id);
+        let own = self.members.get(self.config.id);
         if self.last_bare > Index::ZERO && own.is_some_and(|own| !own.is_witness) {
             let index = self.last_bare;
             return Some(WhyNoLeader::LogWithoutCommands { index });
@@ -91,29 +90,27 @@ impl Raft {
         if self.is_quiet() {
             return Some(WhyNoLeader::Quiet);
         }
-        let voters = |answer: Option<bool>| -> Vec<ReplicaId> {
-            let said = |peer: &&Peer| peer.is_voter() && peer.vote == answer;
-            self.peers.iter().filter(said).map(|peer| peer.id).collect()
-        };
-        Some(match self.role {
-            Role::PreCandidate | Role::Candidate => {
-                let is_pre_vote = self.role == Role::PreCandidate;
-                WhyNoLeader::Asking {
-                    is_pre_vote,
-                    term: if is_pre_vote {
-                        self.term.next()
-                    } else {
-                        self.term
-                    },
-                    granted: voters(Some(true)),
-                    rejected: voters(Some(false)),
-                    missing: voters(None),
-                }
+        let asking = |is_pre_vote, term, votes: &Votes| {
+            let voters = |answer: Option<bool>| -> Vec<ReplicaId> {
+                let voters = self.members.iter().filter(|member| member.is_voter());
+                let ids = voters.map(|voter| voter.id);
+                ids.filter(|&id| votes.of(id) == answer).collect()
+            };
+            WhyNoLeader::Asking {
+                is_pre_vote,
+                term,
+                granted: voters(Some(true)),
+                rejected: voters(Some(false)),
+                missing: voters(None),
             }
-            Role::Follower | Role::Leader if self.is_fenced() => WhyNoLeader::LeaseHeld {
+        };
+        Some(match &self.state {
+            State::PreCandidate(votes) => asking(true, self.term.next(), votes),
+            State::Candidate(votes) => asking(false, self.term, votes),
+            State::Follower(_) | State::Leader(_) if self.is_fenced() => WhyNoLeader::LeaseHeld {
                 ticks: self.no_vote_before.saturating_sub(self.tick),
             },
-            Role::Follower | Role::Leader => WhyNoLeader::Waiting {
+            State::Follower(_) | State::Leader(_) => WhyNoLeader::Waiting {
                 ticks: self.timeout.saturating_sub(self.elapsed()),
                 rounds_left_to_others: self.patience.rounds(),
             },

@@ -72,7 +72,8 @@ impl Raft {
     }
 
     pub(crate) fn note(&mut self, transition: Transition) {
-        let own = self.peers.peer(self.config.id);
+        let own = self.peer(self.config.id).map(|own| &own.progress);
+        let own_progress = own.map(|own| (own.matched, own.next));
         if self.trace.len() >= TRACE_EVENTS_MAX {
             self.trace.pop_front();
         }
@@ -80,11 +81,11 @@ impl Raft {
             replica: self.config.id,
             transition,
             hard_state: self.hard_state(),
-            role: self.role,
+            role: self.role(),
             last: self.log.last(),
             voters: self.membership.voters.iter().copied().collect(),
             voters_outgoing: self.membership.voters_outgoing.iter().copied().collect(),
-            own_progress: own.map(|own| (own.progress.matched, own.progress.next)),
+            own_progress,
         });
     }
 }
