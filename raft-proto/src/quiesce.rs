@@ -4,7 +4,6 @@
 //! happens wakes it: a message, a proposal, a read. A follower that wakes and hears nothing
 //! stands for election as ever, so a leader that died quietly is found by the next request.
 
-use crate::chunk::Chunk;
 use crate::error::{DropReason, Refused};
 use crate::message::Body;
 use crate::raft::Raft;
@@ -92,7 +91,7 @@ impl Raft {
         if let Some(leader) = self.leading_mut() {
             leader.is_quiet = true;
             leader.reads.end_lease(round);
-            leader.chunk = Chunk::default();
+            leader.chunk.clear();
         }
         let last = self.log.last_id();
         self.for_each_other(|raft, to| raft.send(to, Body::Quiesce { last }));

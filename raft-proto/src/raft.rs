@@ -445,6 +445,8 @@ impl Raft {
         own.progress.matched = last;
         own.progress.become_replicate();
         own.progress.is_recent_active = true;
+        // While entries are committed and applied apace, those not in the cache take no more.
+        let full_bytes_max = self.config.cache_bytes_max.saturating_mul(2);
         let leader = Leader {
             peers,
             transferee: None,
@@ -453,7 +455,7 @@ impl Raft {
             led_from: last.next(),
             uncommitted_bytes: 0,
             uncommitted: VecDeque::new(),
-            chunk: Chunk::default(),
+            chunk: Chunk::new(full_bytes_max),
             snapshot_requests: BTreeMap::new(),
             reads: Reads::after(self.round),
             heartbeat_from: self.tick,
