@@ -89,6 +89,8 @@ pub(crate) struct Group {
     /// Where each replica lives: from the membership, and from the connections its messages
     /// came by.
     pub(crate) hosts: BTreeMap<ReplicaId, HostId>,
+    /// The index of the membership that `hosts` was filled from.
+    hosts_as_of: Index,
     pub(crate) env: SnapshotEnv,
     /// Recorded snapshots, oldest first.
     pub(crate) snapshots: Vec<SnapshotMeta>,
@@ -143,6 +145,7 @@ impl Group {
             next_round: 1,
             waiters: VecDeque::new(),
             hosts: BTreeMap::new(),
+            hosts_as_of: Index::ZERO,
             env,
             snapshots,
             restoring: Vec::new(),
@@ -220,8 +223,16 @@ impl Group {
         }
     }
 
+    /// Learns where replicas live if the membership in force is another than before.
+    pub(crate) fn learn_hosts_of_switch(&mut self) {
+        if self.hosts_as_of != self.raft.membership().index {
+            self.learn_hosts();
+        }
+    }
+
     /// Learns where replicas live from the membership in force.
     pub(crate) fn learn_hosts(&mut self) {
+        self.hosts_as_of = self.raft.membership().index;
         for (&replica, &host) in &self.raft.membership().hosts {
             self.hosts.insert(replica, host);
         }

@@ -159,6 +159,9 @@ impl Raft {
     fn fill(&mut self, ready: &mut Ready) -> bool {
         ready.clear();
         if !self.config.change_done_when_applied {
+            if self.is_applying_paused {
+                self.switch_ahead();
+            }
             // Else it is due when something was applied, and at no other time.
             self.leave_joint_if_due();
         }
@@ -399,8 +402,9 @@ impl Raft {
             };
             self.fetched
                 .push_back(batches.into_iter().filter(fits).collect());
-            // One answer for each reader: the followers, and the state machine here.
-            while self.fetched.len() > self.members.len() + 1 {
+            // One answer for each reader: the followers, the state machine here, and who switches
+            // the membership ahead of it.
+            while self.fetched.len() > self.members.len() + 2 {
                 self.fetched.pop_front();
             }
         }

@@ -67,6 +67,9 @@ pub struct Raft {
     pub(crate) membership: Membership,
     /// The indexes of membership entries that are not done with, ascending.
     pub(crate) membership_entries: VecDeque<Index>,
+    /// Up to where this replica switched ahead of what was handed out, and what was in force for that.
+    pub(crate) switched_to: Index,
+    pub(crate) membership_handed: Option<Membership>,
     /// What `membership` says of each replica.
     pub(crate) members: Members,
 
@@ -160,6 +163,8 @@ impl Raft {
                 .into_iter()
                 .filter(|&index| index > applied && index <= last)
                 .collect(),
+            switched_to: Index::ZERO,
+            membership_handed: None,
             members: Members::default(),
             leader_time_ms: restored.leader_time_ms,
             last_bare: Index::ZERO,
@@ -293,12 +298,14 @@ impl Raft {
     pub fn memory_bytes(&self) -> usize {
         let metas = self.snapshot.iter().chain(&self.installing);
         let fetches = self.fetching.len() * size_of::<Fetch>();
+        let handed = self.membership_handed.as_ref();
         self.log.memory_bytes()
             + self.fetched.iter().flatten().map(held_bytes).sum::<usize>()
             + self.state.memory_bytes()
             + self.out.memory_bytes()
             + self.members.memory_bytes()
             + self.membership.memory_bytes()
+            + handed.map_or(0, Membership::memory_bytes)
             + metas
                 .map(|meta| meta.membership.memory_bytes())
                 .sum::<usize>()
@@ -374,11 +381,11 @@ impl Raft {
     }
 
     /// Up to where membership entries are done with.
-    pub(crate) const fn changes_done(&self) -> Index {
+    pub(crate) fn changes_done(&self) -> Index {
         if self.config.change_done_when_applied {
             self.log.applied
         } else {
-            self.log.applying
+            self.log.applying.max(self.switched_to)
         }
     }
 
@@ -729,7 +736,9 @@ impl Raft {
         self.assert_invariants();
     }
 
-    /// Switches the membership: the entry at `index` is committed.
+    /// Switches the membership: the entry at `index` is committed. Returns the membership as of that
+    /// entry. The one in force may be later: where so much waits for the state machine that nothing
+    /// is handed out, this replica switches by itself, and this call changes nothing more.
     ///
     /// # Errors
     ///
@@ -739,10 +748,44 @@ impl Raft {
         index: Index,
         change: &MembershipChange,
     ) -> Result<Membership, MembershipError> {
+        if index <= self.switched_to
+            && let Some(handed) = &mut self.membership_handed
+        {
+            *handed = handed.changed(index, change)?.membership;
+            return Ok(handed.clone());
+        }
+        self.membership_handed = None;
         let changed = self.membership.changed(index, change)?;
         self.switch(changed);
         self.assert_invariants();
         Ok(self.membership.clone())
+    }
+
+    /// Switches to what is committed and durable here while nothing is handed out: no quorum waits
+    /// for a slow state machine (hazard 2).
+    pub(crate) fn switch_ahead(&mut self) {
+        let to = self.log.committed.min(self.log.stable());
+        while let Some(&index) = self.membership_entries.front()
+            && index <= to
+        {
+            let bytes_max = self.config.message_bytes_max;
+            let mut entries: Vec<Batch> = Vec::new();
+            self.entries_at_hand(index, index, bytes_max, &mut entries);
+            let Some(entry) = entries.first().and_then(|batch| batch.iter().next()) else {
+                return self.fetch(index, index, bytes_max);
+            };
+            self.membership_entries.pop_front();
+            self.switched_to = index;
+            if self.membership_handed.is_none() {
+                self.membership_handed = Some(self.membership.clone());
+            }
+            let payload = entry.payload();
+            if let Ok(change) = MembershipChange::decode(payload)
+                && let Ok(changed) = self.membership.changed(index, &change)
+            {
+                self.switch(changed);
+            }
+        }
     }
 
     pub(crate) fn forget_done_changes(&mut self) {

@@ -91,6 +91,7 @@ impl Raft {
         self.log.restart_after(id);
         self.fetched.clear();
         self.membership_entries.clear();
+        self.membership_handed = None;
         self.applying.clear();
         self.applying_bytes = 0;
         self.is_applying_paused = false;

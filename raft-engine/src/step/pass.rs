@@ -70,6 +70,8 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: &mut Re
         };
         out.events.push((group.id, event));
     }
+    // The core may have switched ahead of the state machine, and speak to new members.
+    group.learn_hosts_of_switch();
     for message in messages.drain(..) {
         dispatch(shared, out, group, message);
     }
@@ -259,12 +261,12 @@ fn hand_piece(out: &mut Out, group: &mut Group, batches: Vec<Batch>) {
                 .map_err(|error| error.to_string())
                 .and_then(|change| {
                     let applied = group.raft.apply_membership(entry.index(), &change);
-                    applied.map(drop).map_err(|error| error.to_string())
+                    applied.map_err(|error| error.to_string())
                 });
             match changed {
-                Ok(()) => {
+                Ok(membership) => {
                     has_changed = true;
-                    group.membership = group.raft.membership().clone();
+                    group.membership = membership;
                     group.learn_hosts();
                 }
                 Err(reason) => refuse_change(group, entry.id(), reason),

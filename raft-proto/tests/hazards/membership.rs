@@ -3,8 +3,8 @@
 use crate::net::{Net, change, changes, index, replica, voters};
 use crate::plain;
 use raft_proto::{
-    ChangeKind, DropReason, EntryId, Index, Membership, MembershipChange, ProposeError, Refused,
-    Role, SnapshotMeta, Transition,
+    ChangeKind, Config, DropReason, EntryId, Index, Membership, MembershipChange, ProposeError,
+    Refused, Role, SnapshotMeta, Transition,
 };
 
 #[test]
@@ -39,6 +39,58 @@ fn hazard_2_a_slow_state_machine_does_not_delay_the_switch() {
     assert_eq!(net.raft(1).applied_index(), Index::new(1));
     assert_eq!(net.raft(1).membership().voters, voters(&[1, 2, 4]).voters);
     assert!(!net.raft(1).membership().is_joint());
+}
+
+#[test]
+fn hazard_2_a_state_machine_far_behind_does_not_delay_the_switch_either() {
+    // With nothing in memory either: the entry that is switched to is asked for by itself.
+    for cache_bytes_max in [1 << 20, 0] {
+        let narrow = |config: &mut Config| {
+            plain(config);
+            config.committed_bytes_per_ready_max = 1;
+            config.cache_bytes_max = cache_bytes_max;
+        };
+        let mut net = Net::new(&[1, 2, 3], narrow);
+        net.elect(1);
+        net.node(1).is_apply_slow = true;
+        for command in ["a", "b", "c"] {
+            net.propose(1, command).expect("it leads");
+        }
+        net.settle();
+        let handed = net.node(1).handed;
+        let joint = changes(&[(ChangeKind::AddVoter, 4), (ChangeKind::Remove, 3)]);
+        net.raft(1)
+            .propose_membership(joint)
+            .expect("nothing is pending");
+        net.add(4, voters(&[1, 2, 3]), plain);
+        net.settle();
+        // Entered and left, though not one more entry was handed out.
+        assert_eq!(
+            net.node(1).handed,
+            handed,
+            "it waits for what was handed out"
+        );
+        assert_eq!(net.raft(1).membership().voters, voters(&[1, 2, 4]).voters);
+        assert!(!net.raft(1).membership().is_joint());
+        net.raft(1)
+            .propose_membership(change(ChangeKind::AddLearner, 3))
+            .expect("the last change is done with");
+        net.settle();
+        // The state machine comes after, entry by entry, with the membership of each.
+        let mut seen = Vec::new();
+        let last = net.raft(1).last_index();
+        while net.node(1).handed < last {
+            let handed = net.node(1).handed;
+            net.raft(1).applied(handed);
+            net.settle();
+            let membership = &net.node(1).disk.applied.membership;
+            seen.push((membership.is_joint(), membership.replicas().len()));
+        }
+        seen.dedup();
+        assert_eq!(seen, [(false, 3), (true, 4), (false, 3), (false, 4)]);
+        let applied = net.node(1).disk.applied.membership.clone();
+        assert_eq!(*net.raft(1).membership(), applied);
+    }
 }
 
 #[test]
