@@ -1,15 +1,20 @@
 //! The lane worker: drives the log lane and tells the step workers what is durable.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use raft_log::{Lane, LaneSpace, LogError, ScrubStatus, Submission};
+use raft_log::{
+    AtDisk, DamageReport, FromDisk, Lane, LaneSpace, LogError, ScrubStatus, Submission,
+};
 use raft_proto::Time;
 
-use crate::inbox::Inbox;
+use crate::inbox::{Inbox, Wake};
 use crate::step::{LaneDone, StepInput};
 use crate::workers::EngineStats;
 use crate::{Progress, route};
+
+const PANICKED: &str = "a worker panicked within the log";
 
 /// What the lane worker is told.
 pub(crate) enum LaneInput {
@@ -19,55 +24,70 @@ pub(crate) enum LaneInput {
     Scrub,
 }
 
-/// Owns the lane: the only place where an append waits for the disk.
-pub(crate) struct LaneWorker {
+/// Where the step workers and the lane worker meet: the lane worker's inbox, and the lane itself.
+pub(crate) struct LaneDesk {
+    inbox: Inbox<LaneInput>,
+    /// Nobody waits for the disk with it. `None`: the lane worker has ended.
+    core: Mutex<Option<Core>>,
+    /// The lane worker waits for the disk.
+    is_at_disk: AtomicBool,
+}
+
+/// The lane, and what was submitted to it.
+struct Core {
     lane: Lane,
     space: LaneSpace,
-    inbox: Arc<Inbox<LaneInput>>,
-    steps: Vec<Arc<Inbox<StepInput>>>,
     drained: Vec<LaneInput>,
     /// What found no room, in order: entries that had got an index when the disk became full, and
     /// whatever their groups submitted after them.
     held: VecDeque<Submission>,
-    done: Vec<Vec<LaneDone>>,
-    has_failed: bool,
+    /// The lane takes nothing any more, and why.
+    failure: Option<String>,
     scrub: ScrubStatus,
 }
 
-impl LaneWorker {
-    pub(crate) fn new(
-        lane: Lane,
-        inbox: Arc<Inbox<LaneInput>>,
-        steps: Vec<Arc<Inbox<StepInput>>>,
-    ) -> Self {
-        let done = steps.iter().map(|_| Vec::new()).collect();
-        Self {
+impl LaneDesk {
+    pub(crate) fn new(lane: Lane, wake: Arc<Wake>) -> Self {
+        let core = Core {
             space: lane.reader().space(),
             scrub: lane.scrub_status(),
             lane,
-            inbox,
-            steps,
             drained: Vec::new(),
             held: VecDeque::new(),
-            done,
-            has_failed: false,
+            failure: None,
+        };
+        Self {
+            inbox: Inbox::new(usize::MAX, wake),
+            core: Mutex::new(Some(core)),
+            is_at_disk: AtomicBool::new(false),
         }
     }
 
-    pub(crate) fn stats(&self) -> EngineStats {
-        EngineStats {
-            lane: self.lane.stats(),
-            scrub: self.scrub,
+    /// Leaves something for the lane worker.
+    pub(crate) fn notice(&self, input: LaneInput) {
+        self.inbox.notice(input);
+    }
+
+    /// While the lane worker waits for the disk, what was left for it is encoded for the next
+    /// record by the step worker that calls this, unless another is at it.
+    pub(crate) fn encode_meanwhile(&self) {
+        if self.is_at_disk.load(Ordering::Acquire)
+            && let Ok(mut core) = self.core.try_lock()
+            && let Some(core) = core.as_mut()
+        {
+            core.take_in(&self.inbox);
         }
     }
 
-    pub(crate) fn into_lane(self) -> Lane {
-        self.lane
+    fn core(&self) -> MutexGuard<'_, Option<Core>> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
 
-    /// Submits what has gathered, drives the lane, and passes completions on.
-    pub(crate) fn poll(&mut self, now: Time) -> Progress {
-        self.inbox.drain(&mut self.drained);
+impl Core {
+    /// Submits what has gathered.
+    fn take_in(&mut self, inbox: &Inbox<LaneInput>) {
+        inbox.drain(&mut self.drained);
         let mut drained = std::mem::take(&mut self.drained);
         for submission in std::mem::take(&mut self.held) {
             self.submit(submission);
@@ -86,14 +106,107 @@ impl LaneWorker {
             }
         }
         self.drained = drained;
-        if self.has_failed {
-            return Progress::Idle { until: None };
+    }
+
+    /// Submits, or holds back what there is no room for: an entry that has an index stays.
+    fn submit(&mut self, submission: Submission) {
+        if self.failure.is_some() {
+            return;
         }
-        let progress = self.lane.poll(now);
-        if self.scrub.is_running {
-            self.scrub = self.lane.scrub_status();
+        let group = submission.group;
+        if self.held.iter().any(|held| held.group == group) {
+            return self.held.push_back(submission);
         }
-        for completion in self.lane.take_completions() {
+        // Only a full lane refuses, and whether it is full changes in its own poll alone.
+        let spare = self.space.is_full().then(|| submission.clone());
+        match (self.lane.submit(submission), spare) {
+            (Ok(()), _) => {}
+            (Err(LogError::StorageFull), Some(spare)) => self.held.push_back(spare),
+            (Err(error), _) => self.failure = Some(error.to_string()),
+        }
+    }
+}
+
+/// Drives the lane: the only place where an append waits for the disk.
+pub(crate) struct LaneWorker {
+    desk: Arc<LaneDesk>,
+    steps: Vec<Arc<Inbox<StepInput>>>,
+    done: Vec<Vec<LaneDone>>,
+    has_failed: bool,
+}
+
+impl LaneWorker {
+    pub(crate) fn new(desk: Arc<LaneDesk>, steps: Vec<Arc<Inbox<StepInput>>>) -> Self {
+        let done = steps.iter().map(|_| Vec::new()).collect();
+        Self {
+            desk,
+            steps,
+            done,
+            has_failed: false,
+        }
+    }
+
+    pub(crate) fn stats(&self) -> EngineStats {
+        let core = self.desk.core();
+        let core = core.as_ref().expect("its worker is there");
+        EngineStats {
+            lane: core.lane.stats(),
+            scrub: core.scrub,
+        }
+    }
+
+    /// Closes the lane: what was submitted is synced first.
+    pub(crate) fn close(self) -> Result<(), LogError> {
+        if self.desk.core.is_poisoned() {
+            // What was being submitted then is half there: none of it is written.
+            return Err(LogError::Latched(PANICKED.to_owned()));
+        }
+        let core = self.desk.core().take();
+        core.map_or(Ok(()), |core| core.lane.close())
+    }
+
+    /// Submits what has gathered, drives the lane, and passes completions on.
+    pub(crate) fn poll(&mut self, now: Time) -> Progress {
+        match self.begin(now) {
+            Some(at_disk) => self.end(at_disk.wait()),
+            None => Progress::Idle { until: None },
+        }
+    }
+
+    /// Submits what has gathered, and begins to write it. `None`: the lane has failed.
+    fn begin(&mut self, now: Time) -> Option<AtDisk> {
+        let desk = Arc::clone(&self.desk);
+        let Ok(mut core) = desk.core.lock() else {
+            // Its own alarm says more.
+            self.fail(PANICKED);
+            return None;
+        };
+        let core = core.as_mut().expect("its worker is there");
+        core.take_in(&desk.inbox);
+        if let Some(reason) = &core.failure {
+            self.fail(reason);
+            return None;
+        }
+        let at_disk = core.lane.poll_begin(now);
+        desk.is_at_disk.store(true, Ordering::Release);
+        Some(at_disk)
+    }
+
+    /// The disk has answered.
+    fn end(&mut self, from_disk: FromDisk) -> Progress {
+        let desk = Arc::clone(&self.desk);
+        desk.is_at_disk.store(false, Ordering::Release);
+        let (progress, completions, damage) = {
+            let mut core = desk.core();
+            let core = core.as_mut().expect("its worker is there");
+            let progress = core.lane.poll_end(from_disk);
+            if core.scrub.is_running {
+                core.scrub = core.lane.scrub_status();
+            }
+            let completions = core.lane.take_completions();
+            (progress, completions, core.lane.take_damage())
+        };
+        for completion in completions {
             match completion.result {
                 Ok(()) => {
                     let worker = route(completion.group, self.steps.len());
@@ -103,10 +216,10 @@ impl LaneWorker {
                         sequence: completion.submission,
                     });
                 }
-                Err(error) => fail(&mut self.has_failed, &self.steps, &error.to_string()),
+                Err(error) => self.fail(&error.to_string()),
             }
         }
-        self.tell_damage();
+        self.tell_damage(damage);
         for (done, step) in self.done.iter_mut().zip(&self.steps) {
             if !done.is_empty() {
                 step.notice(StepInput::Persisted(std::mem::take(done)));
@@ -114,12 +227,10 @@ impl LaneWorker {
         }
         progress.into()
     }
-}
 
-impl LaneWorker {
     /// A scrub found that a replica lost what it had: it stops, everybody else goes on.
-    fn tell_damage(&mut self) {
-        for report in self.lane.take_damage() {
+    fn tell_damage(&self, damage: Vec<DamageReport>) {
+        for report in damage {
             for (group, replica, first, last) in report.replicas {
                 let reason = format!(
                     "damaged in segment {} at byte {}, entries {first} to {last}: {}; remove this \
@@ -136,31 +247,87 @@ impl LaneWorker {
         }
     }
 
-    /// Submits, or holds back what there is no room for: an entry that has an index stays.
-    fn submit(&mut self, submission: Submission) {
-        if self.has_failed {
-            return;
-        }
-        let group = submission.group;
-        if self.held.iter().any(|held| held.group == group) {
-            return self.held.push_back(submission);
-        }
-        // Only a full lane refuses, and whether it is full changes in its own poll alone.
-        let spare = self.space.is_full().then(|| submission.clone());
-        match (self.lane.submit(submission), spare) {
-            (Ok(()), _) => {}
-            (Err(LogError::StorageFull), Some(spare)) => self.held.push_back(spare),
-            (Err(error), _) => fail(&mut self.has_failed, &self.steps, &error.to_string()),
+    fn fail(&mut self, reason: &str) {
+        if !std::mem::replace(&mut self.has_failed, true) {
+            for step in &self.steps {
+                step.notice(StepInput::HostFailed {
+                    reason: reason.to_owned(),
+                });
+            }
         }
     }
 }
 
-fn fail(has_failed: &mut bool, steps: &[Arc<Inbox<StepInput>>], reason: &str) {
-    if !std::mem::replace(has_failed, true) {
-        for step in steps {
-            step.notice(StepInput::HostFailed {
-                reason: reason.to_owned(),
-            });
+impl Drop for LaneWorker {
+    fn drop(&mut self) {
+        // The lane and its lock go with its worker, whoever may still hold the desk.
+        let core = self.desk.core().take();
+        drop(core);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use raft_log::LaneOptions;
+    use raft_log::vfs::{SimVfs, Vfs};
+    use raft_proto::{GroupId, HardState, ReplicaId, Term};
+
+    use super::*;
+
+    fn submission(group: u64) -> Submission {
+        let id = GroupId::new(group).expect("not 0");
+        let mut submission = Submission::new(id, ReplicaId::new(1).expect("not 0"), group);
+        submission.hard_state = Some(HardState {
+            term: Term::new(1),
+            ..HardState::default()
+        });
+        submission
+    }
+
+    #[test]
+    fn while_the_disk_works_step_workers_encode_the_next_batch() {
+        let disk: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
+        let path = Path::new("/data");
+        disk.create_dir_all(path).expect("an empty disk");
+        let options = LaneOptions {
+            segment_size_bytes: 1 << 20,
+            ..LaneOptions::default()
+        };
+        let (lane, _) = Lane::open(disk, path, options).expect("it opens");
+        let desk = Arc::new(LaneDesk::new(lane, Arc::default()));
+        let step = Arc::new(Inbox::new(usize::MAX, Arc::default()));
+        let mut worker = LaneWorker::new(Arc::clone(&desk), vec![Arc::clone(&step)]);
+        let before = worker.stats().lane;
+        let submit = |group| {
+            desk.notice(LaneInput::Submit(vec![submission(group)]));
+            desk.encode_meanwhile();
+        };
+        submit(1);
+        assert_eq!(worker.stats().lane.encoded, before.encoded, "the lane's");
+        let at_disk = worker.begin(Time(0)).expect("it works");
+        assert_eq!(worker.stats().lane.encoded, before.encoded + 1);
+        // Write and sync of the first are not done yet.
+        submit(2);
+        submit(3);
+        assert_eq!(worker.stats().lane.encoded, before.encoded + 3);
+        worker.end(at_disk.wait());
+        let mut now = Time(0);
+        let mut done = Vec::new();
+        while done.len() < 3 {
+            now = now.plus_nanos(1_000_000);
+            worker.poll(now);
+            let mut told = Vec::new();
+            step.drain(&mut told);
+            for input in told {
+                if let StepInput::Persisted(persisted) = input {
+                    done.extend(persisted.iter().map(|done| done.sequence));
+                }
+            }
         }
+        assert_eq!(done, [1, 2, 3]);
+        let records = worker.stats().lane.records - before.records;
+        assert_eq!(records, 2, "one record a batch");
     }
 }

@@ -21,7 +21,7 @@ use crate::engine::ReceivedSnapshot;
 use crate::group::{Group, Proposal};
 use crate::inbox::Inbox;
 use crate::jobs::{JobQueue, SaveEnd};
-use crate::lane::LaneInput;
+use crate::lane::LaneDesk;
 use crate::outbound::{Event, Events, Outbound};
 use crate::prepared::Prepared;
 use crate::request::{Applied, RequestError, Responder, SnapshotOutcome, SnapshotRequest};
@@ -142,7 +142,7 @@ pub(crate) struct StepShared {
     pub(crate) config: EngineConfig,
     /// The log takes no batch over this.
     pub(crate) record_bytes_max: usize,
-    pub(crate) lane: Arc<Inbox<LaneInput>>,
+    pub(crate) lane: Arc<LaneDesk>,
     pub(crate) steps: Vec<Arc<Inbox<StepInput>>>,
     pub(crate) applies: Vec<Arc<Inbox<ApplyInput>>>,
     pub(crate) jobs: Arc<JobQueue>,

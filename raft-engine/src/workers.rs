@@ -217,7 +217,7 @@ impl Workers {
                         progress
                     });
                 });
-                if has_ended && let Err(error) = lane.into_lane().close() {
+                if has_ended && let Err(error) = lane.close() {
                     tracing::warn!(%error, "the log did not close cleanly");
                 }
             })

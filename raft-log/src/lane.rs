@@ -5,8 +5,9 @@
 //!            (k+1 is gathered while k is on its way)
 //! ```
 //!
-//! With [`StdVfs`](crate::vfs::StdVfs) write and sync run within [`Lane::poll`]: submissions gather
-//! at whoever drives the lane meanwhile, and are encoded when the poll has returned.
+//! With [`StdVfs`](crate::vfs::StdVfs) write and sync run on the thread that drives the lane. It
+//! polls in two halves: between [`Lane::poll_begin`] and [`Lane::poll_end`] the disk works and does
+//! not need the lane, so that others may have it meanwhile and submit.
 
 use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
@@ -75,6 +76,34 @@ pub struct LaneStats {
     pub moved_bytes: u64,
     /// Whether the disk is full: entries are refused.
     pub is_full: bool,
+    /// Submissions encoded: those durable, on their way, and gathered for the next record.
+    pub encoded: u64,
+}
+
+/// What is on its way to the disk, between the halves of a poll.
+#[must_use = "the lane waits for it"]
+#[derive(Debug)]
+pub struct AtDisk {
+    vfs: Arc<dyn Vfs>,
+    now: Time,
+    is_busy: bool,
+}
+
+impl AtDisk {
+    /// Does what was begun: with [`StdVfs`](crate::vfs::StdVfs) it waits for the disk.
+    pub fn wait(self) -> FromDisk {
+        let Self { vfs, now, is_busy } = self;
+        let done = vfs.completions(now);
+        FromDisk { done, is_busy }
+    }
+}
+
+/// What became of it.
+#[must_use = "the lane waits for it"]
+#[derive(Debug)]
+pub struct FromDisk {
+    done: Vec<OpDone>,
+    is_busy: bool,
 }
 
 /// The segment that is written.
@@ -321,6 +350,7 @@ impl Lane {
     }
 
     fn stage(&mut self, submission: &Submission) {
+        self.stats.encoded += 1;
         let key = (submission.group, submission.replica);
         let bound = self.gather_max();
         let entries_bytes = submission.entries_bytes();
@@ -360,10 +390,29 @@ impl Lane {
 
     /// Does the work at hand: begins a write if none is on its way, and takes what has ended.
     pub fn poll(&mut self, now: Time) -> Progress {
+        let at_disk = self.poll_begin(now);
+        self.poll_end(at_disk.wait())
+    }
+
+    /// The first half of [`Lane::poll`]: the header of what is gathered is filled in, and its write
+    /// and sync are begun. Whoever shares the lane gives it free now, waits for the disk, and
+    /// takes it back for the second half: what is submitted in between is encoded at once, for the
+    /// next record.
+    pub fn poll_begin(&mut self, now: Time) -> AtDisk {
         self.now = self.now.max(now);
         let mut is_busy = self.latched.is_none() && self.pool.maintain(self.now);
         is_busy |= self.begin_or_latch();
-        for done in self.vfs.completions(now) {
+        AtDisk {
+            vfs: Arc::clone(&self.vfs),
+            now,
+            is_busy,
+        }
+    }
+
+    /// The second half of [`Lane::poll`].
+    pub fn poll_end(&mut self, from_disk: FromDisk) -> Progress {
+        let FromDisk { done, mut is_busy } = from_disk;
+        for done in done {
             is_busy |= self.on_done(done);
         }
         self.scrub_poll();

@@ -99,7 +99,7 @@ mod wal;
 
 pub use config::LaneOptions;
 pub use error::LogError;
-pub use lane::{Lane, LaneStats, Progress, ScrubStatus};
+pub use lane::{AtDisk, FromDisk, Lane, LaneStats, Progress, ScrubStatus};
 pub use read::{Batches, LaneSpace, LogReader};
 pub use recovery::{DamageReport, Recovery, RecoveryReport};
 pub use state::{

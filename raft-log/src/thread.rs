@@ -1,7 +1,10 @@
 //! A lane on a thread of its own, for those who use the log alone.
 
+mod desk;
 mod inbox;
 mod intake;
+#[cfg(all(test, not(loom)))]
+mod tests;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -10,8 +13,8 @@ use std::time::{Duration, Instant};
 
 use raft_proto::Time;
 
-use self::inbox::{Inbox, Tenure, tell_all};
-use self::intake::Intake;
+use self::desk::{Desk, Tenure};
+use self::inbox::{Inbox, tell_all};
 use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::lane::{Lane, LaneStats, Progress, ScrubStatus};
@@ -30,15 +33,15 @@ const SUBMISSION_BYTES: usize = 128;
 /// Damage reports kept until somebody takes them.
 const DAMAGE_MAX: usize = 1_024;
 
-/// A lane driven by its own thread. While a batch is synced, submissions gather; the next write
-/// takes all of them.
+/// A lane driven by its own thread. While a batch is synced, submissions gather, each encoded on
+/// the thread that brought it; the next write takes all of them.
 ///
 /// [`LaneThread::append`] waits until what it was given is durable. [`LaneThread::submit`] does
 /// not: completions are reported by callback, in the order of submission, on the lane's thread. A
 /// callback must not wait, as the next write does until it returns; it may submit.
 #[derive(Debug)]
 pub struct LaneThread {
-    inbox: Arc<Inbox>,
+    desk: Arc<Desk>,
     reader: LogReader,
     record_bytes_max: usize,
     thread: Option<JoinHandle<Result<(), LogError>>>,
@@ -58,12 +61,12 @@ impl LaneThread {
         let record_bytes_max = options.record_bytes_max;
         let (lane, recovery) = Lane::open(vfs, data_dir, options)?;
         let reader = lane.reader();
-        let inbox = Arc::<Inbox>::default();
+        let desk = Arc::new(Desk::new(lane));
         let thread = {
-            let inbox = Arc::clone(&inbox);
+            let desk = Arc::clone(&desk);
             std::thread::Builder::new()
                 .name("raft-log-lane".to_owned())
-                .spawn(move || drive(lane, &inbox))
+                .spawn(move || drive(&desk))
                 .map_err(|source| VfsError {
                     op: "start a thread",
                     path: data_dir.to_owned(),
@@ -71,7 +74,7 @@ impl LaneThread {
                 })?
         };
         let this = Self {
-            inbox,
+            desk,
             reader,
             record_bytes_max,
             thread: Some(thread),
@@ -94,7 +97,7 @@ impl LaneThread {
         on_done: impl FnOnce(Result<(), LogError>) + Send + 'static,
     ) -> Result<(), LogError> {
         let bytes = self.admit(&submission)?;
-        self.inbox.push(submission, bytes, Box::new(on_done))
+        self.desk.push(submission, bytes, Box::new(on_done))
     }
 
     /// Takes a submission and returns when it is durable. Many threads that wait at a time share
@@ -107,7 +110,7 @@ impl LaneThread {
     /// entries may be there after the next open, or not.
     pub fn append(&self, submission: Submission) -> Result<(), LogError> {
         let bytes = self.admit(&submission)?;
-        self.inbox.push_and_wait(submission, bytes)
+        self.desk.push_and_wait(submission, bytes)
     }
 
     /// What the submission counts for, if it may come in.
@@ -125,22 +128,23 @@ impl LaneThread {
         self.reader.clone()
     }
 
-    /// Counters, as of the last batch.
+    /// Counters.
     #[must_use]
     pub fn stats(&self) -> LaneStats {
-        self.inbox.lock().stats
+        let stats = self.desk.stats();
+        stats.unwrap_or_else(|| self.desk.inbox.lock().stats)
     }
 
     /// Begins to verify everything durable, as [`Lane::scrub`].
     pub fn scrub(&self) {
-        self.inbox.lock().ask_for_scrub();
-        self.inbox.notify();
+        self.desk.inbox.lock().ask_for_scrub();
+        self.desk.inbox.notify();
     }
 
     /// How far verifying has come, as of the last step of it.
     #[must_use]
     pub fn scrub_status(&self) -> ScrubStatus {
-        let state = self.inbox.lock();
+        let state = self.desk.inbox.lock();
         ScrubStatus {
             is_running: state.scrub.is_running || state.wants_scrub,
             ..state.scrub
@@ -150,7 +154,7 @@ impl LaneThread {
     /// Takes the damage found since the last call, as [`Lane::take_damage`].
     #[must_use]
     pub fn take_damage(&self) -> Vec<DamageReport> {
-        std::mem::take(&mut self.inbox.lock().damage)
+        std::mem::take(&mut self.desk.inbox.lock().damage)
     }
 
     /// Completes what was submitted and closes the lane.
@@ -166,8 +170,8 @@ impl LaneThread {
         let Some(thread) = self.thread.take() else {
             return Ok(());
         };
-        self.inbox.lock().is_closing = true;
-        self.inbox.notify();
+        self.desk.inbox.lock().is_closing = true;
+        self.desk.inbox.notify();
         if thread.thread().id() == std::thread::current().id() {
             // Dropped by a callback: a thread cannot wait for itself, and ends when this returns.
             return Ok(());
@@ -185,36 +189,26 @@ impl Drop for LaneThread {
     }
 }
 
-fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
-    let _tenure = Tenure(inbox);
+fn drive(desk: &Desk) -> Result<(), LogError> {
+    let _tenure = Tenure(desk);
+    let inbox = &desk.inbox;
     let origin = Instant::now();
     let clock = || Time(u64::try_from(origin.elapsed().as_nanos()).unwrap_or(u64::MAX));
-    let mut taken = Vec::new();
-    let mut intake = Intake::new(&lane);
+    let mut ended = Vec::new();
     loop {
-        let is_closing = {
-            let mut state = inbox.lock();
-            inbox.take(&mut state, &mut taken);
-            if std::mem::take(&mut state.wants_scrub) {
-                lane.scrub();
-                state.scrub = lane.scrub_status();
-            }
-            state.is_closing
-        };
-        intake.take(&mut lane, taken.drain(..), |bytes| {
-            inbox.lock().bytes -= bytes
-        });
+        let (at_disk, is_closing) = desk.begin(clock())?;
         let begin = Instant::now();
-        let progress = lane.poll(clock());
+        let from_disk = at_disk.wait();
         let span = begin.elapsed();
-        let before = inbox.waiting();
-        let ended = complete(&mut lane, inbox, &mut intake);
-        if ended > 0 {
-            gather(inbox, before + ended, span / 2);
+        let before = inbox.fresh();
+        let progress = desk.end(from_disk, &mut ended)?;
+        let count = ended.len();
+        if count > 0 {
+            tell_all(ended.drain(..));
+            gather(inbox, before + count, span / 2);
         }
-        tell_scrub(&mut lane, inbox);
         if is_closing && inbox.is_empty() {
-            return close(lane, inbox, intake);
+            return desk.close();
         }
         if let Progress::Idle { until } = progress {
             let timeout = until
@@ -223,29 +217,6 @@ fn drive(mut lane: Lane, inbox: &Inbox) -> Result<(), LogError> {
             inbox.sleep(timeout);
         }
     }
-}
-
-/// Writes what was taken, and closes. Who was promised an answer has it before that.
-fn close(mut lane: Lane, inbox: &Inbox, mut intake: Intake) -> Result<(), LogError> {
-    let closed = lane.finish();
-    complete(&mut lane, inbox, &mut intake);
-    let why = || match &closed {
-        Err(LogError::Latched(reason)) => LogError::Latched(reason.clone()),
-        _ => LogError::StorageFull,
-    };
-    let told_later = intake.told_later.into_iter().map(|(_, on_done)| on_done);
-    let held = intake.held.into_iter().map(|(_, on_done)| on_done);
-    let mut is_refused = false;
-    let refused = told_later.chain(held).map(|on_done| {
-        is_refused = true;
-        (on_done, Err(why()))
-    });
-    tell_all(refused);
-    closed.and(if is_refused {
-        Err(LogError::StorageFull)
-    } else {
-        Ok(())
-    })
 }
 
 /// How long the first of those who were just told may take to submit again: about what it takes
@@ -263,11 +234,11 @@ fn gather(inbox: &Inbox, all: usize, longest: Duration) {
     }
     let begin = Instant::now();
     let mut quiet_until = begin + FIRST_GAP;
-    let mut seen = inbox.waiting();
+    let mut seen = inbox.fresh();
     while seen < all {
         std::thread::yield_now();
         let now = Instant::now();
-        let waiting = inbox.waiting();
+        let waiting = inbox.fresh();
         if waiting > seen {
             seen = waiting;
             quiet_until = now + NEXT_GAP;
@@ -276,36 +247,4 @@ fn gather(inbox: &Inbox, all: usize, longest: Duration) {
             return;
         }
     }
-}
-
-/// Passes on how verifying goes, while it does.
-fn tell_scrub(lane: &mut Lane, inbox: &Inbox) {
-    if lane.is_scrub_news() {
-        let (status, mut damage) = (lane.scrub_status(), lane.take_damage());
-        let mut state = inbox.lock();
-        state.scrub = status;
-        let room = DAMAGE_MAX.saturating_sub(state.damage.len());
-        damage.truncate(room);
-        state.damage.append(&mut damage);
-    }
-}
-
-/// Completions come in the order of submission, over all replicas: so does what is told of them.
-/// Returns how many there were.
-fn complete(lane: &mut Lane, inbox: &Inbox, intake: &mut Intake) -> usize {
-    let done = lane.take_completions();
-    let count = done.len();
-    if count == 0 {
-        return 0;
-    }
-    let told = &mut intake.told_later;
-    let bytes: usize = told.iter().take(count).map(|(bytes, _)| bytes).sum();
-    {
-        let mut state = inbox.lock();
-        state.bytes -= bytes;
-        state.stats = lane.stats();
-    }
-    let ended = told.drain(..count).zip(done);
-    tell_all(ended.map(|((_, on_done), completion)| (on_done, completion.result)));
-    count
 }

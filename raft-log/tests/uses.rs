@@ -4,6 +4,8 @@
 
 #[path = "uses/filled.rs"]
 mod filled;
+#[path = "uses/gate.rs"]
+mod gate;
 #[path = "uses/reads.rs"]
 mod reads;
 #[path = "uses/scrub.rs"]

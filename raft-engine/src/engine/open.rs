@@ -12,7 +12,7 @@ use crate::apply::{ApplyInput, ApplyWorker};
 use crate::config::{ConfigError, EngineConfig};
 use crate::inbox::{Budget, Inbox, Wake};
 use crate::jobs::{JobQueue, JobWorker};
-use crate::lane::LaneWorker;
+use crate::lane::{LaneDesk, LaneWorker};
 use crate::outbound::{Events, Outbound};
 use crate::step::{StepShared, StepWorker};
 use crate::workers::{Alarm, Workers};
@@ -66,13 +66,13 @@ impl Engine {
             .map(|wake| Arc::new(Inbox::new(usize::MAX, Arc::clone(wake))))
             .collect();
         let lane_wake: Arc<Wake> = Arc::default();
-        let lane_inbox = Arc::new(Inbox::new(usize::MAX, Arc::clone(&lane_wake)));
-        let jobs = Arc::new(JobQueue::new(config.saves_max));
         let reader = lane.reader();
+        let desk = Arc::new(LaneDesk::new(lane, Arc::clone(&lane_wake)));
+        let jobs = Arc::new(JobQueue::new(config.saves_max));
         let step_shared = Arc::new(StepShared {
             config: config.clone(),
             record_bytes_max,
-            lane: Arc::clone(&lane_inbox),
+            lane: Arc::clone(&desk),
             steps: steps.clone(),
             applies: applies.clone(),
             jobs: Arc::clone(&jobs),
@@ -92,7 +92,7 @@ impl Engine {
                     )
                 })
                 .collect(),
-            (LaneWorker::new(lane, lane_inbox, steps.clone()), lane_wake),
+            (LaneWorker::new(desk, steps.clone()), lane_wake),
             applies
                 .iter()
                 .zip(apply_wakes)

@@ -52,7 +52,8 @@ impl Out {
 
     /// Lets everything go. The disk first: it takes longest.
     pub(super) fn hand_on(&mut self, shared: &StepShared) {
-        if !self.submissions.is_empty() {
+        let has_submissions = !self.submissions.is_empty();
+        if has_submissions {
             let submissions = std::mem::take(&mut self.submissions);
             shared.lane.notice(LaneInput::Submit(submissions));
         }
@@ -77,6 +78,9 @@ impl Out {
         }
         for (_, event) in self.events.drain(..) {
             shared.events.event(event);
+        }
+        if has_submissions {
+            shared.lane.encode_meanwhile();
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustix::thread::futex::{self, Flags};
 
-use super::PENDING_BYTES_MAX;
+use super::{DAMAGE_MAX, PENDING_BYTES_MAX};
 use crate::error::LogError;
 use crate::lane::{LaneStats, ScrubStatus};
 use crate::recovery::DamageReport;
@@ -25,16 +25,18 @@ const EPOCHS: usize = 4;
 pub(super) struct Inbox {
     state: Mutex<State>,
     wake: Condvar,
-    /// How many submissions wait to be taken: read without the lock.
-    waiting: AtomicUsize,
+    /// How many submissions came since the lane's thread last looked: read without the lock.
+    fresh: AtomicUsize,
     epochs: Arc<Epochs>,
 }
 
 #[derive(Default)]
 pub(super) struct State {
     waiting: Vec<(Submission, OnDone)>,
-    /// How often `waiting` was taken.
-    takes: usize,
+    /// How often the lane's thread looked.
+    looks: usize,
+    /// Something came since it last did.
+    has_news: bool,
     /// Of submissions not completed.
     pub(super) bytes: usize,
     is_asleep: bool,
@@ -43,16 +45,11 @@ pub(super) struct State {
     is_gone: bool,
     /// A scrub was asked for and has not begun.
     pub(super) wants_scrub: bool,
+    /// The lane's last, when there is none any more.
     pub(super) stats: LaneStats,
     pub(super) scrub: ScrubStatus,
     /// Damage found that nobody has taken yet.
     pub(super) damage: Vec<DamageReport>,
-}
-
-impl std::fmt::Debug for Inbox {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Inbox").finish_non_exhaustive()
-    }
 }
 
 impl Inbox {
@@ -60,9 +57,9 @@ impl Inbox {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Submissions that wait to be taken, as of a moment ago.
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting.load(Ordering::Relaxed)
+    /// Submissions that came since the lane's thread last looked, as of a moment ago.
+    pub(super) fn fresh(&self) -> usize {
+        self.fresh.load(Ordering::Relaxed)
     }
 
     /// Puts a submission in; `on_done` hears how it ended.
@@ -75,16 +72,16 @@ impl Inbox {
         self.put(submission, bytes, |_| OnDone::Call(Caller::new(on_done)))
     }
 
-    /// Puts a submission in and waits until it has ended.
-    pub(super) fn push_and_wait(
+    /// Puts a submission in whose end is waited for.
+    pub(super) fn push_waiter(
         &self,
         submission: Submission,
         bytes: usize,
-    ) -> Result<(), LogError> {
+    ) -> Result<Waiting<'_>, LogError> {
         let answer = Arc::<Answer>::default();
         let mut epoch = 0;
-        self.put(submission, bytes, |takes| {
-            epoch = takes % EPOCHS;
+        self.put(submission, bytes, |looks| {
+            epoch = looks % EPOCHS;
             OnDone::Wake(Waiter {
                 answer: Arc::clone(&answer),
                 epochs: Arc::clone(&self.epochs),
@@ -92,7 +89,11 @@ impl Inbox {
                 is_told: false,
             })
         })?;
-        self.epochs.wait(epoch, || answer.take())
+        Ok(Waiting {
+            epochs: &self.epochs,
+            epoch,
+            answer,
+        })
     }
 
     fn put(
@@ -112,9 +113,10 @@ impl Inbox {
             });
         }
         state.bytes += bytes;
-        let on_done = on_done(state.takes);
+        let on_done = on_done(state.looks);
         state.waiting.push((submission, on_done));
-        self.waiting.store(state.waiting.len(), Ordering::Relaxed);
+        state.has_news = true;
+        self.fresh.fetch_add(1, Ordering::Relaxed);
         let is_asleep = std::mem::take(&mut state.is_asleep);
         drop(state);
         if is_asleep {
@@ -123,11 +125,12 @@ impl Inbox {
         Ok(())
     }
 
-    /// Takes what waits, into `taken`, which is empty.
-    pub(super) fn take(&self, state: &mut State, taken: &mut Vec<(Submission, OnDone)>) {
-        std::mem::swap(&mut state.waiting, taken);
-        state.takes = state.takes.wrapping_add(1);
-        self.waiting.store(0, Ordering::Relaxed);
+    /// The lane's thread looks: takes what waits, into `taken`, which is empty.
+    pub(super) fn look(&self, state: &mut State, taken: &mut Vec<(Submission, OnDone)>) {
+        state.take(taken);
+        state.looks = state.looks.wrapping_add(1);
+        state.has_news = false;
+        self.fresh.store(0, Ordering::Relaxed);
     }
 
     /// Something other than a submission is to be looked at.
@@ -138,7 +141,7 @@ impl Inbox {
     /// Sleeps until there is something to do, for `timeout` at most.
     pub(super) fn sleep(&self, timeout: Duration) {
         let mut state = self.lock();
-        let may_sleep = state.waiting.is_empty() && !state.is_closing && !state.wants_scrub;
+        let may_sleep = !state.has_news && !state.is_closing && !state.wants_scrub;
         if may_sleep && !timeout.is_zero() {
             state.is_asleep = true;
             let (mut state, _) = self
@@ -152,26 +155,39 @@ impl Inbox {
     pub(super) fn is_empty(&self) -> bool {
         self.lock().waiting.is_empty()
     }
-}
 
-impl State {
-    pub(super) const fn ask_for_scrub(&mut self) {
-        self.wants_scrub = !self.is_gone;
-    }
-}
-
-/// The lane's thread holds this: when it ends, however it does, nobody is left waiting.
-pub(super) struct Tenure<'a>(pub(super) &'a Inbox);
-
-impl Drop for Tenure<'_> {
-    fn drop(&mut self) {
-        let mut state = self.0.lock();
+    /// The lane's thread has ended: nothing comes in any more. Returns what waits, which hears so
+    /// when it is dropped.
+    pub(super) fn close(&self, stats: Option<LaneStats>) -> Vec<(Submission, OnDone)> {
+        let mut state = self.lock();
         state.is_gone = true;
         state.wants_scrub = false;
         state.scrub.is_running = false;
-        let left = std::mem::take(&mut state.waiting);
-        drop(state);
-        drop(left);
+        state.stats = stats.unwrap_or(state.stats);
+        std::mem::take(&mut state.waiting)
+    }
+}
+
+impl State {
+    /// Takes what waits, into `taken`, which is empty.
+    pub(super) const fn take(&mut self, taken: &mut Vec<(Submission, OnDone)>) {
+        std::mem::swap(&mut self.waiting, taken);
+    }
+
+    pub(super) const fn ask_for_scrub(&mut self) {
+        self.wants_scrub = !self.is_gone;
+    }
+
+    pub(super) const fn take_scrub(&mut self) -> bool {
+        std::mem::replace(&mut self.wants_scrub, false)
+    }
+
+    /// How verifying goes, and what it found.
+    pub(super) fn add_damage(&mut self, status: ScrubStatus, mut damage: Vec<DamageReport>) {
+        self.scrub = status;
+        let room = DAMAGE_MAX.saturating_sub(self.damage.len());
+        damage.truncate(room);
+        self.damage.append(&mut damage);
     }
 }
 
@@ -207,12 +223,6 @@ impl Caller {
 impl Drop for Caller {
     fn drop(&mut self) {
         self.call(Err(gone()));
-    }
-}
-
-impl OnDone {
-    pub(super) fn tell(self, result: Result<(), LogError>) {
-        tell_all(std::iter::once((self, result)));
     }
 }
 
@@ -255,6 +265,19 @@ impl Answer {
     }
 }
 
+/// The end of a submission, waited for.
+pub(super) struct Waiting<'a> {
+    epochs: &'a Epochs,
+    epoch: usize,
+    answer: Arc<Answer>,
+}
+
+impl Waiting<'_> {
+    pub(super) fn wait(self) -> Result<(), LogError> {
+        self.epochs.wait(self.epoch, || self.answer.take())
+    }
+}
+
 /// A thread that waits for the end of its submission.
 pub(super) struct Waiter {
     answer: Arc<Answer>,
@@ -292,59 +315,5 @@ impl Epochs {
     fn wake(&self, epoch: usize) {
         self.0[epoch].fetch_add(1, Ordering::Release);
         futex::wake(&self.0[epoch], Flags::PRIVATE, ALL).ok();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc::channel;
-
-    use raft_proto::{GroupId, ReplicaId};
-
-    use super::*;
-
-    fn submission() -> Submission {
-        let group = GroupId::new(1).expect("not 0");
-        Submission::new(group, ReplicaId::new(1).expect("not 0"), 0)
-    }
-
-    #[test]
-    fn when_the_thread_ends_in_a_panic_all_are_told_those_it_had_taken_too() {
-        let inbox = Inbox::default();
-        let (done, told) = channel();
-        std::thread::scope(|scope| {
-            for _ in 0..2 {
-                let done = done.clone();
-                let on_done = Box::new(move |result| drop(done.send(result)));
-                inbox.push(submission(), 1, on_done).expect("there is room");
-            }
-            let waiter = scope.spawn(|| inbox.push_and_wait(submission(), 1));
-            while inbox.waiting() < 3 {
-                std::thread::yield_now();
-            }
-            let mut taken = Vec::new();
-            inbox.take(&mut inbox.lock(), &mut taken);
-            let late = scope.spawn(|| inbox.push_and_wait(submission(), 1));
-            while inbox.waiting() < 1 {
-                std::thread::yield_now();
-            }
-            let lane = scope.spawn(|| {
-                let _tenure = Tenure(&inbox);
-                let _taken = taken;
-                panic!("on purpose");
-            });
-            lane.join().expect_err("it panicked");
-            let answers = [waiter, late].map(|thread| thread.join().expect("it returns"));
-            for answer in answers
-                .into_iter()
-                .chain([(); 2].map(|()| told.recv().expect("told")))
-            {
-                assert!(matches!(answer, Err(LogError::Latched(_))), "{answer:?}");
-            }
-        });
-        let refused = inbox.push_and_wait(submission(), 1);
-        assert!(matches!(refused, Err(LogError::Latched(_))), "{refused:?}");
-        inbox.lock().ask_for_scrub();
-        assert!(!inbox.lock().wants_scrub, "nobody would do it");
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 
 use super::SUBMISSION_BYTES;
+use super::desk::Ended;
 use super::inbox::OnDone;
 use crate::error::LogError;
 use crate::lane::Lane;
@@ -15,10 +16,12 @@ pub(super) struct Intake {
     /// Number of the last submission that the lane took.
     ticket: u64,
     /// Of what the lane took, in that order: bytes and who is told.
-    pub(super) told_later: VecDeque<(usize, OnDone)>,
+    told_later: VecDeque<(usize, OnDone)>,
     /// What found no room, in order: entries taken while there was some, and whatever their groups
     /// submitted after them. To refuse them would leave a gap before those behind.
-    pub(super) held: VecDeque<(Submission, OnDone)>,
+    held: VecDeque<(Submission, OnDone)>,
+    /// What never will be taken, its bytes, and why: told by the lane's thread.
+    refused: Vec<(usize, OnDone, LogError)>,
 }
 
 impl Intake {
@@ -28,16 +31,15 @@ impl Intake {
             ticket: 0,
             told_later: VecDeque::new(),
             held: VecDeque::new(),
+            refused: Vec::new(),
         }
     }
 
-    /// Submits what was held back, then what is new. `refused` hears the bytes of what never will
-    /// be taken.
+    /// Submits what was held back, then what is new.
     pub(super) fn take(
         &mut self,
         lane: &mut Lane,
         new: impl Iterator<Item = (Submission, OnDone)>,
-        refused: impl Fn(usize),
     ) {
         let held = std::mem::take(&mut self.held);
         for (submission, on_done) in held.into_iter().chain(new) {
@@ -60,12 +62,35 @@ impl Intake {
                     self.told_later.push_back((bytes, on_done));
                 }
                 (Err(LogError::StorageFull), Some(spare)) => self.held.push_back((spare, on_done)),
-                (Err(error), _) => {
-                    refused(bytes);
-                    on_done.tell(Err(error));
-                }
+                (Err(error), _) => self.refused.push((bytes, on_done, error)),
             }
         }
+    }
+
+    /// Adds what has ended to `ended`; completions come in the order of submission, over all
+    /// replicas. Returns the bytes of it all.
+    pub(super) fn take_ended(&mut self, lane: &mut Lane, ended: &mut Vec<Ended>) -> usize {
+        let mut sum = 0;
+        let done = lane.take_completions();
+        let told = self.told_later.drain(..done.len());
+        for ((bytes, on_done), completion) in told.zip(done) {
+            sum += bytes;
+            ended.push((on_done, completion.result));
+        }
+        for (bytes, on_done, error) in self.refused.drain(..) {
+            sum += bytes;
+            ended.push((on_done, Err(error)));
+        }
+        sum
+    }
+
+    /// Takes all who were not told yet.
+    pub(super) fn take_all(&mut self) -> impl Iterator<Item = OnDone> {
+        let told_later = std::mem::take(&mut self.told_later).into_iter();
+        let held = std::mem::take(&mut self.held).into_iter();
+        told_later
+            .map(|(_, on_done)| on_done)
+            .chain(held.map(|(_, on_done)| on_done))
     }
 }
 
@@ -122,9 +147,7 @@ mod tests {
         while intake.held.is_empty() {
             assert!(first < 1_000, "it fills up");
             let new = (submission(1, first, 6_000), nobody());
-            intake.take(&mut lane, std::iter::once(new), |_| {
-                panic!("nothing is refused")
-            });
+            intake.take(&mut lane, std::iter::once(new));
             run(&mut lane, 10_000_000);
             first += 1;
         }
@@ -138,15 +161,14 @@ mod tests {
         };
         let small = submission(1, first, 1);
         let new = [small, vote, other].map(|new| (new, nobody()));
-        intake.take(&mut lane, new.into_iter(), |_| panic!("nothing is refused"));
+        intake.take(&mut lane, new.into_iter());
         assert_eq!(intake.held.len(), 3, "all of group 1, in order");
         assert_eq!(intake.ticket, taken + 1, "the other group goes on");
         disk.set_capacity(None);
         run(&mut lane, 5_000_000_000);
         assert!(!intake.space.is_full());
-        intake.take(&mut lane, std::iter::empty(), |_| {
-            panic!("nothing is refused")
-        });
+        intake.take(&mut lane, std::iter::empty());
+        assert!(intake.refused.is_empty());
         assert!(intake.held.is_empty());
         run(&mut lane, 1_000_000_000);
         let done = lane.take_completions();

@@ -9,6 +9,7 @@ use raft_log::{LaneOptions, LaneThread, LogError, Submission, Wal};
 use raft_proto::{HardState, Index, Term};
 
 use crate::filled::read_all;
+use crate::gate::Gate;
 use crate::workload::{DATA, Rng, batch, disk, key};
 
 fn options() -> LaneOptions {
@@ -183,6 +184,45 @@ fn threads_that_wait_share_syncs_and_each_is_told() {
         records < THREADS * APPENDS / 2,
         "{records} records: those who wait at the same time go into one"
     );
+    log.close().expect("it closes");
+}
+
+#[test]
+fn while_a_sync_runs_the_next_batch_is_gathered_and_encoded() {
+    const NEXT: u64 = 8;
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = Arc::<Gate>::default();
+    let vfs: Arc<dyn Vfs> = Arc::<Gate>::clone(&disk);
+    let options = LaneOptions {
+        // No watermark comes in between.
+        burst_end_nanos: 60_000_000_000,
+        ..options()
+    };
+    let (log, _) = LaneThread::open(vfs, dir.path(), options).expect("it opens");
+    let before = log.stats();
+    let (done, ended) = channel();
+    let submit = |group: u64| {
+        let done = done.clone();
+        let told = move |result: Result<(), LogError>| {
+            result.expect("it is durable");
+            done.send(group).expect("the test listens");
+        };
+        log.submit(term(group, 1), told).expect("there is room");
+    };
+    let shut = disk.shut();
+    submit(1);
+    disk.wait_until_somebody_waits();
+    assert_eq!(log.stats().encoded, before.encoded + 1);
+    for at in 0..NEXT {
+        submit(2 + at);
+        let encoded = log.stats().encoded;
+        assert_eq!(encoded, before.encoded + 2 + at, "by the time it was taken");
+    }
+    assert!(ended.try_recv().is_err(), "nothing is durable yet");
+    drop(shut);
+    let order: Vec<u64> = ended.iter().take(9).collect();
+    assert_eq!(order, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    assert_eq!(log.stats().records, before.records + 2, "one record a sync");
     log.close().expect("it closes");
 }
 
