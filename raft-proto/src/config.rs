@@ -73,7 +73,9 @@ pub struct Config {
     pub committed_bytes_per_ready_max: usize,
     /// Reads that may wait for an answer. Default 65,536.
     pub reads_max: usize,
-    /// Bytes of recent entries kept in memory, with what it takes to keep them. Default 4 MiB.
+    /// Bytes of recent entries kept in memory, with what it takes to keep them; with what is durable
+    /// but not handed out or not committed yet up to `committed_bytes_per_ready_max` or
+    /// `uncommitted_bytes_max` more. Default 4 MiB.
     pub cache_bytes_max: usize,
 }
 

@@ -197,6 +197,10 @@ impl Raft {
         core::mem::swap(&mut ready.messages, &mut self.out.messages);
         core::mem::swap(&mut ready.messages_after_sync, &mut self.out.after_sync);
         self.hand_out_committed(&mut ready.committed);
+        self.log.bound_cache(
+            self.config.committed_bytes_per_ready_max,
+            self.config.uncommitted_bytes_max,
+        );
         core::mem::swap(&mut ready.fetch, &mut self.out.fetch);
         core::mem::swap(&mut ready.reads, &mut self.out.reads);
         core::mem::swap(&mut ready.reads_dropped, &mut self.out.reads_dropped);
@@ -249,14 +253,21 @@ impl Raft {
             .map(|own| (own.follows, &own.message))
     }
 
-    fn hand_out_committed(&mut self, committed: &mut Vec<Batch>) {
+    /// What may be handed out now: from and to which index, and how many bytes of it.
+    fn next_to_apply(&self) -> Option<(Index, Index, usize)> {
         let to = self.appliable();
         if self.is_applying_paused || self.log.installing.is_some() || to <= self.log.applying {
-            return;
+            return None;
         }
-        let from = self.log.applying.next();
         let quota = self.config.committed_bytes_per_ready_max;
         let room = quota.saturating_sub(self.applying_bytes);
+        Some((self.log.applying.next(), to, room))
+    }
+
+    fn hand_out_committed(&mut self, committed: &mut Vec<Batch>) {
+        let Some((from, to, room)) = self.next_to_apply() else {
+            return;
+        };
         if !self.entries_at_hand(from, to, room, committed) {
             self.fetch(from, to, room);
             return;
@@ -269,11 +280,11 @@ impl Raft {
         self.applying.push_back((last, bytes));
         self.applying_bytes += bytes;
         // What did not fit now waits until some of it is applied.
+        let quota = self.config.committed_bytes_per_ready_max;
         self.is_applying_paused = self.applying_bytes >= quota || last < to;
         if !self.config.change_done_when_applied {
             self.forget_done_changes();
         }
-        self.log.bound_cache();
         self.let_go_of_fetched();
     }
 
@@ -289,9 +300,21 @@ impl Raft {
 
 /// Reading back what is no longer in memory.
 impl Raft {
-    /// Takes what would come as [`Ready::fetch`], for drivers that answer at once.
+    /// Takes what would come as [`Ready::fetch`], for drivers that answer at once: what the next
+    /// [`Ready`] could not hand out without it is asked for too.
     #[doc(hidden)]
     pub fn take_fetches(&mut self) -> Vec<Fetch> {
+        if let Some((from, to, room)) = self.next_to_apply() {
+            let mut batches: Vec<Batch> = Vec::new();
+            self.entries_at_hand(from, to, room, &mut batches);
+            let next = batches
+                .last()
+                .map_or(from, |batch| batch.last().index.next());
+            let is_at_hand = self.entries_at_hand(next, next, usize::MAX, &mut Vec::<Batch>::new());
+            if next <= to && !is_at_hand {
+                self.fetch(next, to, room);
+            }
+        }
         core::mem::take(&mut self.out.fetch)
     }
 

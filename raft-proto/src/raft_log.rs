@@ -238,16 +238,25 @@ impl RaftLog {
         }
     }
 
-    /// Keeps the cache within its bound: entries handed to apply and durable may go.
-    pub(crate) fn bound_cache(&mut self) {
-        while self.cache_bytes > self.cache_bytes_max
-            && self
-                .cache
-                .front()
-                .is_some_and(|batch| batch.last().index <= self.applying.min(self.stable))
-        {
-            let batch = self.cache.pop_front().expect("it was just seen");
-            self.cache_bytes -= held_bytes(&batch);
+    /// Keeps the cache within its bound. What is durable can be read back, so that a state machine
+    /// that is slow, or stands still, holds nothing in memory. But what is wanted soon stays a while:
+    /// `committed_bytes_max` more of what is to be applied, `uncommitted_bytes_max` of what is to be
+    /// committed.
+    pub(crate) fn bound_cache(&mut self, committed_bytes_max: usize, uncommitted_bytes_max: usize) {
+        while let Some(oldest) = self.cache.front() {
+            let last = oldest.last().index;
+            let more = if last <= self.applying {
+                0
+            } else if last <= self.committed {
+                committed_bytes_max
+            } else {
+                uncommitted_bytes_max
+            };
+            if last > self.stable || self.cache_bytes <= self.cache_bytes_max.saturating_add(more) {
+                return;
+            }
+            self.cache_bytes -= held_bytes(oldest);
+            self.cache.pop_front();
         }
     }
 

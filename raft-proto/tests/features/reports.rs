@@ -1,8 +1,8 @@
 //! Reports about followers, and snapshots that followers ask for.
 
-use crate::net::{Net, index, message, plain, replica, voters};
+use crate::net::{Net, append, batch, follower, index, message, plain, replica, voters};
 use crate::{dropped, status};
-use raft_proto::{Body, DropReason, PeerState, SnapshotStatus};
+use raft_proto::{Body, DropReason, EntryId, PeerState, SnapshotStatus};
 
 fn states(net: &mut Net) -> Vec<PeerState> {
     net.raft(1).peer_statuses().map(|peer| peer.state).collect()
@@ -251,6 +251,67 @@ fn what_was_fetched_is_let_go_when_all_readers_are_past_it() {
     assert_eq!(net.node(3).texts().len(), 12);
     let held = net.raft(1).memory_bytes();
     assert!(held < 300_000, "{held} bytes");
+}
+
+#[test]
+fn a_state_machine_that_stands_still_holds_no_entries_in_memory() {
+    let mut net = Net::new(&[1, 2, 3], |config| {
+        config.cache_bytes_max = 20_000;
+        config.committed_bytes_per_ready_max = 10_000;
+        config.uncommitted_bytes_max = 5_000;
+    });
+    net.elect(1);
+    net.settle();
+    for id in [1, 2] {
+        net.node(id).is_apply_slow = true;
+    }
+    let long = "x".repeat(1_000);
+    for _ in 0..300 {
+        net.propose(1, &long)
+            .expect("what is committed takes no room");
+        net.settle();
+    }
+    for id in 1..=3 {
+        let held = net.raft(id).memory_bytes();
+        assert!(held < 40_000, "replica {id}: {held} bytes");
+    }
+    // It goes on, and what is no longer in memory is read back.
+    for id in [1, 2] {
+        assert!(net.node(id).texts().len() < 15);
+        net.node(id).is_apply_slow = false;
+        let handed = net.node(id).handed;
+        net.raft(id).applied(handed);
+    }
+    net.settle();
+    for id in 1..=3 {
+        assert_eq!(net.node(id).texts().len(), 300);
+        let held = net.raft(id).memory_bytes();
+        assert!(held < 40_000, "replica {id}: {held} bytes");
+    }
+}
+
+#[test]
+fn what_never_commits_is_held_up_to_a_bound() {
+    // A leader that keeps to no bound of its own, whose entries no majority takes.
+    let mut raft = follower(1, 1, &[], 0);
+    let config = raft.config();
+    let most = config.cache_bytes_max + config.uncommitted_bytes_max;
+    let long = "x".repeat(1 << 20);
+    let (mut sent, mut prev) = (0, EntryId::ZERO);
+    while sent < 2 * most {
+        let entries = batch(1, prev.index.next().get(), &[&long]);
+        let last = entries.last();
+        sent += entries.size_bytes();
+        let body = append(prev, 0, vec![entries]);
+        raft.handle_message(message(2, 1, 1, body))
+            .expect("it follows");
+        while let Some(ready) = raft.poll_ready() {
+            ready.submission.inspect(|&id| raft.persisted(id));
+        }
+        prev = last;
+    }
+    let held = raft.memory_bytes();
+    assert!(held < most + (4 << 20), "{held} bytes, of {most} at most");
 }
 
 #[test]

@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft_proto::{
-    Batch, Body, Change, ChangeKind, Config, EntryId, EntryKind, Fetched, GroupId, HardState,
-    Index, Membership, MembershipChange, Message, Proposal, ProposeError, Raft, ReadState, Ready,
-    Refused, ReplicaId, Restored, Role, SnapshotMeta, SubmissionId, Term, TermRun,
+    Batch, Body, Change, ChangeKind, Config, EntryId, EntryKind, Fetch, Fetched, GroupId,
+    HardState, Index, Membership, MembershipChange, Message, Proposal, ProposeError, Raft,
+    ReadState, Ready, Refused, ReplicaId, Restored, Role, SnapshotMeta, SubmissionId, Term,
+    TermRun,
 };
 
 pub(crate) fn replica(id: u64) -> ReplicaId {
@@ -68,6 +69,28 @@ pub(crate) struct Disk {
 impl Disk {
     pub(crate) fn last(&self) -> EntryId {
         self.log.last().map_or(self.base.id, Batch::last)
+    }
+
+    /// As many entries as `fetch` asks for, at least one.
+    fn read(&self, fetch: Fetch) -> Vec<Batch> {
+        let (mut read, mut room) = (Vec::new(), fetch.bytes_max);
+        let wanted = self
+            .log
+            .iter()
+            .filter_map(|batch| batch.from_index(fetch.first)?.up_to_index(fetch.last));
+        for batch in wanted {
+            let part = batch.up_to_size(room);
+            if !read.is_empty() && part.size_bytes() > room {
+                break;
+            }
+            let is_cut = part.last() != batch.last();
+            room = room.saturating_sub(part.size_bytes());
+            read.push(part);
+            if is_cut {
+                break;
+            }
+        }
+        read
     }
 
     fn append(&mut self, batches: &[Batch]) {
@@ -288,12 +311,7 @@ impl Net {
         }
         node.apply(&ready.committed);
         for fetch in ready.fetch {
-            let batches = node
-                .disk
-                .log
-                .iter()
-                .filter_map(|batch| batch.from_index(fetch.first)?.up_to_index(fetch.last))
-                .collect();
+            let batches = node.disk.read(fetch);
             let first = fetch.first;
             node.raft
                 .entries_fetched(Fetched::Entries { first, batches });

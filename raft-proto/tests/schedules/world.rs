@@ -159,19 +159,15 @@ impl World {
         };
         let config = raft.config();
         let peers = raft.membership().replicas().len().max(1);
-        // What may not be let go of: not durable, or not yet handed out.
-        let held = raft.last_index().distance_from(
-            self.replicas[at]
-                .machine
-                .applied
-                .index
-                .min(self.replicas[at].disk.last().index),
-        );
+        // What may not be let go of: not durable, or not committed yet.
+        let kept = raft.commit().min(self.replicas[at].disk.last().index);
+        let held = raft.last_index().distance_from(kept);
         let held = usize::try_from(held).expect("it fits");
         let fetched = (peers + 1) * config.message_bytes_max.min(FRAME_BYTES_MAX * 300);
         let bound = config.cache_bytes_max.min(1 << 20)
             + (held + 64) * FRAME_BYTES_MAX
             + fetched
+            + config.committed_bytes_per_ready_max.min(1 << 20)
             + self.oracle.reads_waiting() * 64
             + 16_384;
         let bytes = raft.memory_bytes();
@@ -249,7 +245,8 @@ impl World {
         replica.wants_snapshot |= ready.snapshot_wanted.is_some();
         for read in ready.reads {
             replica.reads.remove(&read.user);
-            if raft.has_lease() {
+            let is_fresh = replica.reads_fresh.remove(&read.user);
+            if is_fresh && raft.has_lease() && raft.membership().voters.len() > 1 {
                 self.oracle.counts.add("lease reads", 1);
             }
             self.oracle.read_answered(read)?;
@@ -533,6 +530,7 @@ impl World {
         self.with(at, |raft| is_taken = raft.read_index(user).is_ok())?;
         if is_taken {
             self.replicas[at].reads.insert(user);
+            self.replicas[at].reads_fresh.insert(user);
             Ok(())
         } else {
             self.oracle.read_dropped(user)
@@ -654,6 +652,7 @@ impl World {
         }
         self.note(|| format!("{} takes {message:?}", to + 1));
         let mut result = Ok(());
+        self.replicas[to].reads_fresh.clear();
         self.with(to, |raft| result = raft.handle_message(message))?;
         match result {
             Err(refused @ Refused::Violation { .. }) => Err(Violation::Refused { refused }),
