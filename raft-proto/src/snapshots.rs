@@ -25,13 +25,14 @@ pub enum SnapshotStatus {
 impl Raft {
     /// Sends the newest snapshot to a follower whose next entry is gone; whether it did.
     pub(crate) fn send_snapshot(&mut self, to: ReplicaId) -> bool {
-        // One from before `to` was a member would be refused, and sent again, without end.
+        // One from before `to` was a member would be refused, and one that ends before the log
+        // begins would leave a gap: either would be sent again, without end.
         let snapshot = self.snapshot.as_ref();
+        let before = self.log.first().previous().unwrap_or_default();
         let Some(meta) = snapshot
-            .filter(|meta| meta.membership.is_member(to))
+            .filter(|meta| meta.membership.is_member(to) && meta.id.index >= before)
             .cloned()
         else {
-            let before = self.log.first().previous().unwrap_or_default();
             let joined = snapshot.map_or(Index::ZERO, |_| self.membership.index);
             self.want_snapshot(before.max(joined));
             return false;
