@@ -47,6 +47,9 @@ pub(crate) fn run(dir: Option<PathBuf>, profile: &str) -> Result<usize> {
         }
         let mut output = Vec::new();
         let ended_well = workspace::run_lines(&mut command, |line| output.push(line.to_owned()))?;
+        for line in output.iter().filter(|line| is_notice(line, family)) {
+            println!("{line}");
+        }
         let summary = output.iter().rev().find(|line| is_summary(line, family));
         match summary {
             Some(line) if ended_well && !is_zero(line, family) => println!("{line}"),
@@ -69,6 +72,12 @@ fn is_summary(line: &str, family: &str) -> bool {
         .is_some_and(|rest| rest.contains(" of ") && rest.contains("script"))
 }
 
+/// A runner without scripts of etcd-raft says so in one line, or our own would pass for theirs.
+fn is_notice(line: &str, family: &str) -> bool {
+    line.strip_prefix(family)
+        .is_some_and(|rest| rest.starts_with(": no scripts"))
+}
+
 fn is_zero(line: &str, family: &str) -> bool {
     line[family.len()..].starts_with(": 0 ")
 }
@@ -85,6 +94,10 @@ mod tests {
         ));
         assert!(!is_summary("quorum: starting", "quorum"));
         assert!(!is_summary("test quorum: 2 of 2 scripts", "quorum"));
+        assert!(is_notice(
+            "quorum: no scripts of etcd-raft here, our own are run",
+            "quorum"
+        ));
         assert!(is_zero("quorum: 0 of 0 scripts, 0 directives", "quorum"));
         assert!(!is_zero("quorum: 10 of 10 scripts, 0 directives", "quorum"));
     }
