@@ -491,7 +491,10 @@ impl Membership {
         let is_joint = membership.is_joint();
         let members = membership.replicas();
         let is_sound = members.len() <= MEMBERSHIP_REPLICAS_MAX
-            && membership.witnesses.is_subset(&members)
+            && membership
+                .witnesses
+                .iter()
+                .all(|&witness| membership.is_voter(witness))
             && membership
                 .learners
                 .iter()
@@ -499,6 +502,7 @@ impl Membership {
             && membership
                 .learners_next
                 .is_subset(&membership.voters_outgoing)
+            && membership.learners_next.is_disjoint(&membership.voters)
             && membership.has_enough_full_voters()
             && (is_joint || !membership.auto_leave);
         if is_sound {

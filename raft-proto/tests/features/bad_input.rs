@@ -382,9 +382,18 @@ fn unsound() -> Vec<Membership> {
         }),
         // A learner to be that is no outgoing voter.
         with(&|membership| membership.learners_next = ids(&[2])),
+        // One that stays a voter.
+        with(&|membership| {
+            membership.voters_outgoing = ids(&[1, 2, 3]);
+            membership.learners_next = ids(&[3]);
+        }),
         // It leaves by itself what is not joint.
         with(&|membership| membership.auto_leave = true),
-        // A witness that is no member, and too many of them.
+        // A witness that is no member, or no voter, and too many of them.
+        with(&|membership| {
+            membership.learners = ids(&[4]);
+            membership.witnesses = ids(&[4]);
+        }),
         with(&|membership| membership.witnesses = ids(&[9])),
         with(&|membership| membership.witnesses = ids(&[1, 2])),
         // More members than there may be.
