@@ -506,6 +506,8 @@ impl Env {
             let must_sync = !ready.entries.is_empty()
                 || (node.hard_state.term, node.hard_state.vote)
                     != (node.raft.hard_state().term, node.raft.hard_state().vote);
+            // What etcd's rule says is what the core says, but that ours syncs a snapshot with it.
+            assert_eq!(ready.must_sync, must_sync || ready.snapshot.is_some());
             let text = format!("Ready MustSync={must_sync}:\n{text}");
             self.put(&text);
         }

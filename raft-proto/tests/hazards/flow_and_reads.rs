@@ -96,6 +96,10 @@ fn hazard_33_no_snapshot_for_one_that_is_not_there() {
     net.snapshot(1);
     net.raft(1).report_unreachable(replica(3));
     net.mail.clear();
+    net.propose(1, "b").expect("it leads");
+    net.pump(1);
+    let is_sent = |net: &Net, id| net.mail.iter().any(|message| message.to == replica(id));
+    assert!(is_sent(&net, 2), "what can be sent is");
     net.tick(1, 5);
     assert!(
         !net.mail

@@ -198,6 +198,8 @@ pub(crate) struct Replica {
     pub(crate) fetches: VecDeque<Fetch>,
     /// Numbers of reads it was asked for in this life.
     pub(crate) reads: BTreeSet<u64>,
+    /// Those of them that came after the last message: no round can have confirmed them.
+    pub(crate) reads_fresh: BTreeSet<u64>,
     pub(crate) wants_snapshot: bool,
     /// Ticks of its clock.
     pub(crate) now: u64,
@@ -217,6 +219,7 @@ impl Replica {
             applies: VecDeque::new(),
             fetches: VecDeque::new(),
             reads: BTreeSet::new(),
+            reads_fresh: BTreeSet::new(),
             wants_snapshot: false,
             now: 0,
             lives: 0,
@@ -266,6 +269,7 @@ impl Replica {
         self.applies.clear();
         self.fetches.clear();
         self.reads.clear();
+        self.reads_fresh.clear();
         self.wants_snapshot = false;
     }
 }
