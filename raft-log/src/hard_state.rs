@@ -434,11 +434,9 @@ impl VoteFile {
 
     /// Whether the file must grow before `more` replicas are new to it.
     pub(crate) fn is_short(&self, changes: &[VoteChange]) -> bool {
-        let more = changes
-            .iter()
-            .filter(|change| !self.by_key.contains_key(&change.key))
-            .count();
-        !self.has_room(more)
+        let is_new = |key: &Key| !self.by_key.contains_key(key);
+        let new = changes.iter().map(|change| change.key).filter(is_new);
+        !self.has_room(new.collect::<BTreeSet<_>>().len())
     }
 
     /// Makes a file that has room for `changes` in place of this one, without the slots of those who

@@ -3,6 +3,7 @@
 
 use bytes::{Bytes, BytesMut};
 use raft_proto::{Batch, EntryId, HardState, Index, ReplicaId, Term, TermRun, crc32c_append};
+use rustc_hash::FxHashSet;
 
 use crate::item::{EntriesItem, Item, Key, Owner, put_entries, put_item};
 use crate::owners::{Lately, OwnerSet};
@@ -53,8 +54,8 @@ pub(crate) struct Staging {
     pub(crate) changes: Vec<(Key, Change)>,
     pub(crate) done: Vec<(Key, u64)>,
     pub(crate) votes: Vec<VoteChange>,
-    /// How many of them had no place in the vote file when they came.
-    pub(crate) new_slots: usize,
+    /// Whose of them had no place in the vote file when they came.
+    pub(crate) new_slots: FxHashSet<Key>,
     pub(crate) released: Vec<u64>,
     /// Who is in it.
     owners: OwnerSet,

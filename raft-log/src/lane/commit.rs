@@ -54,7 +54,9 @@ impl Lane {
         // What is on its way or queued may say the same already: one slot written twice is no
         // harm, one not written would be.
         if self.votes.is_news(&change) {
-            self.staging.new_slots += usize::from(!self.votes.has_slot(key));
+            if self.is_new_to_votes(key) {
+                self.staging.new_slots.insert(key);
+            }
             self.staging.votes.push(change);
         }
     }

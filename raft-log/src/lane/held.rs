@@ -105,6 +105,18 @@ impl Lane {
         !self.no_slot.is_empty() || !self.no_room.is_empty()
     }
 
+    fn gathered(&self) -> impl Iterator<Item = &Staging> {
+        self.queue.iter().chain([&self.staging])
+    }
+
+    /// Whether a replica has no place in the vote file, and nothing gathered takes one for it.
+    pub(super) fn is_new_to_votes(&self, key: Key) -> bool {
+        !self.votes.has_slot(key)
+            && !self
+                .gathered()
+                .any(|record| record.new_slots.contains(&key))
+    }
+
     /// For what a submission has to wait, if it has to.
     pub(super) fn is_held_for(&self, submission: &Submission) -> Option<HeldFor> {
         let key = (submission.group, submission.replica);
@@ -114,10 +126,8 @@ impl Lane {
         if self.no_room.has(key) {
             return Some(HeldFor::Room);
         }
-        let is_new = submission.hard_state.is_some() && !self.votes.has_slot(key);
-        let lacks_slot = is_new && {
-            let staged = self.queue.iter().chain([&self.staging]);
-            let pending: usize = staged.map(|record| record.new_slots).sum();
+        let lacks_slot = submission.hard_state.is_some() && self.is_new_to_votes(key) && {
+            let pending: usize = self.gathered().map(|record| record.new_slots.len()).sum();
             !self.votes.has_room(pending + 1)
         };
         lacks_slot.then_some(HeldFor::Slot)
