@@ -37,8 +37,10 @@ const DAMAGE_MAX: usize = 1_024;
 /// the thread that brought it; the next write takes all of them.
 ///
 /// [`LaneThread::append`] waits until what it was given is durable. [`LaneThread::submit`] does
-/// not: completions are reported by callback, in the order of submission, on the lane's thread. A
-/// callback must not wait, as the next write does until it returns; it may submit.
+/// not: completions are reported by callback, on the lane's thread. They come in the order of
+/// submission, save that what a full disk keeps waiting is passed by what other replicas submit;
+/// those of one replica come in order always. A callback must not wait, as the next write does until
+/// it returns; it may submit.
 #[derive(Debug)]
 pub struct LaneThread {
     desk: Arc<Desk>,

@@ -12,6 +12,8 @@ mod reads;
 mod scrub;
 #[path = "uses/threads.rs"]
 mod threads;
+#[path = "uses/told.rs"]
+mod told;
 #[path = "log/workload.rs"]
 #[expect(dead_code, reason = "shared with the other suites, which use the rest")]
 mod workload;

@@ -139,7 +139,7 @@ impl Desk {
         Ok((at_disk, is_closing))
     }
 
-    /// The disk has answered. What has ended is added to `ended`, in the order of submission.
+    /// The disk has answered. What has ended is added to `ended`.
     pub(super) fn end(
         &self,
         from_disk: FromDisk,

@@ -1,6 +1,6 @@
 //! What the lane's thread takes from its inbox, and what it must hold back.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::SUBMISSION_BYTES;
 use super::desk::Ended;
@@ -15,8 +15,8 @@ pub(super) struct Intake {
     space: LaneSpace,
     /// Number of the last submission that the lane took.
     ticket: u64,
-    /// Of what the lane took, in that order: bytes and who is told.
-    told_later: VecDeque<(usize, OnDone)>,
+    /// Of what the lane took: bytes and who is told.
+    told_later: ToldLater,
     /// What found no room, in order: entries taken while there was some, and whatever their groups
     /// submitted after them. To refuse them would leave a gap before those behind.
     held: VecDeque<(Submission, OnDone)>,
@@ -29,7 +29,7 @@ impl Intake {
         Self {
             space: lane.reader().space(),
             ticket: 0,
-            told_later: VecDeque::new(),
+            told_later: ToldLater::default(),
             held: VecDeque::new(),
             refused: Vec::new(),
         }
@@ -59,7 +59,7 @@ impl Intake {
             match (lane.submit(numbered), spare) {
                 (Ok(()), _) => {
                     self.ticket += 1;
-                    self.told_later.push_back((bytes, on_done));
+                    self.told_later.push(self.ticket, bytes, on_done);
                 }
                 (Err(LogError::StorageFull), Some(spare)) => self.held.push_back((spare, on_done)),
                 (Err(error), _) => self.refused.push((bytes, on_done, error)),
@@ -67,13 +67,12 @@ impl Intake {
         }
     }
 
-    /// Adds what has ended to `ended`; completions come in the order of submission, over all
-    /// replicas. Returns the bytes of it all.
+    /// Adds what has ended to `ended`, each with who is told of it. Returns the bytes of it all.
     pub(super) fn take_ended(&mut self, lane: &mut Lane, ended: &mut Vec<Ended>) -> usize {
         let mut sum = 0;
-        let done = lane.take_completions();
-        let told = self.told_later.drain(..done.len());
-        for ((bytes, on_done), completion) in told.zip(done) {
+        for completion in lane.take_completions() {
+            let told = self.told_later.take(completion.submission);
+            let (bytes, on_done) = told.expect("what the lane took ends once");
             sum += bytes;
             ended.push((on_done, completion.result));
         }
@@ -86,11 +85,43 @@ impl Intake {
 
     /// Takes all who were not told yet.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = OnDone> {
-        let told_later = std::mem::take(&mut self.told_later).into_iter();
+        let told_later = std::mem::take(&mut self.told_later).into_all();
         let held = std::mem::take(&mut self.held).into_iter();
-        told_later
-            .map(|(_, on_done)| on_done)
-            .chain(held.map(|(_, on_done)| on_done))
+        told_later.chain(held.map(|(_, on_done)| on_done))
+    }
+}
+
+/// Who is told of what the lane took, by the number of the submission: what a full disk keeps
+/// waiting is passed by others, so that completions do not come in the order of submission.
+#[derive(Default)]
+struct ToldLater {
+    /// In order, with their bytes.
+    next: VecDeque<(u64, usize, OnDone)>,
+    /// Those that others have passed.
+    passed: BTreeMap<u64, (usize, OnDone)>,
+}
+
+impl ToldLater {
+    fn push(&mut self, number: u64, bytes: usize, on_done: OnDone) {
+        self.next.push_back((number, bytes, on_done));
+    }
+
+    /// Takes the one who is told of submission `number`, and its bytes.
+    fn take(&mut self, number: u64) -> Option<(usize, OnDone)> {
+        while self.next.front().is_some_and(|next| next.0 <= number) {
+            let (front, bytes, on_done) = self.next.pop_front()?;
+            if front == number {
+                return Some((bytes, on_done));
+            }
+            self.passed.insert(front, (bytes, on_done));
+        }
+        self.passed.remove(&number)
+    }
+
+    /// All who were not told, in the order of submission.
+    fn into_all(self) -> impl Iterator<Item = OnDone> {
+        let passed = self.passed.into_values().map(|(_, on_done)| on_done);
+        passed.chain(self.next.into_iter().map(|(_, _, on_done)| on_done))
     }
 }
 
