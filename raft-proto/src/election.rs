@@ -383,7 +383,8 @@ impl Raft {
 
     /// Hands the leadership to `to`, or asks the leader to.
     ///
-    /// It has failed when an election timeout has passed and this replica still leads.
+    /// It has failed when an election timeout has passed and this replica still leads. Another member
+    /// takes the place of the one before; the leader itself ends the transfer, and is an error.
     ///
     /// # Errors
     ///
@@ -398,9 +399,6 @@ impl Raft {
             self.send(leader, Body::TransferLeader { to });
             return Ok(());
         };
-        if is_me {
-            return Refused::dropped(DropReason::NotForThisRole);
-        }
         let Some(peer) = own.peers.peer(to) else {
             return Refused::dropped(DropReason::UnknownPeer);
         };
@@ -410,6 +408,11 @@ impl Raft {
         let is_caught_up = peer.progress.matched == self.log.last();
         if own.transferee == Some(to) {
             return Refused::dropped(DropReason::TransferInProgress);
+        }
+        // Whoever else was to lead is not waited for any more.
+        own.transferee = None;
+        if is_me {
+            return Refused::dropped(DropReason::NotForThisRole);
         }
         self.elapsed_from = self.tick;
         own.transferee = Some(to);

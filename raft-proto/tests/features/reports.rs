@@ -342,7 +342,7 @@ fn hazard_34_a_snapshot_from_before_the_log_is_not_sent_but_a_newer_one_wanted()
 }
 
 #[test]
-fn handing_over_to_itself_stops_no_transfer() {
+fn handing_over_to_itself_ends_the_transfer_under_way() {
     let mut net = Net::new(&[1, 2, 3], plain);
     net.elect(1);
     net.cut_off(2);
@@ -351,7 +351,7 @@ fn handing_over_to_itself_stops_no_transfer() {
         net.raft(1).transfer_leader(replica(1)),
         dropped(DropReason::NotForThisRole)
     );
-    assert_eq!(net.raft(1).transferee(), Some(replica(2)));
+    assert_eq!(net.raft(1).transferee(), None);
 }
 
 #[test]
