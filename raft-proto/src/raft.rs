@@ -603,7 +603,7 @@ impl Raft {
             Body::ReadIndexResponse { life, id, index } => {
                 self.on_read_answered(from, life, id, index)
             }
-            Body::Propose { entries } => self.on_forwarded_proposals(from, entries),
+            Body::Propose { entries } => self.on_forwarded_proposals(entries),
             Body::Quiesce { last } => self.on_quiesce(from, last),
             Body::SnapshotRequest { index, request } => {
                 self.on_snapshot_request(from, index, request)

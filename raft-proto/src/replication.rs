@@ -257,14 +257,11 @@ impl Raft {
     /// command in its place.
     pub(crate) fn on_forwarded_proposals(
         &mut self,
-        from: ReplicaId,
         entries: Vec<Forwarded>,
     ) -> Result<(), Refused> {
-        match &self.state {
+        match self.state {
             State::Leader(_) => {}
-            State::Follower(follower) if follower.leader != Some(from) => {
-                return self.forward(entries).map(drop);
-            }
+            State::Follower(_) => return self.forward(entries).map(drop),
             _ => return Refused::dropped(DropReason::NoLeader),
         }
         let bytes = entries.iter().map(|entry| entry.payload.len()).sum();
