@@ -2,8 +2,9 @@
 //!
 //! Source: thesis §3.6.3 (what is committed is in every later leader's log); PROTOCOL.md, messages.
 
-use crate::entry::Batch;
+use crate::entry::{Batch, EntryRef};
 use crate::error::{DropReason, Refused, ViolationKind};
+use crate::membership::MembershipChange;
 use crate::message::{Body, Message, SnapshotMeta};
 use crate::raft::Raft;
 use crate::types::{EntryId, Index, ReplicaId, Term};
@@ -44,6 +45,18 @@ fn is_in_range(message: &Message) -> bool {
         }
 }
 
+/// What can be said against an entry by itself.
+fn check_entry(entry: EntryRef<'_>, is_full: bool) -> Option<ViolationKind> {
+    let found = entry.id();
+    if is_full && entry.is_without_command() {
+        return Some(ViolationKind::WithoutCommand { found });
+    }
+    // A witness's too: of changes it gets the content.
+    let is_sound =
+        !entry.kind().is_membership() || MembershipChange::decode(entry.payload()).is_ok();
+    (!is_sound).then_some(ViolationKind::Change { found })
+}
+
 impl Raft {
     /// What can be said against a message before anything is changed by it.
     pub(crate) fn check_message(&self, message: &Message) -> Result<(), Refused> {
@@ -54,8 +67,10 @@ impl Raft {
         if from == self.config.id {
             return Refused::violation(from, ViolationKind::OwnName);
         }
-        let is_for_members = message.body.is_response() || message.body.is_request();
-        if is_for_members && self.members.get(from).is_none() {
+        let is_known = message.body.is_from_anybody()
+            || self.members.get(from).is_some()
+            || (term == self.term && self.leader() == Some(from));
+        if !is_known {
             return Refused::dropped(DropReason::UnknownPeer);
         }
         if !is_in_range(message) {
@@ -120,9 +135,8 @@ impl Raft {
                 let found = if follows { last } else { first };
                 return Refused::violation(from, ViolationKind::EntryOrder { found });
             }
-            if is_full && let Some(bare) = batch.iter().find(|entry| entry.is_without_command()) {
-                let found = bare.id();
-                return Refused::violation(from, ViolationKind::WithoutCommand { found });
+            if let Some(kind) = batch.iter().find_map(|entry| check_entry(entry, is_full)) {
+                return Refused::violation(from, kind);
             }
             before = last;
         }

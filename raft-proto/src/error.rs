@@ -48,7 +48,8 @@ pub enum DropReason {
     OtherGroup,
     /// It belongs to another epoch of the group: another life of it.
     OtherEpoch,
-    /// An answer or a request from a replica that is no member, here and now.
+    /// From a replica that is no member, here and now, nor the leader of this term: only appends,
+    /// heartbeats, snapshots and requests for votes are taken from such.
     UnknownPeer,
     /// It is of a term that is over.
     StaleTerm {
@@ -164,6 +165,12 @@ pub enum ViolationKind {
         /// The entry.
         found: EntryId,
     },
+    /// A membership change that does not parse. No leader appends one: this is another version's, and a
+    /// replica that took it for no change would have another membership than the rest. Upgrade it.
+    Change {
+        /// The entry.
+        found: EntryId,
+    },
     /// A term or index where none like it can be: of zero, too high to be counted on from, or of a
     /// later term than its sender's.
     OutOfRange,
@@ -210,6 +217,9 @@ impl fmt::Display for ViolationKind {
             Self::EntryOrder { found } => write!(f, "entry {found} is out of order"),
             Self::WithoutCommand { found } => {
                 write!(f, "entry {found} lacks its command, and this is no witness")
+            }
+            Self::Change { found } => {
+                write!(f, "the membership change of entry {found} does not parse")
             }
             Self::OutOfRange => f.write_str("a term or index is out of range"),
             Self::RoundNeverBegun { round } => write!(f, "round {round} was never begun"),

@@ -215,14 +215,16 @@ impl Body {
         )
     }
 
-    /// Whether it asks for what only members are given.
-    pub(crate) const fn is_request(&self) -> bool {
+    /// Whether anybody may say it: who asks for a vote, or leads, may be a member by an entry that is
+    /// not here yet, and nobody else could bring that entry (thesis §4.1).
+    pub(crate) const fn is_from_anybody(&self) -> bool {
         matches!(
             self,
-            Self::Propose { .. }
-                | Self::ReadIndex { .. }
-                | Self::TransferLeader { .. }
-                | Self::SnapshotRequest { .. }
+            Self::PreVote { .. }
+                | Self::Vote { .. }
+                | Self::Append { .. }
+                | Self::Heartbeat { .. }
+                | Self::Snapshot { .. }
         )
     }
 

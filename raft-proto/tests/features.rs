@@ -5,6 +5,8 @@
 mod bad_input;
 #[path = "features/changes.rs"]
 mod changes;
+#[path = "features/every_message.rs"]
+mod every_message;
 #[path = "features/forwarding.rs"]
 mod forwarding;
 #[path = "features/leases.rs"]
