@@ -7,7 +7,7 @@ use crate::error::{DropReason, Refused};
 use crate::message::{Body, Message};
 use crate::quorum::VoteResult;
 use crate::raft::Raft;
-use crate::ready::Role;
+use crate::ready::{Role, Underway};
 use crate::roles::State;
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
@@ -122,9 +122,7 @@ impl Raft {
                 self.check_quorum();
             }
             // A transfer that takes so long has failed (thesis §3.10).
-            if let Some(leader) = self.leading_mut() {
-                leader.transferee = None;
-            }
+            self.give_up_transfer(DropReason::NoAnswer);
         }
         let (tick, every) = (self.tick, self.config.heartbeat_ticks);
         if let Some(leader) = self.leading_mut()
@@ -383,8 +381,9 @@ impl Raft {
 
     /// Hands the leadership to `to`, or asks the leader to.
     ///
-    /// It has failed when an election timeout has passed and this replica still leads. Another member
-    /// takes the place of the one before; the leader itself ends the transfer, and is an error.
+    /// It has failed when an election timeout has passed and this replica still leads: told as
+    /// [`Ready::dropped`](crate::Ready::dropped). Another member takes the place of the one before; the
+    /// leader itself ends the transfer, and is an error.
     ///
     /// # Errors
     ///
@@ -410,18 +409,34 @@ impl Raft {
             return Refused::dropped(DropReason::TransferInProgress);
         }
         // Whoever else was to lead is not waited for any more.
-        own.transferee = None;
+        let reason = DropReason::TransferInProgress;
+        self.give_up_transfer(if is_me {
+            DropReason::NotForThisRole
+        } else {
+            reason
+        });
         if is_me {
             return Refused::dropped(DropReason::NotForThisRole);
         }
         self.elapsed_from = self.tick;
-        own.transferee = Some(to);
+        if let Some(own) = self.leading_mut() {
+            own.transferee = Some(to);
+        }
         if is_caught_up {
             self.send_timeout_now(to);
         } else {
             self.maybe_send_append(to, true);
         }
         Ok(())
+    }
+
+    pub(crate) fn give_up_transfer(&mut self, reason: DropReason) {
+        if let Some(to) = self
+            .leading_mut()
+            .and_then(|leader| leader.transferee.take())
+        {
+            self.out.drop(Underway::Transfer { to }, reason);
+        }
     }
 
     pub(crate) fn send_timeout_now(&mut self, to: ReplicaId) {

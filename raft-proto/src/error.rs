@@ -64,6 +64,10 @@ pub enum DropReason {
     NotLeader,
     /// There is no leader to pass it on to.
     NoLeader,
+    /// The leader that was asked leads no more, or was not heard of.
+    LeaderChanged,
+    /// No answer came within an election timeout.
+    NoAnswer,
     /// It is meant for a role that this replica no longer has.
     NotForThisRole,
     /// The replica may not lead: it is no voter, or a witness.
@@ -105,6 +109,8 @@ impl fmt::Display for DropReason {
             Self::LeaderAlive => "the leader is alive",
             Self::NotLeader => "this replica does not lead",
             Self::NoLeader => "no leader is known",
+            Self::LeaderChanged => "the leader that was asked leads no more",
+            Self::NoAnswer => "no answer came in time",
             Self::NotForThisRole => "the role it is meant for is over",
             Self::NotPromotable => "the replica may not lead",
             Self::TransferInProgress => "leadership is being handed over",

@@ -136,7 +136,8 @@ pub use progress::{PeerState, PeerStatus};
 pub use quorum::VoteResult;
 pub use raft::Raft;
 pub use ready::{
-    AfterSync, Fetch, Fetched, ReadState, Ready, Restored, Role, SoftState, SubmissionId, TermRun,
+    AfterSync, Dropped, Fetch, Fetched, ReadState, Ready, Restored, Role, SoftState, SubmissionId,
+    TermRun, Underway,
 };
 pub use replication::{Proposal, Proposed};
 pub use snapshots::SnapshotStatus;

@@ -5,9 +5,12 @@ use alloc::vec::Vec;
 
 use crate::entries::Gather;
 use crate::entry::Batch;
+use crate::error::DropReason;
 use crate::message::{Body, Message, SnapshotMeta};
 use crate::raft::Raft;
-use crate::ready::{AfterSync, Fetch, Fetched, ReadState, Ready, SoftState, SubmissionId};
+use crate::ready::{
+    AfterSync, Dropped, Fetch, Fetched, ReadState, Ready, SoftState, SubmissionId, Underway,
+};
 use crate::roles::State;
 use crate::types::{Index, ReplicaId, Term};
 
@@ -30,13 +33,18 @@ pub(crate) struct Outbox {
     /// How many of `own`, at its end, were not handed out.
     own_new: usize,
     pub(crate) reads: Vec<ReadState>,
-    pub(crate) reads_dropped: Vec<u64>,
+    pub(crate) dropped: Vec<Dropped>,
     pub(crate) fetch: Vec<Fetch>,
     pub(crate) snapshot_offered: Option<SnapshotMeta>,
     pub(crate) snapshot_wanted: Option<Index>,
 }
 
 impl Outbox {
+    /// Tells that something under way will not be finished.
+    pub(crate) fn drop(&mut self, what: Underway, reason: DropReason) {
+        self.dropped.push(Dropped { what, reason });
+    }
+
     /// The next own message due with submissions up to `id`.
     pub(crate) fn next_own(&mut self, id: SubmissionId) -> Option<Message> {
         let is_due = self
@@ -64,7 +72,7 @@ impl Outbox {
             || !self.after_sync.is_empty()
             || self.own_new > 0
             || !self.reads.is_empty()
-            || !self.reads_dropped.is_empty()
+            || !self.dropped.is_empty()
             || !self.fetch.is_empty()
             || self.snapshot_offered.is_some()
             || self.snapshot_wanted.is_some()
@@ -80,7 +88,7 @@ impl Outbox {
             .sum::<usize>()
             + offered.map_or(0, |meta| meta.membership.memory_bytes())
             + self.reads.len() * size_of::<ReadState>()
-            + self.reads_dropped.len() * size_of::<u64>()
+            + self.dropped.len() * size_of::<Dropped>()
             + self.fetch.len() * size_of::<Fetch>()
     }
 }
@@ -203,7 +211,7 @@ impl Raft {
         );
         core::mem::swap(&mut ready.fetch, &mut self.out.fetch);
         core::mem::swap(&mut ready.reads, &mut self.out.reads);
-        core::mem::swap(&mut ready.reads_dropped, &mut self.out.reads_dropped);
+        core::mem::swap(&mut ready.dropped, &mut self.out.dropped);
         if self.out.snapshot_offered.is_some() {
             ready.snapshot_offered = self.out.snapshot_offered.take();
         }

@@ -403,18 +403,15 @@ impl Raft {
 impl Raft {
     /// Begins a role, in this term or a later one. What the role before held goes with it.
     fn enter(&mut self, term: Term, state: State) {
-        if self.term != term {
+        let is_term_over = self.term != term;
+        if is_term_over {
             self.term = term;
             self.vote = None;
         }
         self.elapsed_from = self.tick;
         self.draw_timeout();
-        self.replace_state(state);
-    }
-
-    fn replace_state(&mut self, state: State) {
         let before = core::mem::replace(&mut self.state, state);
-        self.drop_reads(before);
+        before.drop(is_term_over, &mut self.out);
     }
 
     pub(crate) fn become_follower(&mut self, term: Term, leader: Option<ReplicaId>) {
@@ -428,7 +425,9 @@ impl Raft {
 
     pub(crate) fn become_pre_candidate(&mut self) {
         assert!(!self.is_leader(), "a leader does not campaign");
-        self.replace_state(State::PreCandidate(Votes::default()));
+        let state = State::PreCandidate(Votes::default());
+        let before = core::mem::replace(&mut self.state, state);
+        before.drop(false, &mut self.out);
     }
 
     pub(crate) fn become_candidate(&mut self) {
@@ -603,7 +602,7 @@ impl Raft {
             Body::ReadIndexResponse { life, id, index } => {
                 self.on_read_answered(from, life, id, index)
             }
-            Body::Propose { entries } => self.on_forwarded_proposals(entries),
+            Body::Propose { entries } => self.on_forwarded_proposals(from, entries),
             Body::Quiesce { last } => self.on_quiesce(from, last),
             Body::SnapshotRequest { index, request } => {
                 self.on_snapshot_request(from, index, request)
@@ -837,9 +836,11 @@ impl Raft {
                 raft.maybe_send_append(to, false);
             });
         }
-        let membership = &self.membership;
-        if let State::Leader(leader) = &mut self.state {
-            leader.transferee = leader.transferee.filter(|&to| membership.is_voter(to));
+        if self
+            .transferee()
+            .is_some_and(|to| !self.membership.is_voter(to))
+        {
+            self.give_up_transfer(DropReason::NotPromotable);
         }
     }
 

@@ -17,9 +17,10 @@ use alloc::vec::Vec;
 
 use crate::error::{DropReason, Refused};
 use crate::message::Body;
+use crate::output::Outbox;
 use crate::quorum::VoteResult;
 use crate::raft::Raft;
-use crate::ready::ReadState;
+use crate::ready::{ReadState, Underway};
 use crate::roles::State;
 use crate::types::{Index, ReplicaId};
 
@@ -107,7 +108,7 @@ impl Reads {
 impl Raft {
     /// Asks for an index at which a read is linearizable. The answer comes as
     /// [`Ready::reads`](crate::Ready::reads) with the caller's number, or
-    /// [`Ready::reads_dropped`](crate::Ready::reads_dropped).
+    /// [`Ready::dropped`](crate::Ready::dropped).
     ///
     /// # Errors
     ///
@@ -193,36 +194,34 @@ impl Raft {
         follower.forwarded.retain(|_, read| {
             let is_over = read.give_up_at <= tick;
             if is_over {
-                out.reads_dropped.push(read.user);
+                let user = read.user;
+                out.drop(Underway::Read { user }, DropReason::NoAnswer);
             }
             !is_over
         });
     }
+}
 
-    /// What waited in a role that is over must be asked again.
-    pub(crate) fn drop_reads(&mut self, before: State) {
-        match before {
-            State::Follower(follower) => {
-                let users = follower.forwarded.into_values().map(|read| read.user);
-                self.out.reads_dropped.extend(users);
-            }
-            State::Leader(leader) => {
-                let Reads {
-                    waiting, rounds, ..
-                } = leader.reads;
-                let reads = rounds.into_iter().flat_map(|round| round.reads);
-                let users = reads.chain(waiting).filter_map(|read| match read {
-                    Read::Own { user } => Some(user),
-                    Read::Forwarded { .. } => None,
-                });
-                self.out.reads_dropped.extend(users);
-            }
-            State::PreCandidate(_) | State::Candidate(_) => {}
-        }
+/// What waits for an answer in a role that ends is told as dropped.
+impl ForwardedRead {
+    pub(crate) fn drop(self, out: &mut Outbox) {
+        let user = self.user;
+        out.drop(Underway::Read { user }, DropReason::LeaderChanged);
     }
 }
 
 impl Reads {
+    pub(crate) fn drop(self, out: &mut Outbox) {
+        let in_rounds = self.rounds.into_iter().flat_map(|round| round.reads);
+        for read in in_rounds.chain(self.waiting) {
+            let what = match read {
+                Read::Own { user } => Underway::Read { user },
+                Read::Forwarded { from, id, .. } => Underway::ReadOf { from, id },
+            };
+            out.drop(what, DropReason::NotLeader);
+        }
+    }
+
     fn add(&mut self, read: Read, reads_max: usize) -> Result<(), Refused> {
         if self.count >= reads_max {
             return Refused::dropped(DropReason::ReadsFull);

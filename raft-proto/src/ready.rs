@@ -3,6 +3,7 @@
 use alloc::vec::Vec;
 
 use crate::entry::Batch;
+use crate::error::DropReason;
 use crate::membership::Membership;
 use crate::message::{Message, SnapshotMeta};
 use crate::types::{EntryId, HardState, Index, ReplicaId, Term};
@@ -81,6 +82,52 @@ pub struct ReadState {
     pub index: Index,
 }
 
+/// What was under way here and will not be finished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Underway {
+    /// A read of this replica's caller. Ask again.
+    Read {
+        /// The caller's number.
+        user: u64,
+    },
+    /// A read that a follower passed on.
+    ReadOf {
+        /// The follower.
+        from: ReplicaId,
+        /// The follower's number for it.
+        id: u64,
+    },
+    /// The handing over of the leadership. Ask again, or another.
+    Transfer {
+        /// To whom.
+        to: ReplicaId,
+    },
+    /// A membership change that a follower passed on: an empty command is in its place.
+    ChangeOf {
+        /// The follower.
+        from: ReplicaId,
+        /// The empty command's index.
+        index: Index,
+    },
+    /// This replica's request for a snapshot. Ask again.
+    SnapshotRequest,
+    /// A follower's request for a snapshot.
+    SnapshotRequestOf {
+        /// The follower.
+        from: ReplicaId,
+    },
+}
+
+/// Something under way that will not be finished, and why.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    /// What.
+    pub what: Underway,
+    /// Why.
+    pub reason: DropReason,
+}
+
 /// Entries the core needs and no longer holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fetch {
@@ -136,8 +183,8 @@ pub struct Ready {
     pub fetch: Vec<Fetch>,
     /// Reads that may be served.
     pub reads: Vec<ReadState>,
-    /// Reads that will not be answered; ask again.
-    pub reads_dropped: Vec<u64>,
+    /// What was under way and will not be finished, such as reads that nobody answers.
+    pub dropped: Vec<Dropped>,
     /// Changed role or leader.
     pub soft_state: Option<SoftState>,
     /// The leader's answer to [`Raft::request_snapshot`](crate::Raft::request_snapshot): it holds
@@ -165,7 +212,7 @@ impl Ready {
         self.committed.clear();
         self.fetch.clear();
         self.reads.clear();
-        self.reads_dropped.clear();
+        self.dropped.clear();
         self.soft_state = None;
         if self.snapshot_offered.is_some() {
             self.snapshot_offered = None;
@@ -181,7 +228,7 @@ impl Ready {
             || !self.committed.is_empty()
             || !self.fetch.is_empty()
             || !self.reads.is_empty()
-            || !self.reads_dropped.is_empty()
+            || !self.dropped.is_empty()
             || self.snapshot_offered.is_some()
             || self.snapshot_wanted.is_some()
     }

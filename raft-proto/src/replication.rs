@@ -14,6 +14,7 @@ use crate::membership::{Change, MembershipChange, MembershipError};
 use crate::message::{Body, Forwarded};
 use crate::progress::ProgressState;
 use crate::raft::Raft;
+use crate::ready::Underway;
 use crate::roles::{Leader, State};
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
@@ -232,7 +233,8 @@ impl Raft {
         Ok(())
     }
 
-    /// Passes commands on to the leader. What became of them only their effect tells.
+    /// Passes commands on to the leader. What became of them only their effect tells, and on the
+    /// leader's side what it dropped.
     ///
     /// # Errors
     ///
@@ -257,6 +259,7 @@ impl Raft {
     /// command in its place.
     pub(crate) fn on_forwarded_proposals(
         &mut self,
+        from: ReplicaId,
         entries: Vec<Forwarded>,
     ) -> Result<(), Refused> {
         match self.state {
@@ -272,6 +275,9 @@ impl Raft {
         for entry in entries {
             let is_change = entry.kind.is_membership();
             if is_change && !self.is_change_allowed(&entry.payload) {
+                let index = self.log.last().next();
+                let what = Underway::ChangeOf { from, index };
+                self.out.drop(what, DropReason::ProposalRefused);
                 self.append_empty();
             } else if is_change {
                 self.append_change(entry.kind, &entry.payload);

@@ -7,9 +7,11 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use crate::chunk::Chunk;
+use crate::error::DropReason;
+use crate::output::Outbox;
 use crate::progress::{Members, Peers};
 use crate::read_index::{ForwardedRead, Reads};
-use crate::ready::Role;
+use crate::ready::{Role, Underway};
 use crate::types::{Index, ReplicaId};
 
 /// The role, with what only it needs.
@@ -29,6 +31,32 @@ impl State {
             Self::PreCandidate(_) => Role::PreCandidate,
             Self::Candidate(_) => Role::Candidate,
             Self::Leader(_) => Role::Leader,
+        }
+    }
+
+    /// Tells what was under way in a role that ends. A transfer that ends with its term may have
+    /// come about: who leads the next one tells.
+    pub(crate) fn drop(self, is_term_over: bool, out: &mut Outbox) {
+        match self {
+            Self::Follower(follower) => {
+                for read in follower.forwarded.into_values() {
+                    read.drop(out);
+                }
+                if follower.snapshot_request.is_some() {
+                    out.drop(Underway::SnapshotRequest, DropReason::LeaderChanged);
+                }
+            }
+            Self::PreCandidate(_) | Self::Candidate(_) => {}
+            Self::Leader(leader) => {
+                leader.reads.drop(out);
+                for from in leader.snapshot_requests.into_keys() {
+                    let what = Underway::SnapshotRequestOf { from };
+                    out.drop(what, DropReason::NotLeader);
+                }
+                if let Some(to) = leader.transferee.filter(|_| !is_term_over) {
+                    out.drop(Underway::Transfer { to }, DropReason::NotLeader);
+                }
+            }
         }
     }
 

@@ -117,10 +117,10 @@ impl Raft {
 /// Snapshots that followers ask for: theirs is lost, their log is not.
 impl Raft {
     /// Asks the leader for a snapshot at or past `index`. The answer is
-    /// [`Ready::snapshot_offered`](crate::Ready::snapshot_offered), once. Nothing tells that it will
-    /// not come: request or answer may be lost, the leader may change, and a snapshot past this log
-    /// comes in place of the log instead. Ask again after some election timeouts; a later request
-    /// replaces an earlier one.
+    /// [`Ready::snapshot_offered`](crate::Ready::snapshot_offered), once. If the leader changes,
+    /// [`Ready::dropped`](crate::Ready::dropped) tells that it will not come. Request or answer may be
+    /// lost too, and a snapshot past this log comes in place of the log instead. Ask again after some
+    /// election timeouts; a later request replaces an earlier one.
     ///
     /// # Errors
     ///

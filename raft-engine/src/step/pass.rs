@@ -2,7 +2,8 @@
 
 use raft_log::Submission;
 use raft_proto::{
-    AfterSync, Batch, Body, EntryId, Envelope, GroupId, Index, MembershipChange, Message, Ready,
+    AfterSync, Batch, Body, Dropped, EntryId, Envelope, GroupId, Index, MembershipChange, Message,
+    Ready, Underway,
 };
 
 use super::StepShared;
@@ -54,7 +55,7 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: &mut Re
         committed,
         fetch,
         reads,
-        reads_dropped,
+        dropped,
         soft_state,
         snapshot_offered,
         snapshot_wanted,
@@ -138,10 +139,15 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: &mut Re
             }
         }
     }
-    for round in reads_dropped.drain(..) {
-        let dropped = group.rounds.remove(&round).into_iter();
-        for read in dropped.flat_map(|round| round.1) {
-            read.responder.respond(Err(RequestError::ReadDropped));
+    for Dropped { what, reason } in dropped.drain(..) {
+        tracing::debug!(group = group.id.get(), ?what, %reason, "dropped");
+        // What else is dropped is asked for again, or its end is seen by itself.
+        if let Underway::Read { user } = what
+            && let Some((_, reads)) = group.rounds.remove(&user)
+        {
+            for read in reads {
+                read.responder.respond(Err(RequestError::ReadDropped));
+            }
         }
     }
 }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use raft_proto::{
     Batch, Body, DropReason, EntryId, EntryKind, Fetched, Forwarded, HardState, Index,
     MembershipChange, Message, Proposal, ProposeError, Raft, Ready, Refused, ReplicaId, Role,
-    SnapshotMeta,
+    SnapshotMeta, Underway,
 };
 
 use crate::describe::{self, Party, Shown};
@@ -49,7 +49,11 @@ impl Node {
 
     pub(crate) fn poll(&mut self) -> Option<Ready> {
         self.supply();
-        let ready = self.raft.poll_ready();
+        // etcd-raft has no word for what else is dropped.
+        let mut ready = self.raft.poll_ready();
+        while ready.as_ref().is_some_and(tells_of_drops_alone) {
+            ready = self.raft.poll_ready();
+        }
         if let Some(ready) = &ready {
             assert!(ready.fetch.is_empty(), "fetches are answered before");
             if let Some(meta) = &ready.snapshot {
@@ -290,8 +294,9 @@ impl Node {
                 .collect();
             line(format!("ReadStates [{}]", reads.join(" ")));
         }
-        if !ready.reads_dropped.is_empty() {
-            line(format!("ReadsDropped {:?}", ready.reads_dropped));
+        let reads_dropped: Vec<u64> = reads_dropped(ready).collect();
+        if !reads_dropped.is_empty() {
+            line(format!("ReadsDropped {reads_dropped:?}"));
         }
         if !ready.entries.is_empty() {
             line("Entries:".to_owned());
@@ -446,4 +451,27 @@ pub(crate) fn unknown_peer() -> String {
 
 pub(crate) fn replica(id: u64) -> ReplicaId {
     ReplicaId::new(id).expect("a script uses valid ids")
+}
+
+fn reads_dropped(ready: &Ready) -> impl Iterator<Item = u64> + '_ {
+    ready
+        .dropped
+        .iter()
+        .filter_map(|dropped| match dropped.what {
+            Underway::Read { user } => Some(user),
+            _ => None,
+        })
+}
+
+/// Whether a `Ready` tells of nothing but what was under way and no read.
+fn tells_of_drops_alone(ready: &Ready) -> bool {
+    ready.submission.is_none()
+        && ready.soft_state.is_none()
+        && ready.messages.is_empty()
+        && ready.committed.is_empty()
+        && ready.fetch.is_empty()
+        && ready.reads.is_empty()
+        && reads_dropped(ready).next().is_none()
+        && ready.snapshot_offered.is_none()
+        && ready.snapshot_wanted.is_none()
 }

@@ -2,11 +2,11 @@
 
 use std::collections::VecDeque;
 
-use crate::net::{Net, change, group, index, replica, voters};
+use crate::net::{Net, change, group, index, read_dropped, replica, voters};
 use crate::status;
 use raft_proto::{
-    Body, ChangeKind, Config, GroupId, MembershipChange, Message, Raft, ReadState, Restored, Role,
-    Transition,
+    Body, ChangeKind, Config, DropReason, GroupId, MembershipChange, Message, Raft, ReadState,
+    Restored, Role, Transition,
 };
 
 const TIMEOUT: u64 = 10;
@@ -125,7 +125,8 @@ fn a_leader_that_died_quietly_is_found_by_the_next_request() {
         timeouts += 1;
         assert!(timeouts <= 10, "a leader within ten election timeouts");
     }
-    assert_eq!(net.node(2).reads_dropped, [1]);
+    let lost = read_dropped(1, DropReason::NoAnswer);
+    assert_eq!(net.node(2).dropped, [lost]);
     let leader = net.leaders()[0];
     net.raft(leader).read_index(2).expect("it leads");
     net.settle();
@@ -259,7 +260,7 @@ fn a_follower_that_is_elsewhere_does_not_fall_quiet_when_told_to() {
         crate::net::message(1, 2, 1, Body::Quiesce { last })
     };
     for (term, at) in [(1, 1), (1, 3)] {
-        let stale = crate::dropped(raft_proto::DropReason::Stale);
+        let stale = crate::dropped(DropReason::Stale);
         assert_eq!(net.raft(2).handle_message(quiesce(term, at)), stale);
         assert!(!net.raft(2).is_quiet());
     }

@@ -1,10 +1,10 @@
 //! A reason for everything that is dropped: each one there is, where it comes from.
 
-use crate::net::{Net, entry_id, group, index, message, plain, replica, voters};
+use crate::net::{Net, change, entry_id, group, index, message, plain, replica, voters};
 use crate::{dropped, holding};
 use raft_proto::{
-    Body, DropReason, Envelope, Forwarded, GroupId, Membership, Message, Proposal, Raft, Refused,
-    Role, SnapshotMeta, Term,
+    Body, ChangeKind, DropReason, Dropped, EntryKind, Envelope, Forwarded, GroupId, Membership,
+    Message, Proposal, Raft, Refused, Role, SnapshotMeta, Term, Underway,
 };
 
 fn led() -> Net {
@@ -350,6 +350,118 @@ fn reads_too_many_or_not_waited_for() {
         2,
         "and those that had room are answered"
     );
+}
+
+/// What was dropped of what was under way, at this replica.
+fn told(net: &mut Net, id: u64) -> Vec<Dropped> {
+    std::mem::take(&mut net.node(id).dropped)
+}
+
+const fn because(what: Underway, reason: DropReason) -> Dropped {
+    Dropped { what, reason }
+}
+
+#[test]
+fn reads_and_requests_under_way_when_the_leader_changes() {
+    let mut net = led();
+    let requested = index(9);
+    for text in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        net.propose(1, text).expect("it leads");
+    }
+    net.settle();
+    // The followers' words reach the leader, and nothing of its comes back.
+    for to in [2, 3] {
+        net.cut.insert((1, to));
+    }
+    net.raft(1).read_index(7).expect("it leads");
+    net.raft(2).read_index(8).expect("there is a leader");
+    net.raft(3).request_snapshot(requested).expect("the same");
+    net.settle();
+    net.cut.clear();
+    net.cut.insert((1, 2));
+    net.raft(3).campaign().expect("it may stand");
+    net.settle();
+    assert_eq!(net.leaders(), [3]);
+    let (user, from) = (7, replica(2));
+    assert_eq!(
+        told(&mut net, 1),
+        [
+            because(Underway::Read { user }, DropReason::NotLeader),
+            because(Underway::ReadOf { from, id: 1 }, DropReason::NotLeader),
+            because(
+                Underway::SnapshotRequestOf { from: replica(3) },
+                DropReason::NotLeader
+            ),
+        ]
+    );
+    let lost = because(Underway::Read { user: 8 }, DropReason::LeaderChanged);
+    assert_eq!(told(&mut net, 2), [lost]);
+    let lost = because(Underway::SnapshotRequest, DropReason::LeaderChanged);
+    assert_eq!(told(&mut net, 3), [lost]);
+}
+
+#[test]
+fn transfers_that_are_given_up() {
+    let to_two = Underway::Transfer { to: replica(2) };
+    let to_three = Underway::Transfer { to: replica(3) };
+    let mut net = Net::new(&[1, 2, 3], |config| config.check_quorum = true);
+    net.elect(1);
+    net.cut_off(2);
+    net.propose(1, "a").expect("it leads");
+    net.settle();
+    // Replaced by another, which takes too long.
+    net.raft(1).transfer_leader(replica(2)).expect("a voter");
+    net.cut_off(3);
+    net.propose(1, "b").expect_err("it hands over");
+    net.raft(1).transfer_leader(replica(3)).expect("a voter");
+    let replaced = because(to_two, DropReason::TransferInProgress);
+    net.pump(1);
+    assert_eq!(told(&mut net, 1), [replaced]);
+    net.tick(1, 10);
+    let late = because(to_three, DropReason::NoAnswer);
+    assert_eq!(told(&mut net, 1), [late]);
+    // Cut short, because no quorum was heard of.
+    net.raft(1).transfer_leader(replica(2)).expect("a voter");
+    net.tick(1, 10);
+    assert_eq!(net.raft(1).role(), Role::Follower);
+    let lost = because(to_two, DropReason::NotLeader);
+    assert_eq!(told(&mut net, 1), [lost]);
+    // To one that is removed meanwhile.
+    let mut net = led();
+    net.cut.insert((1, 3));
+    net.propose(1, "a").expect("it leads");
+    net.raft(1)
+        .propose_membership(change(ChangeKind::Remove, 3))
+        .expect("nothing is pending");
+    net.raft(1).transfer_leader(replica(3)).expect("a voter");
+    net.settle();
+    let removed = because(to_three, DropReason::NotPromotable);
+    assert_eq!(told(&mut net, 1), [removed]);
+    // One that comes about is none of them.
+    net.raft(1).transfer_leader(replica(2)).expect("a voter");
+    net.settle();
+    assert_eq!(net.leaders(), [2]);
+    assert!(told(&mut net, 1).is_empty());
+}
+
+#[test]
+fn a_change_passed_on_and_refused() {
+    let mut net = led();
+    let removal = change(ChangeKind::Remove, 9).encode();
+    let passed_on = Proposal {
+        kind: EntryKind::Membership,
+        ..Proposal::command(&removal[..1])
+    };
+    let entries = vec![Forwarded::from(passed_on)];
+    net.raft(2).forward(entries).expect("there is a leader");
+    net.settle();
+    let index = net.raft(1).last_index();
+    let what = Underway::ChangeOf {
+        from: replica(2),
+        index,
+    };
+    let refused = because(what, DropReason::ProposalRefused);
+    assert_eq!(told(&mut net, 1), [refused]);
 }
 
 #[test]

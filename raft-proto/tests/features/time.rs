@@ -1,10 +1,12 @@
 //! Time: what the driver tells of it, and that after a gap each timer fires once.
 
-use crate::net::{Net, change, follower, group, index, message, plain, replica, voters};
+use crate::net::{
+    Net, change, follower, group, index, message, plain, read_dropped, replica, voters,
+};
 use crate::{holding, status};
 use raft_proto::{
-    Body, ChangeKind, Config, EntryId, Fetched, Membership, Message, Raft, ReadState, Ready,
-    Restored, Role, Term,
+    Body, ChangeKind, Config, DropReason, EntryId, Fetched, Membership, Message, Raft, ReadState,
+    Ready, Restored, Role, Term,
 };
 
 /// Far past every deadline.
@@ -27,7 +29,7 @@ fn drain(raft: &mut Raft) -> Ready {
         all.messages.extend(held.map(|held| held.release()));
         all.fetch.extend(ready.fetch);
         all.reads.extend(ready.reads);
-        all.reads_dropped.extend(ready.reads_dropped);
+        all.dropped.extend(ready.dropped);
     }
     all
 }
@@ -41,7 +43,7 @@ fn after_the_gap(raft: &mut Raft, tick: u64) -> Ready {
         raft.advance_to(again);
         let more = drain(raft);
         assert!(more.messages.is_empty(), "{:?}", more.messages);
-        assert!(more.fetch.is_empty() && more.reads_dropped.is_empty());
+        assert!(more.fetch.is_empty() && more.dropped.is_empty());
     }
     if let Some(due) = raft.next_deadline() {
         assert!(due > tick, "{due} is due still");
@@ -196,12 +198,13 @@ fn after_a_gap_a_read_is_given_up_once_but_not_one_that_is_answered() {
         user: 7,
         index: index(1),
     };
-    assert_eq!((said.reads, said.reads_dropped), (vec![state], Vec::new()));
+    assert_eq!((said.reads, said.dropped), (vec![state], Vec::new()));
     // Nothing does.
     raft.read_index(8).expect("there is a leader");
     drain(&mut raft);
     raft.advance_to(2 * GAP);
-    assert_eq!(drain(&mut raft).reads_dropped, [8]);
+    let given_up = read_dropped(8, DropReason::NoAnswer);
+    assert_eq!(drain(&mut raft).dropped, [given_up]);
 }
 
 #[test]

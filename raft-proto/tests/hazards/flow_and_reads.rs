@@ -1,6 +1,8 @@
 //! Flow control, other lives, reads, snapshots: hazards 33 to 39.
 
-use crate::net::{Net, append, batch, entry_id, group, index, message, replica, voters};
+use crate::net::{
+    Net, append, batch, entry_id, group, index, message, read_dropped, replica, voters,
+};
 use crate::{follower, plain};
 use bytes::BytesMut;
 use raft_proto::{
@@ -312,7 +314,8 @@ fn hazard_39_a_late_answer_does_not_serve_a_followers_retry() {
     assert_eq!(late.len(), 1);
     // The follower gives up, and asks again with the same number after another write.
     net.tick(2, 10);
-    assert_eq!(net.node(2).reads_dropped, [7]);
+    let given_up = read_dropped(7, DropReason::NoAnswer);
+    assert_eq!(net.node(2).dropped, [given_up]);
     net.propose(1, "acknowledged in between").expect("it leads");
     net.settle();
     net.raft(2).read_index(7).expect("there is a leader");

@@ -8,10 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft_proto::{
-    Batch, Body, Change, ChangeKind, Config, EntryId, EntryKind, Fetch, Fetched, GroupId,
-    HardState, Index, Membership, MembershipChange, Message, Proposal, ProposeError, Raft,
-    ReadState, Ready, Refused, ReplicaId, Restored, Role, SnapshotMeta, SubmissionId, Term,
-    TermRun,
+    Batch, Body, Change, ChangeKind, Config, DropReason, Dropped, EntryId, EntryKind, Fetch,
+    Fetched, GroupId, HardState, Index, Membership, MembershipChange, Message, Proposal,
+    ProposeError, Raft, ReadState, Ready, Refused, ReplicaId, Restored, Role, SnapshotMeta,
+    SubmissionId, Term, TermRun, Underway,
 };
 
 pub(crate) fn replica(id: u64) -> ReplicaId {
@@ -162,7 +162,7 @@ pub(crate) struct Node {
     pub(crate) handed: Index,
     pub(crate) commands: Vec<(EntryId, Vec<u8>)>,
     pub(crate) reads: Vec<ReadState>,
-    pub(crate) reads_dropped: Vec<u64>,
+    pub(crate) dropped: Vec<Dropped>,
     pub(crate) refused: Vec<Refused>,
     pub(crate) offered: Vec<SnapshotMeta>,
     pub(crate) wanted: Vec<Index>,
@@ -232,7 +232,7 @@ impl Net {
                 handed: Index::ZERO,
                 commands: Vec::new(),
                 reads: Vec::new(),
-                reads_dropped: Vec::new(),
+                dropped: Vec::new(),
                 refused: Vec::new(),
                 offered: Vec::new(),
                 wanted: Vec::new(),
@@ -294,7 +294,7 @@ impl Net {
     fn handle(&mut self, id: u64, ready: Ready) {
         let node = self.node(id);
         node.reads.extend(ready.reads);
-        node.reads_dropped.extend(ready.reads_dropped);
+        node.dropped.extend(ready.dropped);
         node.offered.extend(ready.snapshot_offered);
         node.wanted.extend(ready.snapshot_wanted);
         let release = ready.messages_after_sync.into_iter();
@@ -470,6 +470,12 @@ impl Net {
         node.disk.base = at.clone();
         at
     }
+}
+
+/// A read of the replica's own caller that will not be answered.
+pub(crate) fn read_dropped(user: u64, reason: DropReason) -> Dropped {
+    let what = Underway::Read { user };
+    Dropped { what, reason }
 }
 
 impl Node {

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::BytesMut;
 use raft_proto::{
     Body, EntryId, Envelope, Fetched, GroupId, Index, MembershipChange, Message, Raft, Ready,
-    Refused, ReplicaId, Role, SnapshotMeta, SnapshotStatus,
+    Refused, ReplicaId, Role, SnapshotMeta, SnapshotStatus, Underway,
 };
 
 use crate::defects::Defect;
@@ -251,9 +251,11 @@ impl World {
             }
             self.oracle.read_answered(read)?;
         }
-        for user in ready.reads_dropped {
-            replica.reads.remove(&user);
-            self.oracle.read_dropped(user)?;
+        for dropped in ready.dropped {
+            if let Underway::Read { user } = dropped.what {
+                replica.reads.remove(&user);
+                self.oracle.read_dropped(user)?;
+            }
         }
         if ready.snapshot_offered.is_some() {
             self.oracle.counts.add("snapshots offered", 1);

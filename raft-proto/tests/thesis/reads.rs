@@ -1,8 +1,8 @@
 //! §6.4 (reads that bypass the log), §6.4.1 (leases).
 
 use crate::led_group;
-use crate::net::{Net, index, plain, replica};
-use raft_proto::{Body, ReadState, Role};
+use crate::net::{Net, index, plain, read_dropped, replica};
+use raft_proto::{Body, DropReason, ReadState, Role};
 
 #[test]
 fn thesis_6_4_a_read_is_served_at_the_commit_index_of_when_it_was_asked() {
@@ -65,7 +65,8 @@ fn thesis_6_4_a_leader_that_was_deposed_serves_no_read() {
     net.tick_all(2);
     assert_eq!(net.raft(1).role(), Role::Follower);
     assert!(net.node(1).reads.is_empty());
-    assert_eq!(net.node(1).reads_dropped, [7]);
+    let lost = read_dropped(7, DropReason::NotLeader);
+    assert_eq!(net.node(1).dropped, [lost]);
 }
 
 #[test]
