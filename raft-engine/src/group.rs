@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, VecDeque};
 use bytes::Bytes;
 use raft_log::{SnapshotRecord, SnapshotsRecord};
 use raft_proto::{
-    EntryId, GroupId, HardState, HostId, Index, Membership, Message, Raft, ReplicaId, Session,
-    SnapshotMeta, SubmissionId,
+    AfterSync, EntryId, GroupId, HardState, HostId, Index, Membership, Message, Raft, ReplicaId,
+    Session, SnapshotMeta, SubmissionId,
 };
 use raft_snapshot::SnapshotEnv;
 
@@ -29,7 +29,7 @@ pub(crate) struct Outstanding {
     pub(crate) sequence: Option<u64>,
     pub(crate) submission: Option<SubmissionId>,
     /// What may leave once it is durable.
-    pub(crate) release: Vec<Message>,
+    pub(crate) release: Vec<AfterSync<Message>>,
     pub(crate) then: Option<OnDurable>,
 }
 

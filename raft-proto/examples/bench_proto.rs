@@ -271,10 +271,10 @@ impl Replica {
         }
         // In memory everything is durable at once.
         if let Some(submission) = ready.submission {
-            self.raft.persisted(submission);
-        }
-        for held in ready.messages_after_sync.drain(..) {
-            mail.push(held.release());
+            let durable = self.raft.persisted(submission);
+            for held in ready.messages_after_sync.drain(..) {
+                mail.push(held.release(durable));
+            }
         }
         if ready.committed.is_empty() {
             return;

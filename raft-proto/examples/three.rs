@@ -1,5 +1,5 @@
 //! Three replicas of one group in one thread: an election, and a command that all of them apply.
-use raft_proto::{AfterSync, Config, GroupId, Membership, Proposal, Raft, ReplicaId, Restored};
+use raft_proto::{Config, GroupId, Membership, Proposal, Raft, ReplicaId, Restored};
 use std::{collections::VecDeque, error::Error};
 
 struct Replica {
@@ -39,10 +39,12 @@ fn run(replicas: &mut [Replica]) -> Result<(), Box<dyn Error>> {
         for Replica { raft, commands } in replicas.iter_mut() {
             while let Some(ready) = raft.poll_ready() {
                 mail.extend(ready.messages);
-                // Here `hard_state` and `entries` are written and synced. Then say so:
-                ready.submission.inspect(|&id| raft.persisted(id));
-                let held = ready.messages_after_sync.into_iter();
-                mail.extend(held.map(AfterSync::release));
+                if let Some(submission) = ready.submission {
+                    // Here `hard_state` and `entries` are written and synced. Then say so:
+                    let durable = raft.persisted(submission);
+                    let held = ready.messages_after_sync.into_iter();
+                    mail.extend(held.map(|held| held.release(durable)));
+                }
                 for batch in ready.committed {
                     commands.extend(batch.iter().map(|entry| entry.payload().to_vec()));
                     raft.applied(batch.last().index);

@@ -50,7 +50,8 @@
 //!
 //! The frame is encoded and summed once, by the leader: those bytes are what every log stores and
 //! every message carries ([`Batch`]). Nothing is acknowledged before it is durable: what has to wait
-//! for a sync comes as [`AfterSync`], from which only [`AfterSync::release`] takes it out.
+//! for a sync comes as [`AfterSync`]; to take it out needs a [`Durable`], which only [`Raft::persisted`]
+//! gives.
 //!
 //! # Three types to know
 //!
@@ -136,8 +137,8 @@ pub use progress::{PeerState, PeerStatus};
 pub use quorum::VoteResult;
 pub use raft::Raft;
 pub use ready::{
-    AfterSync, Dropped, Fetch, Fetched, ReadState, Ready, Restored, Role, SoftState, SubmissionId,
-    TermRun, Underway,
+    AfterSync, Dropped, Durable, Fetch, Fetched, ReadState, Ready, Restored, Role, SoftState,
+    SubmissionId, TermRun, Underway,
 };
 pub use replication::{Proposal, Proposed};
 pub use snapshots::SnapshotStatus;

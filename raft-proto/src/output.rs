@@ -129,7 +129,9 @@ impl Raft {
             || (self.term > self.durable_term && !matches!(message.body, Body::PreVote { .. }));
         if must_wait {
             let follows = self.out.messages.len();
-            self.out.after_sync.push(AfterSync::new(message, follows));
+            let submission = self.log.next_submission();
+            let held = AfterSync::new(message, submission, follows);
+            self.out.after_sync.push(held);
         } else {
             self.out.messages.push(message);
         }

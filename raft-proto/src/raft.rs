@@ -18,7 +18,7 @@ use crate::output::Outbox;
 use crate::progress::{Members, Peer, PeerStatus, Peers};
 use crate::raft_log::{RaftLog, held_bytes};
 use crate::read_index::Reads;
-use crate::ready::{Fetch, Restored, Role, SoftState, SubmissionId};
+use crate::ready::{Durable, Fetch, Restored, Role, SoftState, SubmissionId};
 use crate::roles::{Follower, Leader, State, Votes};
 use crate::types::{HardState, Index, ReplicaId, Term};
 
@@ -33,7 +33,7 @@ use crate::types::{HardState, Index, ReplicaId, Term};
 ///
 /// 1. make `hard_state`, `snapshot` and `entries` durable, in the order of submissions, and say
 ///    so with [`Raft::persisted`];
-/// 2. send `messages` at once, and `messages_after_sync` when that is done;
+/// 2. send `messages` at once, and `messages_after_sync` with what that call answers;
 /// 3. call [`Raft::apply_membership`] for each membership entry of `committed` before the next
 ///    call of anything else, hand `committed` to the state machine, and say so with
 ///    [`Raft::applied`];
@@ -654,10 +654,12 @@ impl Raft {
 
 /// What the driver has done.
 impl Raft {
-    /// Everything of submission `id` and of all before it is durable.
-    pub fn persisted(&mut self, id: SubmissionId) {
+    /// Everything of submission `id` and of all before it is durable. What waited for it may leave:
+    /// [`AfterSync::release`](crate::AfterSync::release) takes the answer.
+    pub fn persisted(&mut self, id: SubmissionId) -> Durable {
         while self.take_own_message(id) {}
         self.entries_persisted(id);
+        Durable::up_to(id)
     }
 
     fn take_own_message(&mut self, id: SubmissionId) -> bool {

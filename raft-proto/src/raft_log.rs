@@ -315,6 +315,11 @@ impl RaftLog {
         self.given < self.last
     }
 
+    /// The number that [`Self::give`] gives next.
+    pub(crate) const fn next_submission(&self) -> SubmissionId {
+        SubmissionId(self.next_submission)
+    }
+
     /// What was appended since the last call, numbered, into `entries`.
     pub(crate) fn give(
         &mut self,
@@ -322,7 +327,7 @@ impl RaftLog {
         snapshot: Option<Index>,
         entries: &mut Vec<Batch>,
     ) -> SubmissionId {
-        let id = SubmissionId(self.next_submission);
+        let id = self.next_submission();
         self.next_submission += 1;
         let last = (self.given < self.last).then_some(self.last);
         if last.is_some() {

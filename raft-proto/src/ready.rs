@@ -21,25 +21,53 @@ pub struct TermRun {
     pub term: Term,
 }
 
+/// The word that all up to a submission is durable; only [`Raft::persisted`](crate::Raft::persisted)
+/// gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Durable {
+    submission: SubmissionId,
+}
+
+impl Durable {
+    pub(crate) const fn up_to(submission: SubmissionId) -> Self {
+        Self { submission }
+    }
+}
+
 /// A value that must not leave before its submission is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[must_use]
 pub struct AfterSync<T> {
     held: T,
+    submission: SubmissionId,
     follows: usize,
 }
 
 impl<T> AfterSync<T> {
-    pub(crate) const fn new(held: T, follows: usize) -> Self {
-        Self { held, follows }
+    pub(crate) const fn new(held: T, submission: SubmissionId, follows: usize) -> Self {
+        Self {
+            held,
+            submission,
+            follows,
+        }
     }
 
-    /// Lets it go: the submission it came with is durable.
-    pub fn release(self) -> T {
+    /// Lets it go: the same replica was told that the submission it came with is durable.
+    ///
+    /// # Panics
+    ///
+    /// If `durable` is of an earlier submission: what it promises could be forgotten.
+    pub fn release(self, durable: Durable) -> T {
+        assert!(
+            self.submission <= durable.submission,
+            "it waits for {:?}, and no more than {:?} is durable",
+            self.submission,
+            durable.submission
+        );
         self.held
     }
 
-    /// Looks at it.
+    /// Looks at it. A copy that is sent before its time breaks the promise it makes.
     pub const fn held(&self) -> &T {
         &self.held
     }

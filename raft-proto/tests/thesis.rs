@@ -23,7 +23,7 @@ mod reads;
 mod snapshots;
 
 use net::{Net, index, message};
-use raft_proto::{AfterSync, Body, EntryId, Message, Raft, Role, Term};
+use raft_proto::{Body, EntryId, Message, Raft, Role, Term};
 
 /// Lets a replica do at once all that it wants done, and returns what it says.
 pub(crate) fn drain(raft: &mut Raft) -> Vec<Message> {
@@ -31,10 +31,10 @@ pub(crate) fn drain(raft: &mut Raft) -> Vec<Message> {
     while let Some(ready) = raft.poll_ready() {
         said.extend(ready.messages);
         if let Some(id) = ready.submission {
-            raft.persisted(id);
+            let durable = raft.persisted(id);
+            let held = ready.messages_after_sync.into_iter();
+            said.extend(held.map(|held| held.release(durable)));
         }
-        let held = ready.messages_after_sync.into_iter();
-        said.extend(held.map(AfterSync::release));
         if let Some(batch) = ready.committed.last() {
             raft.applied(batch.last().index);
         }

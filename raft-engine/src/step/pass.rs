@@ -2,8 +2,8 @@
 
 use raft_log::Submission;
 use raft_proto::{
-    AfterSync, Batch, Body, Dropped, EntryId, Envelope, GroupId, Index, MembershipChange, Message,
-    Ready, Underway,
+    Batch, Body, Dropped, EntryId, Envelope, GroupId, Index, MembershipChange, Message, Ready,
+    Underway,
 };
 
 use super::StepShared;
@@ -99,11 +99,10 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: &mut Re
             out.submissions.push(written);
             group.sequence
         });
-        let release = messages_after_sync.drain(..).map(AfterSync::release);
         let outstanding = Outstanding {
             sequence,
             submission: Some(submission),
-            release: release.collect(),
+            release: std::mem::take(messages_after_sync),
             then: install.map(|meta| OnDurable::Installed { meta }),
         };
         if shared.config.test_ack_before_sync
@@ -154,11 +153,11 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: &mut Re
 
 /// Acts on what has become durable.
 pub(super) fn complete(shared: &StepShared, out: &mut Out, group: &mut Group, done: Outstanding) {
-    for message in done.release {
-        dispatch(shared, out, group, message);
-    }
     if let Some(submission) = done.submission {
-        group.raft.persisted(submission);
+        let durable = group.raft.persisted(submission);
+        for held in done.release {
+            dispatch(shared, out, group, held.release(durable));
+        }
     }
     match done.then {
         None => {}

@@ -323,14 +323,10 @@ fn settle(rafts: &mut [Raft; 3]) -> usize {
             while let Some(ready) = raft.poll_ready() {
                 calls += 1;
                 mail.extend(ready.messages);
-                mail.extend(
-                    ready
-                        .messages_after_sync
-                        .into_iter()
-                        .map(|held| held.release()),
-                );
                 if let Some(submission) = ready.submission {
-                    raft.persisted(submission);
+                    let durable = raft.persisted(submission);
+                    let held = ready.messages_after_sync.into_iter();
+                    mail.extend(held.map(|held| held.release(durable)));
                 }
                 if let Some(batch) = ready.committed.last() {
                     raft.applied(batch.last().index);

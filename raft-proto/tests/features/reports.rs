@@ -306,7 +306,7 @@ fn what_never_commits_is_held_up_to_a_bound() {
         raft.handle_message(message(2, 1, 1, body))
             .expect("it follows");
         while let Some(ready) = raft.poll_ready() {
-            ready.submission.inspect(|&id| raft.persisted(id));
+            ready.submission.map(|id| raft.persisted(id));
         }
         prev = last;
     }

@@ -23,10 +23,12 @@ fn heartbeat(commit: u64) -> Body {
 fn drain(raft: &mut Raft) -> Ready {
     let mut all = Ready::default();
     while let Some(ready) = raft.poll_ready() {
-        ready.submission.inspect(|&id| raft.persisted(id));
         all.messages.extend(ready.messages);
-        let held = ready.messages_after_sync.into_iter();
-        all.messages.extend(held.map(|held| held.release()));
+        if let Some(submission) = ready.submission {
+            let durable = raft.persisted(submission);
+            let held = ready.messages_after_sync.into_iter();
+            all.messages.extend(held.map(|held| held.release(durable)));
+        }
         all.fetch.extend(ready.fetch);
         all.reads.extend(ready.reads);
         all.dropped.extend(ready.dropped);

@@ -28,6 +28,28 @@ fn hazard_12_no_vote_leaves_before_it_is_durable() {
 }
 
 #[test]
+#[should_panic(expected = "no more than SubmissionId(1) is durable")]
+fn hazard_12_the_word_of_an_earlier_sync_releases_no_vote() {
+    let mut raft = follower(2, 1, &[1], 1);
+    let asked = |from, term| {
+        let last = entry_id(1, 1);
+        let is_transfer = false;
+        message(from, 2, term, Body::Vote { last, is_transfer })
+    };
+    raft.handle_message(asked(1, 2)).expect("a vote is free");
+    let first = raft.poll_ready().expect("a vote");
+    raft.handle_message(asked(3, 3)).expect("a vote is free");
+    let second = raft.poll_ready().expect("another");
+    let durable = raft.persisted(first.submission.expect("a vote"));
+    for held in first.messages_after_sync {
+        held.release(durable);
+    }
+    for held in second.messages_after_sync {
+        held.release(durable);
+    }
+}
+
+#[test]
 fn hazard_12_a_candidate_that_crashes_before_its_first_sync_cannot_lead_the_same_term_twice() {
     let mut net = Net::new(&[1, 2, 3], plain);
     net.node(1).is_disk_slow = true;

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft_proto::{
-    Batch, Body, Change, ChangeKind, Config, DropReason, Dropped, EntryId, EntryKind, Fetch,
-    Fetched, GroupId, HardState, Index, Membership, MembershipChange, Message, Proposal,
+    AfterSync, Batch, Body, Change, ChangeKind, Config, DropReason, Dropped, EntryId, EntryKind,
+    Fetch, Fetched, GroupId, HardState, Index, Membership, MembershipChange, Message, Proposal,
     ProposeError, Raft, ReadState, Ready, Refused, ReplicaId, Restored, Role, SnapshotMeta,
     SubmissionId, Term, TermRun, Underway,
 };
@@ -149,7 +149,7 @@ pub(crate) struct Write {
     hard: Option<HardState>,
     entries: Vec<Batch>,
     snapshot: Option<SnapshotMeta>,
-    release: Vec<Message>,
+    release: Vec<AfterSync<Message>>,
 }
 
 pub(crate) struct Node {
@@ -297,8 +297,7 @@ impl Net {
         node.dropped.extend(ready.dropped);
         node.offered.extend(ready.snapshot_offered);
         node.wanted.extend(ready.snapshot_wanted);
-        let release = ready.messages_after_sync.into_iter();
-        let release: Vec<Message> = release.map(|held| held.release()).collect();
+        let release = ready.messages_after_sync;
         match ready.submission {
             Some(submission) => node.writes.push_back(Write {
                 submission,
@@ -333,21 +332,23 @@ impl Net {
         let Some(write) = node.writes.pop_front() else {
             return false;
         };
-        if let Some(meta) = write.snapshot {
+        let durable = if let Some(meta) = write.snapshot {
             node.disk.base = meta.clone();
             node.disk.log.clear();
             node.disk.applied = meta.clone();
             node.handed = meta.id.index;
             node.disk.append(&write.entries);
             node.disk.hard = write.hard.unwrap_or(node.disk.hard);
-            node.raft.persisted(write.submission);
+            let durable = node.raft.persisted(write.submission);
             node.raft.applied(meta.id.index);
+            durable
         } else {
             node.disk.append(&write.entries);
             node.disk.hard = write.hard.unwrap_or(node.disk.hard);
-            node.raft.persisted(write.submission);
-        }
-        self.mail.extend(write.release);
+            node.raft.persisted(write.submission)
+        };
+        let release = write.release.into_iter();
+        self.mail.extend(release.map(|held| held.release(durable)));
         true
     }
 

@@ -291,11 +291,12 @@ impl World {
             // Not a matter of this defect.
             return self.persist(at, usize::MAX);
         }
-        if let Some(raft) = &mut replica.raft {
-            raft.persisted(id);
-        }
+        let Some(raft) = &mut replica.raft else {
+            return Ok(());
+        };
+        let durable = raft.persisted(id);
         for message in messages {
-            self.say(at, message.release())?;
+            self.say(at, message.release(durable))?;
         }
         Ok(())
     }
@@ -305,6 +306,7 @@ impl World {
         self.set_clock(at);
         let mut last = None;
         let mut installed = None;
+        let mut held = Vec::new();
         for _ in 0..count {
             let Some(write) = self.replicas[at].writes.pop_front() else {
                 break;
@@ -312,15 +314,18 @@ impl World {
             self.replicas[at].disk.take(&write);
             last = Some(write.id);
             installed = write.snapshot.or(installed);
-            for message in write.messages {
-                self.say(at, message.release())?;
-            }
+            held.extend(write.messages);
         }
         let Some(id) = last else {
             return Ok(());
         };
         self.note(|| format!("{} persisted {id:?}", at + 1));
-        self.with(at, |raft| raft.persisted(id))?;
+        let mut durable = None;
+        self.with(at, |raft| durable = Some(raft.persisted(id)))?;
+        let durable = durable.expect("who runs writes");
+        for message in held {
+            self.say(at, message.release(durable))?;
+        }
         if let Some(meta) = installed {
             self.install(at, meta)?;
         }
