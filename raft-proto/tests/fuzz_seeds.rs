@@ -150,7 +150,12 @@ fn fuzz_step_survives_every_life() {
                 votes.as_flattened(),
                 &persist,
             ];
-            life.splice(0..0, elected.concat());
+            // Then it may commit for a while, whether its state machine moves or stands still.
+            let propose = [12, 1, 0, 63, 7, 3];
+            let acks = [[0, 10, 2, 1, 1, 0, 0], [0, 10, 2, 1, 2, 0, 0]];
+            let round = [&propose[..], &persist, acks.as_flattened()].concat();
+            let rounds = if rng.chance(3) { 600 } else { 0 };
+            life.splice(0..0, [elected.concat(), round.repeat(rounds)].concat());
         }
         let reached = bodies::step::run(&life);
         for (total, reached) in total.iter_mut().zip([

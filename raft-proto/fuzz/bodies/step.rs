@@ -1,6 +1,6 @@
 //! Bytes as a life: a replica takes arbitrary messages, proposals, time and news of its disk, in
-//! any order. Nothing of it may panic, take back what is committed, or hold more memory than what
-//! came in can account for.
+//! any order. Nothing of it may panic, take back what is committed, or hold more memory than the
+//! settings and what waits for the disk can account for.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -17,8 +17,8 @@ use super::replica::state;
 const POLLS_MAX: usize = 64;
 /// What a log holds that is there from the start.
 const LOG_ENTRIES: u64 = 8;
-/// What a replica holds without anything coming in.
-const MEMORY_BYTES: usize = 64 << 10;
+/// What a replica with these settings may hold besides: a leader up to 64 KiB to write entries into.
+const MEMORY_BYTES: usize = 72 << 10;
 
 /// How far a life came.
 #[derive(Clone, Copy, Debug, Default)]
@@ -157,6 +157,17 @@ struct Write {
     snapshot: Option<SnapshotMeta>,
 }
 
+impl Write {
+    /// What a core may hold until it is durable: entries, and messages that wait for it.
+    fn bytes(&self) -> usize {
+        let entries = self.entries.iter();
+        1_024
+            + entries
+                .map(|batch| 2 * (64 + batch.size_bytes()))
+                .sum::<usize>()
+    }
+}
+
 /// A replica with its disk and its state machine.
 struct Life {
     raft: Raft,
@@ -169,9 +180,9 @@ struct Life {
     /// The membership as of what is applied.
     membership: Membership,
     fetches: VecDeque<Fetch>,
-    /// Bytes of entries that came in.
-    fed_bytes: usize,
     acts: usize,
+    /// Whether its state machine never says that it has applied anything.
+    stands_still: bool,
     term: Term,
     commit: Index,
     reached: Reached,
@@ -247,8 +258,8 @@ impl Life {
             applies: VecDeque::new(),
             membership,
             fetches: VecDeque::new(),
-            fed_bytes: 0,
             acts: 0,
+            stands_still: is_set(7),
             term: Term::ZERO,
             commit: Index::ZERO,
             reached: Reached::default(),
@@ -265,7 +276,7 @@ impl Life {
                 self.raft.advance_to(self.tick);
             }
             7 | 8 => self.persist(usize::from(source.byte() % 4) + 1),
-            9 => self.apply(),
+            9 if !self.stands_still => self.apply(),
             10 => self.fetch(source.byte().is_multiple_of(8)),
             11 => self.snapshot(source),
             12 | 13 => self.propose(source),
@@ -399,7 +410,6 @@ impl Life {
                 }
             }
             if let Some(batch) = builder.finish() {
-                self.fed_bytes += batch.size_bytes();
                 before = batch.last();
                 entries.push(batch);
             }
@@ -431,7 +441,6 @@ impl Life {
             } else {
                 source.payload()
             };
-            self.fed_bytes += payload.len() + 64;
             Forwarded {
                 kind: if is_change {
                     EntryKind::Membership
@@ -448,7 +457,6 @@ impl Life {
     fn propose(&mut self, source: &mut Source<'_>) {
         if source.byte().is_multiple_of(4) {
             let change = source.change();
-            self.fed_bytes += 256;
             self.raft.propose_membership(change).ok();
             return;
         }
@@ -463,7 +471,6 @@ impl Life {
             payload: &payload,
         };
         let count = usize::from(source.byte() % 4);
-        self.fed_bytes += count * (payload.len() + 64);
         self.raft.propose((0..count).map(|_| proposal)).ok();
     }
 
@@ -628,7 +635,10 @@ impl Life {
         assert!(term >= self.term && commit >= self.commit, "neither falls");
         (self.term, self.commit) = (term, commit);
         let bytes = self.raft.memory_bytes();
-        let bound = MEMORY_BYTES + 2 * self.fed_bytes + 512 * self.acts;
+        // What is durable can be read back: only what is on its way to the disk is held for longer.
+        let unsynced: usize = self.writes.iter().map(Write::bytes).sum();
+        let terms = self.acts * size_of::<TermRun>();
+        let bound = MEMORY_BYTES + unsynced + terms;
         assert!(bytes <= bound, "{bytes} bytes, of {bound} at most");
         self.reached.is_leader |= self.raft.role() == Role::Leader;
         // Up to where nobody has taken it by a snapshot from afar.
