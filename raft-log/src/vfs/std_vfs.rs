@@ -24,8 +24,8 @@ use crate::sync::Arc;
 const BUFFERS_MAX: usize = 1_024;
 static ZEROES: [u8; 1 << 18] = [0; 1 << 18];
 /// How much of a prepared file is written between two syncs, so that the syncs of appends beside
-/// it never queue behind a whole segment.
-const PREPARE_SYNC_BYTES: u64 = 4 << 20;
+/// it never queue behind a whole segment: a MiB takes the device less than a millisecond.
+const PREPARE_SYNC_BYTES: u64 = 1 << 20;
 
 /// How [`Vfs::read_shared`] reads.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
