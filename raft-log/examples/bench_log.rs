@@ -185,11 +185,11 @@ fn inline(
         for source in &mut sources {
             let begin = Instant::now();
             let since = begin - origin;
-            if since >= span / 4 && syncs.is_none() {
+            if since >= span / 2 && syncs.is_none() {
                 syncs = Some(lane.stats().fdatasyncs);
                 counted.begin()?;
             }
-            if since >= span / 4 + span {
+            if since >= span / 2 + span {
                 counted.end()?;
                 let syncs = lane.stats().fdatasyncs - syncs.unwrap_or_default();
                 lane.close()?;
@@ -250,7 +250,7 @@ fn threads(
         }
     }
     drop(sender);
-    std::thread::sleep(span / 4);
+    std::thread::sleep(span / 2);
     let syncs = run.lane.stats().fdatasyncs;
     counted.begin()?;
     run.is_counting.store(true, Ordering::Relaxed);

@@ -1,8 +1,8 @@
 //! `cargo xtask bench log`: the log against TiKV's `raft-engine` crate and the bare device, on one
 //! file system, each in a program of its own.
 //!
-//! For each point the programs run one after the other, the whole round several times; the medians
-//! are printed. 64 groups, incompressible bytes, sync on. Of ours, several submitters are chains of
+//! For each point the programs run one after the other, the whole round several times, each round
+//! beginning with another one; the medians are printed. 64 groups, incompressible bytes, sync on. Of ours, several submitters are chains of
 //! callbacks, and beside that threads that wait, as they are with `raft-engine`, whose call waits.
 //! The device's program writes and syncs
 //! what all submitters together have in flight, in one piece: what perfect group commit would do.
@@ -28,8 +28,8 @@ pub(crate) struct LogBench {
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     /// Rounds over the programs of a point.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=99))]
-    runs: u64,
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=99))]
+    runs: u16,
     /// Where the logs are written; default: below the target folder.
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -84,6 +84,34 @@ struct Outcome {
     warm_read_gb_per_s: f64,
     index_bytes_per_entry: f64,
     anon_rss_bytes: f64,
+}
+
+/// What runs at a point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Program {
+    Ours,
+    Blocking,
+    RaftEngine,
+    Recycling,
+    Device,
+}
+
+impl Program {
+    const ALL: [Self; 5] = [
+        Self::Ours,
+        Self::Blocking,
+        Self::RaftEngine,
+        Self::Recycling,
+        Self::Device,
+    ];
+
+    /// All of them, each round beginning with the next: what a program leaves the device to do
+    /// falls to another one each time.
+    fn in_order(round: usize) -> impl Iterator<Item = Self> {
+        let count = Self::ALL.len();
+        let all = Self::ALL.into_iter().cycle();
+        all.skip(round % count).take(count)
+    }
 }
 
 struct Programs {
@@ -156,17 +184,29 @@ impl LogBench {
         let (mut ours, mut blocking) = (Vec::new(), Vec::new());
         let (mut theirs, mut theirs_p99, mut recycled, mut device) =
             (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for _ in 0..self.runs {
-            ours.push(programs.ours_write("write", &shape, &seconds)?);
-            let waiting = programs.ours_write("write-blocking", &shape, &seconds)?;
-            blocking.push(waiting.entries_per_s);
-            let printed = programs.raft_engine_write("default", &shape, &seconds)?;
-            theirs.push(number(&printed, 0)?);
-            theirs_p99.push(number(&printed, 2)?);
-            let printed = programs.raft_engine_write("recycle", &shape, &seconds)?;
-            recycled.push(number(&printed, 0)?);
-            let bytes = submitters * batch * payload_bytes;
-            device.push(programs.device_syncs(bytes, &seconds)?);
+        for run in 0..self.runs {
+            for program in Program::in_order(usize::from(run)) {
+                match program {
+                    Program::Ours => ours.push(programs.ours_write("write", &shape, &seconds)?),
+                    Program::Blocking => {
+                        let waiting = programs.ours_write("write-blocking", &shape, &seconds)?;
+                        blocking.push(waiting.entries_per_s);
+                    }
+                    Program::RaftEngine => {
+                        let printed = programs.raft_engine_write("default", &shape, &seconds)?;
+                        theirs.push(number(&printed, 0)?);
+                        theirs_p99.push(number(&printed, 2)?);
+                    }
+                    Program::Recycling => {
+                        let printed = programs.raft_engine_write("recycle", &shape, &seconds)?;
+                        recycled.push(number(&printed, 0)?);
+                    }
+                    Program::Device => {
+                        let bytes = submitters * batch * payload_bytes;
+                        device.push(programs.device_syncs(bytes, &seconds)?);
+                    }
+                }
+            }
         }
         let device_syncs_per_s = median(device);
         let of = |field: fn(&Ours) -> f64| median(ours.iter().map(field).collect());
@@ -316,4 +356,19 @@ fn table(points: &[Point]) -> comfy_table::Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_round_begins_with_the_next_program_and_runs_all() {
+        for round in 0..12 {
+            let order: Vec<Program> = Program::in_order(round).collect();
+            let before: Vec<Program> = Program::in_order(round + 4).collect();
+            assert_eq!(order[0], before[1]);
+            assert!(Program::ALL.iter().all(|program| order.contains(program)));
+        }
+    }
 }

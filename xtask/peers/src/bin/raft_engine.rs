@@ -112,7 +112,7 @@ fn write(
                 })
             })
             .collect();
-        std::thread::sleep(span / 4);
+        std::thread::sleep(span / 2);
         is_counting.store(true, Ordering::Relaxed);
         std::thread::sleep(span);
         is_counting.store(false, Ordering::Relaxed);
