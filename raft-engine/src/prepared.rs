@@ -37,8 +37,9 @@ impl Prepared {
     ) -> (Box<Group>, Option<Submission>) {
         let hard_state = self.restored.hard_state;
         let (id, replica) = (self.core_config.group, self.core_config.id);
-        let raft = Raft::new(self.core_config, self.restored, tick)
-            .expect("the engine's bounds, checked when it opened, are within the core's");
+        let raft = Raft::new(self.core_config, self.restored, tick).expect(
+            "bounds and contents were checked: when the engine opened, and when it read them",
+        );
         let mut group = Box::new(Group::new(
             id,
             replica,

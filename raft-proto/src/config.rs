@@ -1,6 +1,7 @@
 //! What can be set, with units and bounds.
 
 use crate::inflight::InflightMax;
+use crate::ready::RestoredError;
 use crate::types::{GroupId, ReplicaId};
 
 /// Settings of one replica's core.
@@ -89,6 +90,17 @@ pub struct ConfigError {
     pub value: u64,
     /// What it has to be.
     pub bound: &'static str,
+}
+
+/// Why a replica cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// A setting out of its bounds.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What its disk holds contradicts itself.
+    #[error(transparent)]
+    Restored(#[from] RestoredError),
 }
 
 impl Config {

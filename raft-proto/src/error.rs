@@ -250,6 +250,13 @@ pub enum ProposeError {
     /// Too many uncommitted bytes, or entries. Retry when some are committed.
     #[error("too many uncommitted bytes")]
     UncommittedFull,
+    /// More than 1 GiB of commands ([`COMMANDS_BYTES_MAX`](crate::COMMANDS_BYTES_MAX)). Propose fewer at
+    /// once, or smaller ones.
+    #[error("{bytes} bytes of commands are more than are taken at once")]
+    TooLarge {
+        /// How many.
+        bytes: usize,
+    },
     /// A membership change among the commands. Use
     /// [`Raft::propose_membership`](crate::Raft::propose_membership), which checks it.
     #[error("a membership change is no command: use propose_membership")]

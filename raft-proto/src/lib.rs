@@ -119,7 +119,7 @@ mod types;
 pub mod protocol {}
 
 pub use checksum::crc32c_append;
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, StartError};
 pub use entries::Entries;
 pub use entry::{
     Batch, BatchBuilder, ENTRY_HEADER_BYTES, EntryKind, EntryRef, FrameError, Iter as BatchIter,
@@ -137,10 +137,10 @@ pub use progress::{PeerState, PeerStatus};
 pub use quorum::VoteResult;
 pub use raft::Raft;
 pub use ready::{
-    AfterSync, Dropped, Durable, Fetch, Fetched, ReadState, Ready, Restored, Role, SoftState,
-    SubmissionId, TermRun, Underway,
+    AfterSync, Dropped, Durable, Fetch, Fetched, ReadState, Ready, Restored, RestoredError, Role,
+    SoftState, SubmissionId, TermRun, Underway,
 };
-pub use replication::{Proposal, Proposed};
+pub use replication::{COMMANDS_BYTES_MAX, Proposal, Proposed};
 pub use snapshots::SnapshotStatus;
 pub use status::WhyNoLeader;
 #[cfg(feature = "trace")]

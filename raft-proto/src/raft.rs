@@ -8,7 +8,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 
 use crate::chunk::Chunk;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, StartError};
 use crate::election::Patience;
 use crate::entry::Batch;
 use crate::error::{DropReason, Refused};
@@ -116,14 +116,13 @@ impl Raft {
     ///
     /// # Errors
     ///
-    /// A setting out of its bounds.
-    pub fn new(config: Config, restored: Restored, tick: u64) -> Result<Self, ConfigError> {
+    /// A setting out of its bounds, or what the disk holds contradicts itself.
+    pub fn new(config: Config, restored: Restored, tick: u64) -> Result<Self, StartError> {
         config.check()?;
+        restored.check()?;
         let first = restored.first.max(Index::new(1));
-        let before = first.previous().unwrap_or_default();
-        let last = restored.last.index.max(before);
-        let applied = restored.applied.max(before).min(last);
-        let commit = restored.hard_state.commit.max(applied).min(last);
+        let (last, applied) = (restored.last.index, restored.applied);
+        let commit = restored.hard_state.commit.max(applied);
         let log = RaftLog::new(
             first,
             last,

@@ -21,7 +21,8 @@ struct Given {
     snapshot: Option<Index>,
 }
 
-/// Invariant: `first - 1 <= applied <= applying <= committed <= last`, `stable <= given <= last`.
+/// Invariant: `applied <= applying <= committed <= last`, `first - 1 <= applying` (a received snapshot
+/// is applied later than its log begins), `stable <= given <= last`.
 #[derive(Debug)]
 pub(crate) struct RaftLog {
     /// The first index that storage holds, or will hold.
@@ -370,9 +371,9 @@ impl RaftLog {
         assert!(self.applied <= self.applying, "applied <= applying");
         assert!(self.applying <= self.committed, "applying <= committed");
         assert!(self.committed <= self.last, "committed <= last");
-        assert!(self.first <= self.last.next(), "first - 1 <= last");
+        assert!(self.first <= self.applying.next(), "first - 1 <= applying");
+        assert!(self.stable <= self.given, "stable <= given");
         assert!(self.given <= self.last, "given <= last");
-        assert!(self.stable <= self.last, "stable <= last");
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {

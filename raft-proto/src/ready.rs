@@ -289,3 +289,116 @@ pub struct Restored {
     /// since: leases that were granted then are waited for.
     pub lease_ticks: u64,
 }
+
+/// What a disk cannot hold, if it holds all that it was told to: it is damaged, or whoever read it is
+/// wrong. Start no replica from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RestoredError {
+    /// The log ends before the entry before its first.
+    #[error("the log ends at {last} and begins at {first}")]
+    LogEndsBeforeItBegins {
+        /// Its first index.
+        first: Index,
+        /// Its last.
+        last: Index,
+    },
+    /// The terms do not ascend from the entry before the first, or are not those of the log.
+    #[error("the terms are not those of entries {first} to {last}")]
+    Terms {
+        /// The first index of the log.
+        first: Index,
+        /// Its last entry.
+        last: EntryId,
+    },
+    /// The log holds an entry of a later term than the durable one.
+    #[error("entry {last} is of a later term than {term}, the durable one")]
+    TermBehindLog {
+        /// The durable term.
+        term: Term,
+        /// The last entry.
+        last: EntryId,
+    },
+    /// Entries are committed that the log does not hold.
+    #[error("{commit} is committed and the log ends at {last}")]
+    CommitPastEnd {
+        /// The commit index.
+        commit: Index,
+        /// The last index of the log.
+        last: Index,
+    },
+    /// The state machine has applied what the log does not hold yet, or lacks what it holds no more.
+    #[error("{applied} is applied, and the log holds {first} to {last}")]
+    AppliedOutsideLog {
+        /// What is applied.
+        applied: Index,
+        /// The first index of the log.
+        first: Index,
+        /// The last.
+        last: Index,
+    },
+    /// The membership is later than what is applied.
+    #[error("the membership is of {membership}, and {applied} is applied")]
+    MembershipAhead {
+        /// The membership's index.
+        membership: Index,
+        /// What is applied.
+        applied: Index,
+    },
+}
+
+impl Restored {
+    /// Checks what it says against itself.
+    ///
+    /// # Errors
+    ///
+    /// [`RestoredError`], as [`Raft::new`](crate::Raft::new) gives it.
+    pub fn check(&self) -> Result<(), RestoredError> {
+        let first = self.first.max(Index::new(1));
+        let before = first.previous().unwrap_or_default();
+        let (last, applied) = (self.last.index, self.applied);
+        if last < before {
+            return Err(RestoredError::LogEndsBeforeItBegins { first, last });
+        }
+        if !self.has_terms_of(before) {
+            let last = self.last;
+            return Err(RestoredError::Terms { first, last });
+        }
+        let HardState { term, commit, .. } = self.hard_state;
+        if last > before && self.last.term > term {
+            let last = self.last;
+            return Err(RestoredError::TermBehindLog { term, last });
+        }
+        if commit > last {
+            return Err(RestoredError::CommitPastEnd { commit, last });
+        }
+        if applied < before || applied > last {
+            return Err(RestoredError::AppliedOutsideLog {
+                applied,
+                first,
+                last,
+            });
+        }
+        let membership = self.membership.index;
+        if membership > applied {
+            return Err(RestoredError::MembershipAhead {
+                membership,
+                applied,
+            });
+        }
+        Ok(())
+    }
+
+    /// Whether the runs of terms cover the log from the entry `before` its first, and ascend.
+    fn has_terms_of(&self, before: Index) -> bool {
+        let (Some(oldest), Some(newest)) = (self.terms.first(), self.terms.last()) else {
+            return self.last == EntryId::ZERO;
+        };
+        let ascend =
+            |pair: &[TermRun]| pair[0].first < pair[1].first && pair[0].term <= pair[1].term;
+        oldest.first <= before
+            && self.terms.windows(2).all(ascend)
+            && newest.first <= self.last.index
+            && newest.term == self.last.term
+    }
+}

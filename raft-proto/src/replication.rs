@@ -21,6 +21,9 @@ use crate::types::{EntryId, Index, ReplicaId, Term};
 /// Beside `uncommitted_bytes_max`, for what uncommitted entries take without their commands.
 const UNCOMMITTED_FRAMES_ROOM_BYTES: usize = 64 << 10;
 
+/// Bytes of commands that are taken at once: the length of an entry has 32 bits.
+pub const COMMANDS_BYTES_MAX: usize = 1 << 30;
+
 /// A command to propose.
 #[derive(Clone, Copy, Debug)]
 pub struct Proposal<'a> {
@@ -76,7 +79,10 @@ impl Raft {
                 return Err(ProposeError::MembershipKind);
             }
             count += 1;
-            bytes += proposal.payload.len();
+            bytes = proposal.payload.len().saturating_add(bytes);
+        }
+        if bytes > COMMANDS_BYTES_MAX {
+            return Err(ProposeError::TooLarge { bytes });
         }
         if self.is_full(leader, count, bytes) {
             return Err(ProposeError::UncommittedFull);
@@ -267,8 +273,10 @@ impl Raft {
             State::Follower(_) => return self.forward(entries).map(drop),
             _ => return Refused::dropped(DropReason::NoLeader),
         }
-        let bytes = entries.iter().map(|entry| entry.payload.len()).sum();
-        let has_room = |leader| !self.is_full(leader, entries.len(), bytes);
+        let lengths = entries.iter().map(|entry| entry.payload.len());
+        let bytes = lengths.fold(0, usize::saturating_add);
+        let has_room =
+            |leader| bytes <= COMMANDS_BYTES_MAX && !self.is_full(leader, entries.len(), bytes);
         if !self.may_propose().is_ok_and(has_room) {
             return Refused::dropped(DropReason::ProposalRefused);
         }

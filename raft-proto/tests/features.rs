@@ -23,6 +23,8 @@ mod quiet;
 mod reasons;
 #[path = "features/reports.rs"]
 mod reports;
+#[path = "features/starts.rs"]
+mod starts;
 #[path = "features/time.rs"]
 mod time;
 #[path = "features/why_no_leader.rs"]

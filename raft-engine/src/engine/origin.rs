@@ -6,8 +6,8 @@ use std::sync::Arc;
 use raft_log::ReplicaState;
 use raft_log::vfs::Vfs;
 use raft_proto::{
-    EntryId, GroupId, HardState, HostId, Index, Membership, ReplicaId, Restored, SnapshotMeta,
-    Term, TermRun,
+    EntryId, GroupId, HardState, HostId, Index, Membership, ReplicaId, Restored, RestoredError,
+    SnapshotMeta, Term, TermRun,
 };
 use raft_snapshot::{SnapshotEnv, SnapshotError};
 
@@ -121,6 +121,10 @@ impl Origin {
             });
         }
         let newest = snapshots.last().cloned();
+        let contradicts = |error: RestoredError| RequestError::GroupFailed {
+            group,
+            reason: format!("what its log holds contradicts itself: {error}"),
+        };
         let base = newest.as_ref().map_or(EntryId::ZERO, |meta| meta.id);
         let mut hard_state = state.hard_state;
         hard_state.commit = hard_state
@@ -138,6 +142,7 @@ impl Origin {
             membership_entries: state.membership_entries.clone(),
             ..Restored::default()
         };
+        restored.check().map_err(contradicts)?;
         Ok(Self {
             restored,
             snapshots,

@@ -9,7 +9,7 @@ use std::collections::{BTreeSet, VecDeque};
 
 use raft_proto::{
     Body, Config, EntryId, EntryKind, GroupId, Index, Membership, MembershipChange, Message, Raft,
-    ReplicaId, Restored, SnapshotMeta, Term, TermRun, Transition,
+    ReplicaId, Restored, SnapshotMeta, StartError, Term, TermRun, Transition,
 };
 
 use crate::changes;
@@ -277,13 +277,12 @@ impl Env {
                 membership: membership.clone(),
                 ..Restored::default()
             };
-            let raft = Raft::new(config, restored, 0).map_err(|error| {
-                if error.field == "lease_ticks" {
+            let raft = Raft::new(config, restored, 0).map_err(|error| match error {
+                StartError::Config(error) if error.field == "lease_ticks" => {
                     "CheckQuorum must be enabled when ReadOnlyOption is ReadOnlyLeaseBased"
                         .to_owned()
-                } else {
-                    error.to_string()
                 }
+                error => error.to_string(),
             })?;
             self.nodes.push(Node {
                 id: own,

@@ -3,7 +3,8 @@
 use crate::dropped;
 use crate::net::{Net, change, index, message, plain, replica};
 use raft_proto::{
-    Body, ChangeKind, DropReason, EntryKind, Forwarded, Proposal, ProposeError, Raft,
+    Body, COMMANDS_BYTES_MAX, ChangeKind, DropReason, EntryKind, Forwarded, Proposal, ProposeError,
+    Raft,
 };
 
 /// What may lie uncommitted beside `uncommitted_bytes_max`, in entries without a command.
@@ -120,4 +121,22 @@ fn what_the_leader_could_not_read_is_not_passed_on() {
     }
     assert!(!net.pump(2), "nothing was sent");
     assert_eq!(net.raft(2).forward(empties(65_536)), Ok(replica(1)));
+}
+
+#[test]
+fn more_commands_than_are_taken_at_once_are_refused_before_anything_is_copied() {
+    let mut net = Net::new(&[1], plain);
+    net.elect(1);
+    let last = net.raft(1).last_index();
+    // Of zeros that nobody touches: no memory is used for them.
+    let bytes = COMMANDS_BYTES_MAX + 1;
+    let long = vec![0; bytes];
+    let refused = Err(ProposeError::TooLarge { bytes });
+    assert_eq!(net.raft(1).propose([Proposal::command(&long)]), refused);
+    let half = Proposal::command(&long[..bytes / 2 + 1]);
+    let bytes = 2 * (bytes / 2 + 1);
+    let refused = Err(ProposeError::TooLarge { bytes });
+    assert_eq!(net.raft(1).propose([half, half]), refused);
+    assert_eq!(net.raft(1).last_index(), last);
+    net.propose(1, "small").expect("it leads still");
 }

@@ -109,10 +109,12 @@ impl Disk {
         }
     }
 
-    /// Loses everything from `from` on, as no disk may.
+    /// Loses everything from `from` on, as no disk may, and that it was committed: that alone would
+    /// be seen at the start.
     pub(crate) fn lose_tail(&mut self, from: Index) {
         let keep = self.place(from.max(self.first()));
         self.entries.truncate(keep);
+        self.hard.commit = self.hard.commit.min(self.last().index);
     }
 
     pub(crate) fn compact(&mut self, first: Index) {

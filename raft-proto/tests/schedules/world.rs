@@ -454,7 +454,8 @@ impl World {
         replica.crash(survives);
         if self.defect == Some(Defect::ForgetHardState) {
             replica.disk.hard.vote = None;
-            replica.disk.hard.term = raft_proto::Term::ZERO;
+            // An earlier one would be seen at the start.
+            replica.disk.hard.term = replica.disk.last().term;
         }
         if self.defect == Some(Defect::ForgetTail) {
             let last = replica.disk.last().index.get();
