@@ -117,7 +117,11 @@ impl Raft {
 
     fn advance_leader(&mut self) {
         if self.elapsed() >= self.config.election_timeout_ticks_min {
-            self.elapsed_from = self.tick;
+            let tick = self.tick;
+            self.elapsed_from = tick;
+            if let Some(leader) = self.leading_mut() {
+                leader.check_put_off_at = None;
+            }
             if self.config.check_quorum {
                 self.check_quorum();
             }
@@ -418,9 +422,15 @@ impl Raft {
         if is_me {
             return Refused::dropped(DropReason::NotForThisRole);
         }
-        self.elapsed_from = self.tick;
-        if let Some(own) = self.leading_mut() {
+        let (tick, timeout) = (self.tick, self.config.election_timeout_ticks_min);
+        if let State::Leader(own) = &mut self.state {
             own.transferee = Some(to);
+            // It has an election timeout, as in etcd; but transfer after transfer must not put off
+            // the check of the quorum for ever.
+            let first = *own.check_put_off_at.get_or_insert(tick);
+            if tick.saturating_sub(first) < timeout {
+                self.elapsed_from = tick;
+            }
         }
         if is_caught_up {
             self.send_timeout_now(to);

@@ -47,6 +47,10 @@ pub(crate) struct Progress {
     pub(crate) state: ProgressState,
     /// Whether it was heard of since the last check of the quorum.
     pub(crate) is_recent_active: bool,
+    /// The entry that made it a member during this leadership; 0 if it was one before. All up to
+    /// there is committed, so that a match below counts for nothing: it may be what one acknowledged
+    /// that bore this id before, and is taken back if the member refuses it (hazard 27).
+    admitted: Index,
 }
 
 impl Progress {
@@ -57,6 +61,17 @@ impl Progress {
             sent_commit: Index::ZERO,
             state: ProgressState::Probe { is_paused: false },
             is_recent_active: false,
+            admitted: Index::ZERO,
+        }
+    }
+
+    /// Of a member that the entry at `admitted` adds. It has time to show itself before it counts as
+    /// lost.
+    fn admitted(next: Index, admitted: Index) -> Self {
+        Self {
+            is_recent_active: true,
+            admitted,
+            ..Self::new(next)
         }
     }
 
@@ -143,6 +158,14 @@ impl Progress {
     /// Records that the follower refused entries behind `rejected`, and that its log may match up
     /// to `hint`. Returns whether this was news.
     pub(crate) fn on_rejected(&mut self, rejected: Index, hint: Index) -> bool {
+        if rejected <= self.matched && self.matched < self.admitted {
+            // The answer to the next heartbeat goes on from here.
+            self.matched = Index::ZERO;
+            self.next = rejected.min(hint.next()).max(Index::new(1));
+            self.sent_commit = Index::ZERO;
+            self.state = ProgressState::Probe { is_paused: true };
+            return true;
+        }
         if self.is_replicate() {
             if rejected <= self.matched {
                 return false;
@@ -288,8 +311,15 @@ impl Peers {
         Self(members.iter().map(peer).collect())
     }
 
-    /// Takes on `members`: new ones, and those in `renewed`, begin at `next`.
-    pub(crate) fn switch(&mut self, members: &Members, renewed: &[ReplicaId], next: Index) {
+    /// Takes on `members`: new ones, and those in `renewed`, begin at `next`: the entry at
+    /// `admitted` adds them.
+    pub(crate) fn switch(
+        &mut self,
+        members: &Members,
+        renewed: &[ReplicaId],
+        next: Index,
+        admitted: Index,
+    ) {
         let mut before = core::mem::take(&mut self.0);
         for &member in members.iter() {
             let known = before
@@ -299,11 +329,7 @@ impl Peers {
                 .filter(|_| !renewed.contains(&member.id));
             let peer = known.unwrap_or_else(|| Peer {
                 member,
-                progress: Progress {
-                    // Time to show itself before it counts as lost.
-                    is_recent_active: true,
-                    ..Progress::new(next)
-                },
+                progress: Progress::admitted(next, admitted),
                 acked_round: 0,
             });
             self.0.push(Peer { member, ..peer });

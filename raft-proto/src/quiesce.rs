@@ -36,6 +36,7 @@ impl Raft {
                     return;
                 }
                 leader.heartbeat_from = tick;
+                leader.check_put_off_at = None;
                 let others = leader.peers.iter_mut();
                 for peer in others.filter(|peer| peer.member.id != me) {
                     peer.progress.is_recent_active = true;

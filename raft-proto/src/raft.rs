@@ -464,6 +464,7 @@ impl Raft {
             snapshot_requests: BTreeMap::new(),
             reads: Reads::after(self.round),
             heartbeat_from: self.tick,
+            check_put_off_at: None,
             is_quiet: false,
             worked_at: self.tick,
         };
@@ -814,7 +815,8 @@ impl Raft {
             }
             State::Leader(leader) => leader,
         };
-        leader.peers.switch(members, &changed.added, next);
+        let admitted = self.membership.index;
+        leader.peers.switch(members, &changed.added, next, admitted);
         leader
             .snapshot_requests
             .retain(|&id, _| members.get(id).is_some());

@@ -131,6 +131,8 @@ pub(crate) struct Leader {
     pub(crate) reads: Reads,
     /// The tick of the last heartbeat.
     pub(crate) heartbeat_from: u64,
+    /// The tick of the first transfer that put off the next check of the quorum.
+    pub(crate) check_put_off_at: Option<u64>,
     /// Whether the group is quiet here.
     pub(crate) is_quiet: bool,
     /// The tick of the last work.

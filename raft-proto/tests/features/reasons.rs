@@ -445,6 +445,24 @@ fn transfers_that_are_given_up() {
 }
 
 #[test]
+fn transfer_after_transfer_puts_off_no_check_of_the_quorum() {
+    let mut net = Net::new(&[1, 2, 3], |config| config.check_quorum = true);
+    net.elect(1);
+    net.tick_all(1);
+    net.cut_off(1);
+    net.propose(1, "a").expect("it leads");
+    for round in 0..10 {
+        if net.raft(1).role() == Role::Follower {
+            return;
+        }
+        let to = replica(2 + round % 2);
+        net.raft(1).transfer_leader(to).ok();
+        net.tick(1, 9);
+    }
+    panic!("it leads though it heard of nobody");
+}
+
+#[test]
 fn a_change_passed_on_and_refused() {
     let mut net = led();
     let removal = change(ChangeKind::Remove, 9).encode();

@@ -1,10 +1,10 @@
 //! Replication and commitment: hazards 22 to 28.
 
-use crate::net::{Net, append, batch, entry_id, index, message, replica, voters};
+use crate::net::{Net, append, batch, change, entry_id, index, message, replica, voters};
 use crate::{follower, plain, stale};
 use raft_proto::{
-    Body, EntryId, Index, Membership, Raft, Refused, ReplicaId, Role, SnapshotMeta, Term,
-    ViolationKind,
+    Body, ChangeKind, EntryId, Index, Membership, Message, Raft, Refused, ReplicaId, Role,
+    SnapshotMeta, Term, ViolationKind,
 };
 
 /// Thesis Figure 3.7 (the paper's Figure 8).
@@ -424,4 +424,79 @@ fn hazard_28_a_second_snapshot_is_not_durable_with_the_first() {
     raft.applied(index(12));
     let third = raft.poll_ready().expect("what lies behind it");
     assert_eq!(third.committed[0].first().index, index(13));
+}
+
+/// A group whose replica 4 was removed in a term, with what it had acknowledged still on its way,
+/// and is added again with an empty disk.
+fn readmitted(kind: ChangeKind) -> (Net, Vec<Message>) {
+    let mut net = Net::new(&[1, 2, 3, 4], plain);
+    net.elect(1);
+    for command in ["a", "b", "c"] {
+        net.propose(1, command).expect("it leads");
+    }
+    let mut late = Vec::new();
+    for _ in 0..20 {
+        for id in 1..=4 {
+            net.pump(id);
+        }
+        late.extend(
+            net.mail
+                .iter()
+                .filter(|said| said.from == replica(4))
+                .cloned(),
+        );
+        net.deliver_one();
+    }
+    net.settle();
+    let removal = change(ChangeKind::Remove, 4);
+    net.raft(1)
+        .propose_membership(removal)
+        .expect("nothing is pending");
+    net.settle();
+    net.nodes.remove(&4);
+    net.raft(1)
+        .propose_membership(change(kind, 4))
+        .expect("nothing is pending");
+    net.settle();
+    net.mail.clear();
+    net.add(4, voters(&[1, 2, 3, 4]), plain);
+    late.retain(|said| matches!(said.body, Body::AppendResponse { rejected: None, .. }));
+    assert!(late.len() > 2);
+    (net, late)
+}
+
+#[test]
+fn hazard_27_one_that_comes_back_empty_is_not_held_to_what_its_name_acknowledged() {
+    for kind in [ChangeKind::AddLearner, ChangeKind::AddVoter] {
+        let (mut net, late) = readmitted(kind);
+        for said in late {
+            net.deliver(said);
+        }
+        net.settle();
+        net.tick_all(3);
+        let last = net.raft(1).last_index();
+        assert_eq!(net.raft(4).last_index(), last, "it got all from the start");
+        let four = net.raft(1).peer_statuses().last().expect("four");
+        assert_eq!(four.matched, last);
+        assert_eq!(net.leaders(), [1]);
+    }
+}
+
+#[test]
+fn hazard_27_what_a_removed_replica_acknowledged_commits_nothing_for_its_successor() {
+    let (mut net, late) = readmitted(ChangeKind::AddVoter);
+    for id in 2..=4 {
+        net.cut.insert((id, 1));
+    }
+    net.cut.remove(&(2, 1));
+    let commit = net.raft(1).commit();
+    net.propose(1, "of two of four").expect("it leads");
+    net.settle();
+    for said in late {
+        net.raft(1).handle_message(said).ok();
+        assert_eq!(net.raft(1).commit(), commit);
+    }
+    net.cut.clear();
+    net.tick_all(3);
+    assert!(net.raft(1).commit() > commit);
 }
