@@ -12,9 +12,12 @@ use raft_proto::{
     Restored, Role, SnapshotMeta, SnapshotStatus, Term,
 };
 
-/// The whole state, whatever it is made of.
+/// The whole state, whatever it is made of, but for the trace that the feature `trace` keeps last.
 pub(crate) fn whole(raft: &Raft) -> String {
-    format!("{raft:?}")
+    let mut text = format!("{raft:?}");
+    let end = text.rfind(", trace: [").unwrap_or(text.len());
+    text.truncate(end);
+    text
 }
 
 /// How many kinds there are.
