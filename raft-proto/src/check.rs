@@ -69,7 +69,7 @@ impl Raft {
         }
         let is_known = message.body.is_from_anybody()
             || self.members.get(from).is_some()
-            || (term == self.term && self.leader() == Some(from));
+            || (term == self.term && self.led_by() == Some(from) && !message.body.is_of_member());
         if !is_known {
             return Refused::dropped(DropReason::UnknownPeer);
         }

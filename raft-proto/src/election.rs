@@ -469,7 +469,7 @@ impl Raft {
         if has_leases {
             return Refused::dropped(DropReason::LeaseHeld);
         }
-        follower.leader = None;
+        follower.forgotten = follower.leader.take().or(follower.forgotten);
         self.wake();
         Ok(())
     }

@@ -228,6 +228,18 @@ impl Body {
         )
     }
 
+    /// Whether it counts only from a member, and not from a leader that is none: a voice, or how far
+    /// a follower has come (etcd).
+    pub(crate) const fn is_of_member(&self) -> bool {
+        matches!(
+            self,
+            Self::PreVoteResponse { .. }
+                | Self::VoteResponse { .. }
+                | Self::AppendResponse { .. }
+                | Self::HeartbeatResponse { .. }
+        )
+    }
+
     /// Whether only the leader of its term says it.
     pub(crate) const fn is_of_leader(&self) -> bool {
         matches!(

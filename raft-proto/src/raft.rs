@@ -229,6 +229,18 @@ impl Raft {
         }
     }
 
+    /// Who leads this term for all it heard, forgotten or not.
+    pub(crate) const fn led_by(&self) -> Option<ReplicaId> {
+        match &self.state {
+            State::Follower(Follower {
+                leader: None,
+                forgotten,
+                ..
+            }) => *forgotten,
+            _ => self.leader(),
+        }
+    }
+
     /// The commit index.
     #[must_use]
     pub const fn commit(&self) -> Index {

@@ -78,6 +78,8 @@ impl State {
 pub(crate) struct Follower {
     /// The leader it knows.
     pub(crate) leader: Option<ReplicaId>,
+    /// The leader of this term that it was told to forget.
+    pub(crate) forgotten: Option<ReplicaId>,
     /// Whether the group is quiet here.
     pub(crate) is_quiet: bool,
     /// The request for a snapshot that is not answered yet.
