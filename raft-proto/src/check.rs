@@ -13,6 +13,7 @@ use crate::types::{EntryId, Index, ReplicaId, Term};
 const NUMBER_LIMIT: u64 = 1 << 63;
 
 /// Whether the numbers of a message can be: whoever sends it.
+#[inline]
 fn is_in_range(message: &Message) -> bool {
     let term = message.term;
     let is_index = |index: Index| index.get() < NUMBER_LIMIT;
@@ -125,8 +126,11 @@ impl Raft {
         entries: &[Batch],
     ) -> Result<(), Refused> {
         // Who is no member here may be a witness by an entry that is still to come.
-        let own = self.members.get(self.config.id);
-        let is_full = own.is_some_and(|own| !own.is_witness);
+        let is_full = !entries.is_empty()
+            && self
+                .members
+                .get(self.config.id)
+                .is_some_and(|own| !own.is_witness);
         let mut before = prev;
         for batch in entries {
             let (first, last) = (batch.first(), batch.last());

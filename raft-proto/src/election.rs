@@ -4,7 +4,7 @@
 //! (a leader that hears of no quorum steps down), §9.6 (pre-vote); etcd `raft.go`.
 
 use crate::error::{DropReason, Refused};
-use crate::message::{Body, Message};
+use crate::message::Body;
 use crate::quorum::VoteResult;
 use crate::raft::Raft;
 use crate::ready::{Role, Underway};
@@ -306,12 +306,7 @@ impl Raft {
                     is_transfer: campaign == Campaign::Transfer,
                 },
             };
-            self.send_message(Message {
-                from: me,
-                to: id,
-                term,
-                body,
-            });
+            self.send_in(term, id, body);
         }
     }
 
@@ -351,14 +346,9 @@ impl Raft {
         } else {
             Body::VoteResponse { is_rejected }
         };
-        let me = self.config.id;
-        self.send_message(Message {
-            from: me,
-            to: from,
-            // The asked term, not ours: the asker ignores what is older than its own.
-            term: if is_rejected { self.term } else { term },
-            body,
-        });
+        // The asked term, not ours: the asker ignores what is older than its own.
+        let term = if is_rejected { self.term } else { term };
+        self.send_in(term, from, body);
         if !is_rejected && !is_pre {
             self.elapsed_from = self.tick;
             self.vote = Some(from);

@@ -32,14 +32,23 @@ impl Entries {
 
     /// Adds a batch at the end.
     pub fn push(&mut self, batch: Batch) {
-        self.held = match core::mem::take(&mut self.held) {
-            Held::None => Held::One(batch),
-            Held::One(first) => Held::Many(alloc::vec![first, batch]),
-            Held::Many(mut batches) => {
-                batches.push(batch);
-                Held::Many(batches)
+        match &mut self.held {
+            Held::None => self.held = Held::One(batch),
+            Held::One(first) => {
+                let batches = alloc::vec![first.clone(), batch];
+                self.held = Held::Many(batches);
             }
-        };
+            Held::Many(batches) => batches.push(batch),
+        }
+    }
+
+    /// Takes out all of them, in order.
+    pub(crate) fn take_each(&mut self, mut visit: impl FnMut(Batch)) {
+        match core::mem::take(&mut self.held) {
+            Held::None => {}
+            Held::One(batch) => visit(batch),
+            Held::Many(batches) => batches.into_iter().for_each(visit),
+        }
     }
 }
 

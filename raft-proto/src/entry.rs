@@ -205,10 +205,27 @@ impl fmt::Debug for EntryRef<'_> {
 pub struct Batch {
     bytes: Bytes,
     first: EntryId,
-    last: EntryId,
+    last_term: Term,
+    count: u32,
     /// Of the frames, or of those of the batch that this is a part of.
-    may_hold_membership: bool,
+    membership: HoldsMembership,
 }
+
+/// Whether frames may hold a change of the membership; a whole word, so that a batch moves in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+enum HoldsMembership {
+    No,
+    Maybe,
+}
+
+impl From<bool> for HoldsMembership {
+    fn from(may_hold: bool) -> Self {
+        if may_hold { Self::Maybe } else { Self::No }
+    }
+}
+
+const _: () = assert!(size_of::<Batch>() == 64 && size_of::<Option<Batch>>() == 64);
 
 /// Two batches are the same if their frames are.
 impl PartialEq for Batch {
@@ -248,14 +265,34 @@ impl Batch {
             offset += frame.len();
         }
         match (first, last) {
-            (Some(first), Some(last)) => Ok(Self {
-                bytes,
-                first,
-                last,
-                may_hold_membership,
-            }),
+            (Some(first), Some(last)) => Self::of(bytes, first, last, may_hold_membership.into())
+                .ok_or(FrameError::Order {
+                    offset: 0,
+                    found: last,
+                }),
             _ => Err(FrameError::Empty),
         }
+    }
+
+    /// The frames from `first` to `last`, unless they are more than can be counted.
+    fn of(
+        bytes: Bytes,
+        first: EntryId,
+        last: EntryId,
+        membership: HoldsMembership,
+    ) -> Option<Self> {
+        Some(Self {
+            bytes,
+            first,
+            last_term: last.term,
+            count: u32::try_from(last.index.distance_from(first.index) + 1).ok()?,
+            membership,
+        })
+    }
+
+    /// The frames from `first` to `last` of this batch, which are `bytes`.
+    fn part(&self, bytes: Bytes, first: EntryId, last: EntryId) -> Self {
+        Self::of(bytes, first, last, self.membership).expect("a part is no longer than the whole")
     }
 
     /// The first entry.
@@ -267,15 +304,18 @@ impl Batch {
     /// The last entry.
     #[must_use]
     pub const fn last(&self) -> EntryId {
-        self.last
+        EntryId::new(self.last_term, self.last_index())
+    }
+
+    const fn last_index(&self) -> Index {
+        Index::new(self.first.index.get() + self.count as u64 - 1)
     }
 
     /// The number of entries; never 0.
     #[must_use]
     #[expect(clippy::len_without_is_empty, reason = "a batch is never empty")]
     pub fn len(&self) -> usize {
-        usize::try_from(self.last.index.distance_from(self.first.index) + 1)
-            .expect("as many frames lie in memory")
+        usize::try_from(self.count).expect("usize has at least 32 bits")
     }
 
     /// The frames, one after the other.
@@ -311,40 +351,30 @@ impl Batch {
         if index <= self.first.index {
             return Some(self.clone());
         }
-        if index > self.last.index {
+        if index > self.last_index() {
             return None;
         }
         let (offset, entry) = self.find(index);
-        Some(Self {
-            bytes: self.bytes.slice(offset..),
-            first: entry.id(),
-            last: self.last,
-            may_hold_membership: self.may_hold_membership,
-        })
+        Some(self.part(self.bytes.slice(offset..), entry.id(), self.last()))
     }
 
     /// The part up to and with `index`, or `None` if it is empty.
     #[must_use]
     pub fn up_to_index(&self, index: Index) -> Option<Self> {
-        if index >= self.last.index {
+        if index >= self.last_index() {
             return Some(self.clone());
         }
         if index < self.first.index {
             return None;
         }
         let (offset, entry) = self.find(index);
-        Some(Self {
-            bytes: self.bytes.slice(..offset + entry.frame.len()),
-            first: self.first,
-            last: entry.id(),
-            may_hold_membership: self.may_hold_membership,
-        })
+        let bytes = self.bytes.slice(..offset + entry.frame.len());
+        Some(self.part(bytes, self.first, entry.id()))
     }
 
     /// The part from `from` to `to`, or `None` if it is empty.
     pub(crate) fn within(&self, from: Index, to: Index) -> Option<Self> {
         if from <= self.first.index {
-            // Most often all of it.
             return self.up_to_index(to);
         }
         self.from_index(from)?.up_to_index(to)
@@ -365,18 +395,13 @@ impl Batch {
             end += entry.frame.len();
             last = entry.id();
         }
-        Self {
-            bytes: self.bytes.slice(..end),
-            first: self.first,
-            last,
-            may_hold_membership: self.may_hold_membership,
-        }
+        self.part(self.bytes.slice(..end), self.first, last)
     }
 
     /// Whether some entry may change the membership. A part of a batch says yes if the whole did.
     #[must_use]
     pub const fn may_hold_membership(&self) -> bool {
-        self.may_hold_membership
+        matches!(self.membership, HoldsMembership::Maybe)
     }
 
     /// The same places with the commands left out, as a witness holds them. Membership changes
@@ -405,19 +430,17 @@ impl Batch {
         }
         Self {
             bytes: bytes.freeze(),
-            first: self.first,
-            last: self.last,
-            may_hold_membership: self.may_hold_membership,
+            ..*self
         }
     }
 
     /// The term of the entry at `index`, or `None` if it is not in this batch.
     #[must_use]
     pub fn term_at(&self, index: Index) -> Option<Term> {
-        if index < self.first.index || index > self.last.index {
+        if index < self.first.index || index > self.last_index() {
             return None;
         }
-        if self.first.term == self.last.term {
+        if self.first.term == self.last_term {
             return Some(self.first.term);
         }
         Some(self.find(index).1.term())
@@ -441,7 +464,7 @@ impl fmt::Debug for Batch {
             f,
             "Batch({}..={}, {} bytes)",
             self.first,
-            self.last,
+            self.last(),
             self.bytes.len()
         )
     }
@@ -493,13 +516,13 @@ impl BatchBuilder {
     #[must_use]
     pub fn new(group: GroupId, term: Term, first: Index, capacity_bytes: usize) -> Self {
         let bytes = BytesMut::with_capacity(capacity_bytes);
-        Self::within(group, term, first, bytes)
+        Self::within(FrameSeed::new(group), term, first, bytes)
     }
 
     /// Starts a batch in what is left of a buffer.
-    pub(crate) fn within(group: GroupId, term: Term, first: Index, bytes: BytesMut) -> Self {
+    pub(crate) const fn within(seed: FrameSeed, term: Term, first: Index, bytes: BytesMut) -> Self {
         Self {
-            seed: FrameSeed::new(group),
+            seed,
             bytes,
             term,
             first,
@@ -559,12 +582,14 @@ impl BatchBuilder {
 
     /// Ends the batch; returns what is left of the buffer too.
     pub(crate) fn finish_within(mut self) -> (Option<Batch>, BytesMut) {
-        let last = self.next.previous().filter(|&last| last >= self.first);
-        let batch = last.map(|last| Batch {
+        let count = u32::try_from(self.next.distance_from(self.first))
+            .expect("fewer than 2^32 frames lie in memory");
+        let batch = (count > 0).then(|| Batch {
             bytes: self.bytes.split().freeze(),
             first: EntryId::new(self.term, self.first),
-            last: EntryId::new(self.term, last),
-            may_hold_membership: self.may_hold_membership,
+            last_term: self.term,
+            count,
+            membership: self.may_hold_membership.into(),
         });
         (batch, self.bytes)
     }
@@ -593,6 +618,8 @@ fn put_frame(
     let start = bytes.len();
     let mut header = [0; ENTRY_HEADER_BYTES];
     header[..4].copy_from_slice(&length.to_le_bytes());
+    // Where the sum comes: what it covers lies in one piece so.
+    header[4..8].copy_from_slice(&length.to_le_bytes());
     header[8..16].copy_from_slice(&id.index.get().to_le_bytes());
     header[16..24].copy_from_slice(&id.term.get().to_le_bytes());
     header[24..].copy_from_slice(&time_kind_flags.to_le_bytes());
@@ -603,7 +630,7 @@ fn put_frame(
         bytes.put_u64_le(session.serial);
     }
     bytes.put_slice(payload);
-    let crc = seed.checksum(&bytes[start..]);
+    let crc = crc32c_append(seed.0, &bytes[start + 4..]);
     bytes[start + 4..start + 8].copy_from_slice(&crc.to_le_bytes());
 }
 
@@ -636,10 +663,10 @@ fn check_frame(seed: FrameSeed, bytes: &[u8], offset: usize) -> Result<&[u8], Fr
 
 /// The part of a frame's checksum that all frames of a group share: its number.
 #[derive(Clone, Copy, Debug)]
-struct FrameSeed(u32);
+pub(crate) struct FrameSeed(u32);
 
 impl FrameSeed {
-    fn new(group: GroupId) -> Self {
+    pub(crate) fn new(group: GroupId) -> Self {
         Self(crc32c_append(0, &group.get().to_le_bytes()))
     }
 

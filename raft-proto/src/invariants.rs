@@ -17,17 +17,18 @@ impl Raft {
             self.durable_term <= self.term,
             "what is durable was held in memory before"
         );
-        match &self.state {
-            State::Leader(_) => assert!(self.term > Term::ZERO, "an election begins a term"),
-            State::Candidate(_) => assert!(
-                self.vote == Some(self.config.id),
-                "a candidate votes for itself"
-            ),
-            State::PreCandidate(_) => {}
-            State::Follower(follower) => assert!(
+        if let State::Follower(follower) = &self.state {
+            assert!(
                 follower.leader != Some(self.config.id),
                 "a follower follows another"
-            ),
+            );
+        } else if let State::Leader(_) = &self.state {
+            assert!(self.term > Term::ZERO, "an election begins a term");
+        } else if let State::Candidate(_) = &self.state {
+            assert!(
+                self.vote == Some(self.config.id),
+                "a candidate votes for itself"
+            );
         }
         if cfg!(debug_assertions) {
             self.assert_peers();

@@ -8,6 +8,7 @@ use crate::entry::Batch;
 use crate::error::DropReason;
 use crate::message::{Body, Message, SnapshotMeta};
 use crate::raft::Raft;
+use crate::raft_log::RaftLog;
 use crate::ready::{
     AfterSync, Dropped, Fetch, Fetched, ReadState, Ready, SoftState, SubmissionId, Underway,
 };
@@ -32,6 +33,14 @@ pub(crate) struct Outbox {
     own: VecDeque<Own>,
     /// How many of `own`, at its end, were not handed out.
     own_new: usize,
+    notices: Notices,
+    /// Whether there may be any of them.
+    has_notices: bool,
+}
+
+/// What is said to the driver itself, more seldom than anything to another replica.
+#[derive(Debug, Default)]
+pub(crate) struct Notices {
     pub(crate) reads: Vec<ReadState>,
     pub(crate) dropped: Vec<Dropped>,
     pub(crate) fetch: Vec<Fetch>,
@@ -42,19 +51,20 @@ pub(crate) struct Outbox {
 impl Outbox {
     /// Tells that something under way will not be finished.
     pub(crate) fn drop(&mut self, what: Underway, reason: DropReason) {
-        self.dropped.push(Dropped { what, reason });
+        self.notices().dropped.push(Dropped { what, reason });
+    }
+
+    /// Where a notice is put.
+    pub(crate) const fn notices(&mut self) -> &mut Notices {
+        self.has_notices = true;
+        &mut self.notices
     }
 
     /// The next own message due with submissions up to `id`.
     pub(crate) fn next_own(&mut self, id: SubmissionId) -> Option<Message> {
-        let is_due = self
-            .own
-            .front()
-            .is_some_and(|own| own.submission.is_some_and(|own| own <= id));
-        is_due
-            .then(|| self.own.pop_front())
-            .flatten()
-            .map(|own| own.message)
+        let is_due = |own: &Own| own.submission.is_some_and(|own| own <= id);
+        self.own.front().is_some_and(is_due).then_some(())?;
+        self.own.pop_front().map(|own| own.message)
     }
 
     /// Takes out an own message that waited for `id`, whichever came before it.
@@ -68,52 +78,49 @@ impl Outbox {
 
     #[inline]
     const fn has_something(&self) -> bool {
-        !self.messages.is_empty()
-            || !self.after_sync.is_empty()
-            || self.own_new > 0
-            || !self.reads.is_empty()
-            || !self.dropped.is_empty()
-            || !self.fetch.is_empty()
-            || self.snapshot_offered.is_some()
-            || self.snapshot_wanted.is_some()
+        (self.messages.len() | self.after_sync.len() | self.own_new) > 0 || self.has_notices
     }
 
     pub(crate) fn memory_bytes(&self) -> usize {
         let held = self.after_sync.iter().map(AfterSync::held);
         let own = self.own.iter().map(|own| &own.message);
         let messages = self.messages.iter().chain(held).chain(own);
-        let offered = self.snapshot_offered.as_ref();
+        let notices = &self.notices;
+        let offered = notices.snapshot_offered.as_ref();
         messages
             .map(|message| size_of::<Own>() + message.body.memory_bytes())
             .sum::<usize>()
             + offered.map_or(0, |meta| meta.membership.memory_bytes())
-            + self.reads.len() * size_of::<ReadState>()
-            + self.dropped.len() * size_of::<Dropped>()
-            + self.fetch.len() * size_of::<Fetch>()
+            + notices.reads.len() * size_of::<ReadState>()
+            + notices.dropped.len() * size_of::<Dropped>()
+            + notices.fetch.len() * size_of::<Fetch>()
     }
 }
 
 /// Sending.
 impl Raft {
+    #[inline]
     pub(crate) fn send(&mut self, to: ReplicaId, body: Body) {
         let term = match body {
             // Both are as good in any term.
             Body::Propose { .. } | Body::ReadIndex { .. } => Term::ZERO,
             _ => self.term,
         };
-        let from = self.config.id;
-        self.send_message(Message {
-            from,
+        self.send_in(term, to, body);
+    }
+
+    /// Sends what may leave now, and holds what must wait for this replica's disk. Inlined, so that
+    /// a message is made where it is to lie.
+    #[inline(always)]
+    pub(crate) fn send_in(&mut self, term: Term, to: ReplicaId, body: Body) {
+        let message = Message {
+            from: self.config.id,
             to,
             term,
             body,
-        });
-    }
-
-    /// Sends what may leave now, and holds what must wait for this replica's disk.
-    pub(crate) fn send_message(&mut self, message: Message) {
+        };
         trace!(self, Send(message.clone()));
-        if self.is_me(message.to) {
+        if self.is_me(to) {
             self.out.own.push_back(Own {
                 submission: None,
                 follows: self.out.after_sync.len(),
@@ -150,6 +157,12 @@ impl Raft {
     }
 }
 
+/// An id is no zero, and two numbers compare faster than two options.
+#[inline]
+fn number(id: Option<ReplicaId>) -> u64 {
+    id.map_or(0, ReplicaId::get)
+}
+
 /// Handing out.
 impl Raft {
     /// What is to be done, if anything is.
@@ -178,13 +191,15 @@ impl Raft {
         self.begin_read_round();
 
         let soft = self.soft_state();
-        if soft != self.soft_out {
+        if (soft.role != self.soft_out.role) | (number(soft.leader) != number(self.soft_out.leader))
+        {
             self.soft_out = soft;
             ready.soft_state = Some(soft);
         }
         let hard = self.hard_state();
-        let is_vote_news = (hard.term, hard.vote) != (self.hard_out.term, self.hard_out.vote);
-        if hard != self.hard_out {
+        let is_vote_news =
+            (hard.term != self.hard_out.term) | (number(hard.vote) != number(self.hard_out.vote));
+        if is_vote_news | (hard.commit != self.hard_out.commit) {
             self.hard_out = hard;
             ready.hard_state = Some(hard);
         }
@@ -198,11 +213,13 @@ impl Raft {
         if ready.must_sync || ready.hard_state.is_some() || is_waited_for {
             let id = self.log.give(self.term, snapshot, &mut ready.entries);
             ready.submission = Some(id);
-            let first_new = self.out.own.len() - self.out.own_new;
-            for own in self.out.own.range_mut(first_new..) {
-                own.submission = Some(id);
+            if self.out.own_new > 0 {
+                let first_new = self.out.own.len() - self.out.own_new;
+                for own in self.out.own.range_mut(first_new..) {
+                    own.submission = Some(id);
+                }
+                self.out.own_new = 0;
             }
-            self.out.own_new = 0;
         }
         core::mem::swap(&mut ready.messages, &mut self.out.messages);
         core::mem::swap(&mut ready.messages_after_sync, &mut self.out.after_sync);
@@ -211,13 +228,14 @@ impl Raft {
             self.config.committed_bytes_per_ready_max,
             self.config.uncommitted_bytes_max,
         );
-        core::mem::swap(&mut ready.fetch, &mut self.out.fetch);
-        core::mem::swap(&mut ready.reads, &mut self.out.reads);
-        core::mem::swap(&mut ready.dropped, &mut self.out.dropped);
-        if self.out.snapshot_offered.is_some() {
-            ready.snapshot_offered = self.out.snapshot_offered.take();
+        if core::mem::take(&mut self.out.has_notices) {
+            let notices = &mut self.out.notices;
+            core::mem::swap(&mut ready.fetch, &mut notices.fetch);
+            core::mem::swap(&mut ready.reads, &mut notices.reads);
+            core::mem::swap(&mut ready.dropped, &mut notices.dropped);
+            ready.snapshot_offered = notices.snapshot_offered.take();
+            ready.snapshot_wanted = notices.snapshot_wanted.take();
         }
-        ready.snapshot_wanted = self.out.snapshot_wanted.take();
         let is_something = ready.is_something();
         if is_something {
             trace!(self, Ready);
@@ -228,21 +246,20 @@ impl Raft {
     /// Whether anything may be to be done; quick, and wrong only by saying so.
     #[inline]
     fn may_be_ready(&self) -> bool {
-        // An id is no zero, and two numbers compare faster than two options.
-        let is_same = |a: Option<ReplicaId>, b: Option<ReplicaId>| {
-            a.map_or(0, ReplicaId::get) == b.map_or(0, ReplicaId::get)
-        };
         let (hard, soft) = (&self.hard_out, &self.soft_out);
+        let is_reading = matches!(&self.state, State::Leader(leader) if leader.reads.is_waiting());
+        // No branch can be foretold here, where many replicas are asked in turn: so there is none.
         self.out.has_something()
-            || self.log.has_unstable()
-            || self.log.committed > self.log.applying
-            || (hard.term, hard.commit) != (self.term, self.log.committed)
-            || !is_same(hard.vote, self.vote)
-            || soft.role != self.role()
-            || !is_same(soft.leader, self.leader())
-            || matches!(&self.state, State::Leader(leader) if leader.reads.is_waiting())
-            || self.installing.is_some()
-            || self.membership.auto_leave
+            | self.log.has_unstable()
+            | (self.log.committed > self.log.applying)
+            | (hard.term != self.term)
+            | (hard.commit != self.log.committed)
+            | (number(hard.vote) != number(self.vote))
+            | (soft.role != self.role())
+            | (number(soft.leader) != number(self.leader()))
+            | is_reading
+            | self.installing.is_some()
+            | self.membership.auto_leave
     }
 
     const fn soft_state(&self) -> SoftState {
@@ -308,6 +325,42 @@ impl Raft {
     }
 }
 
+/// Puts entries from the first to at most the last of `range` into `out`: at most `bytes_max`, but at
+/// least one, from memory and from what was fetched. Returns whether there are any at hand.
+pub(crate) fn gather_at_hand(
+    log: &RaftLog,
+    fetched: &VecDeque<Vec<Batch>>,
+    range: (Index, Index),
+    bytes_max: usize,
+    out: &mut impl Gather,
+) -> bool {
+    let (mut from, to) = range;
+    let mut room = bytes_max;
+    while from <= to && !log.entries(from, to, room, out) {
+        let holds = |batch: &&Batch| batch.first().index <= from && from <= batch.last().index;
+        let Some(part) = fetched
+            .iter()
+            .flatten()
+            .find(holds)
+            .and_then(|batch| batch.within(from, to))
+        else {
+            break;
+        };
+        let head = part.up_to_size(room);
+        if head.size_bytes() > room && !out.has_none() {
+            break;
+        }
+        room = room.saturating_sub(head.size_bytes());
+        from = head.last().index.next();
+        let is_cut = head.last() != part.last();
+        out.gather(head);
+        if is_cut {
+            break;
+        }
+    }
+    !out.has_none()
+}
+
 /// Reading back what is no longer in memory.
 impl Raft {
     /// Takes what would come as [`Ready::fetch`], for drivers that answer at once: what the next
@@ -325,7 +378,7 @@ impl Raft {
                 self.fetch(next, to, room);
             }
         }
-        core::mem::take(&mut self.out.fetch)
+        core::mem::take(&mut self.out.notices.fetch)
     }
 
     /// Asks the driver for entries, once for each place.
@@ -338,7 +391,7 @@ impl Raft {
                 bytes_max,
             };
             self.fetching.push(fetch);
-            self.out.fetch.push(fetch);
+            self.out.notices().fetch.push(fetch);
         }
     }
 
@@ -359,8 +412,6 @@ impl Raft {
         }
     }
 
-    /// Puts entries from `from` to at most `to` into `out`: at most `bytes_max`, but at least one,
-    /// from memory and from what was fetched. Returns whether there are any at hand.
     pub(crate) fn entries_at_hand(
         &self,
         from: Index,
@@ -368,40 +419,20 @@ impl Raft {
         bytes_max: usize,
         out: &mut impl Gather,
     ) -> bool {
-        let mut from = from;
-        let mut room = bytes_max;
-        while from <= to && !self.log.entries(from, to, room, out) {
-            let holds = |batch: &&Batch| batch.first().index <= from && from <= batch.last().index;
-            let Some(part) = self
-                .fetched
-                .iter()
-                .flatten()
-                .find(holds)
-                .and_then(|batch| batch.within(from, to))
-            else {
-                break;
-            };
-            let head = part.up_to_size(room);
-            if head.size_bytes() > room && !out.has_none() {
-                break;
-            }
-            room = room.saturating_sub(head.size_bytes());
-            from = head.last().index.next();
-            let is_cut = head.last() != part.last();
-            out.gather(head);
-            if is_cut {
-                break;
-            }
-        }
-        !out.has_none()
+        gather_at_hand(&self.log, &self.fetched, (from, to), bytes_max, out)
     }
 
     /// Lets go of what was fetched and lies behind every reader: the followers, and the state machine
     /// here.
+    #[inline]
     pub(crate) fn let_go_of_fetched(&mut self) {
-        if self.fetched.is_empty() {
-            return;
+        if !self.fetched.is_empty() {
+            self.let_go_of_read();
         }
+    }
+
+    #[cold]
+    fn let_go_of_read(&mut self) {
         let me = self.config.id;
         let peers = self
             .leading()

@@ -39,19 +39,29 @@ const VOTERS_ON_STACK: usize = 7;
 pub(crate) fn majority_reached<T: Copy + Ord + Default>(
     reached: impl Iterator<Item = T> + Clone,
 ) -> Option<T> {
-    let count = reached.clone().count();
     let mut stack = [T::default(); VOTERS_ON_STACK];
-    let mut heap;
-    let values = if let Some(values) = stack.get_mut(..count) {
-        for (slot, value) in values.iter_mut().zip(reached) {
-            *slot = value;
+    let mut count = 0;
+    for value in reached.clone() {
+        if count == VOTERS_ON_STACK {
+            let mut heap: Vec<T> = reached.collect();
+            heap.sort_unstable();
+            return reached_by_majority(&heap);
         }
-        values
-    } else {
-        heap = reached.collect::<Vec<T>>();
-        &mut heap[..]
-    };
-    values.sort_unstable();
+        // Each in its place as it comes: they are few, and most often in order.
+        let mut at = count;
+        while at > 0 && stack[at - 1] > value {
+            stack[at] = stack[at - 1];
+            at -= 1;
+        }
+        stack[at] = value;
+        count += 1;
+    }
+    reached_by_majority(&stack[..count])
+}
+
+/// Of values in ascending order.
+fn reached_by_majority<T: Copy>(values: &[T]) -> Option<T> {
+    let count = values.len();
     // With n voters, n - n/2 - 1 of them may lie below what a majority has reached.
     values.get(count.checked_sub(count / 2 + 1)?).copied()
 }

@@ -10,7 +10,7 @@ use alloc::vec::Vec;
 use crate::chunk::Chunk;
 use crate::config::{Config, StartError};
 use crate::election::Patience;
-use crate::entry::Batch;
+use crate::entry::{Batch, FrameSeed};
 use crate::error::{DropReason, Refused};
 use crate::membership::{Changed, Membership, MembershipChange, MembershipError};
 use crate::message::{Body, Envelope, Message, SnapshotMeta};
@@ -46,6 +46,8 @@ pub struct Raft {
 
     pub(crate) tick: u64,
     pub(crate) rng: u64,
+    /// The start of the checksum of this group's frames.
+    pub(crate) frame_seed: FrameSeed,
     /// The tick from which the election timeout counts; for a leader, from which it counts the
     /// time to the next check of its quorum.
     pub(crate) elapsed_from: u64,
@@ -136,6 +138,7 @@ impl Raft {
             ..restored.hard_state
         };
         let rng = config.seed;
+        let frame_seed = FrameSeed::new(config.group);
         // Who never knew a term never granted a lease.
         let fence_ticks = config.lease_ticks.max(restored.lease_ticks);
         let no_vote_before = if hard_state.term == Term::ZERO {
@@ -147,6 +150,7 @@ impl Raft {
             config,
             tick,
             rng,
+            frame_seed,
             elapsed_from: tick,
             timeout: 0,
             no_vote_before,
@@ -222,10 +226,12 @@ impl Raft {
     /// The leader it knows.
     #[must_use]
     pub const fn leader(&self) -> Option<ReplicaId> {
-        match &self.state {
-            State::Follower(follower) => follower.leader,
-            State::PreCandidate(_) | State::Candidate(_) => None,
-            State::Leader(_) => Some(self.config.id),
+        if let State::Follower(follower) = &self.state {
+            follower.leader
+        } else if let State::Leader(_) = &self.state {
+            Some(self.config.id)
+        } else {
+            None
         }
     }
 
@@ -512,56 +518,35 @@ impl Raft {
     /// [`Refused::Dropped`]: what it asks for was not done. What it tells by the way may have been
     /// taken: a later term is followed, a leader is heard of, a quiet replica wakes, a sender of an
     /// older term is told. So ask [`Raft::poll_ready`] after it as after any other.
-    pub fn handle_message(&mut self, message: Message) -> Result<(), Refused> {
+    pub fn handle_message(&mut self, mut message: Message) -> Result<(), Refused> {
         self.check_message(&message)?;
         self.wake_by(&message.body);
-        let result = self.step(message);
+        let result = self.step(&mut message);
         self.assert_invariants();
         result
     }
 
-    /// Acts on a message that was checked, or that this replica sent to itself.
-    pub(crate) fn step(&mut self, message: Message) -> Result<(), Refused> {
+    /// Acts on a message that was checked, or that this replica sent to itself. What it carries is
+    /// taken out of it: a message is large, and moved no more often than it must be.
+    pub(crate) fn step(&mut self, message: &mut Message) -> Result<(), Refused> {
         trace!(self, Receive(message.clone()));
-        let Message {
-            from, term, body, ..
-        } = message;
+        let (from, term) = (message.from, message.term);
         if term > self.term {
-            match &body {
-                Body::Vote { is_transfer, .. } if !is_transfer => self.check_lease()?,
-                Body::PreVote { .. } => self.check_lease()?,
-                _ => {}
-            }
-            match body {
-                // A pre-vote promises nothing; its yes carries the term that was asked for.
-                Body::PreVote { .. } | Body::PreVoteResponse { is_rejected: false } => {}
-                Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } => {
-                    self.become_follower(term, Some(from));
-                }
-                _ => self.become_follower(term, None),
-            }
-        } else if term == self.term
-            && self.vote.is_none()
-            && self.tick < self.no_vote_before
-            && matches!(
-                &body,
-                Body::Vote {
-                    is_transfer: false,
-                    ..
-                }
-            )
+            self.meet_later_term(from, term, &message.body)?;
+        } else if term < self.term
+            && !matches!(message.body, Body::Propose { .. } | Body::ReadIndex { .. })
         {
-            return Refused::dropped(DropReason::LeaseHeld);
-        } else if term < self.term && !matches!(body, Body::Propose { .. } | Body::ReadIndex { .. })
-        {
-            return self.on_stale(from, term, &body);
+            return self.on_stale(from, term, &message.body);
         }
-        match body {
+        match message.body {
             Body::PreVote { last } => {
                 self.on_vote_request(from, term, last, true);
                 Ok(())
             }
-            Body::Vote { last, .. } => {
+            Body::Vote { last, is_transfer } => {
+                if !is_transfer && self.vote.is_none() && self.tick < self.no_vote_before {
+                    return Refused::dropped(DropReason::LeaseHeld);
+                }
                 self.on_vote_request(from, term, last, false);
                 Ok(())
             }
@@ -579,7 +564,7 @@ impl Raft {
             Body::Append {
                 prev,
                 commit,
-                entries,
+                ref mut entries,
             } => {
                 self.hear_leader(from);
                 self.on_append(from, prev, commit, entries)
@@ -590,9 +575,9 @@ impl Raft {
                 self.send(from, Body::HeartbeatResponse { round });
                 Ok(())
             }
-            Body::Snapshot { meta } => {
+            Body::Snapshot { ref mut meta } => {
                 self.hear_leader(from);
-                self.on_snapshot(from, *meta)
+                self.on_snapshot(from, core::mem::take(&mut **meta))
             }
             Body::AppendResponse { index, rejected } => {
                 self.on_append_response(from, index, rejected)
@@ -614,13 +599,37 @@ impl Raft {
             Body::ReadIndexResponse { life, id, index } => {
                 self.on_read_answered(from, life, id, index)
             }
-            Body::Propose { entries } => self.on_forwarded_proposals(from, entries),
+            Body::Propose { ref mut entries } => {
+                self.on_forwarded_proposals(from, core::mem::take(entries))
+            }
             Body::Quiesce { last } => self.on_quiesce(from, last),
             Body::SnapshotRequest { index, request } => {
                 self.on_snapshot_request(from, index, request)
             }
-            Body::SnapshotOffer { meta, request } => self.on_snapshot_offer(from, *meta, request),
+            Body::SnapshotOffer {
+                ref mut meta,
+                request,
+            } => self.on_snapshot_offer(from, core::mem::take(&mut **meta), request),
         }
+    }
+
+    /// A later term is followed, unless a promise stands against it.
+    #[cold]
+    fn meet_later_term(&mut self, from: ReplicaId, term: Term, body: &Body) -> Result<(), Refused> {
+        match body {
+            Body::Vote { is_transfer, .. } if !is_transfer => self.check_lease()?,
+            Body::PreVote { .. } => self.check_lease()?,
+            _ => {}
+        }
+        match body {
+            // A pre-vote promises nothing; its yes carries the term that was asked for.
+            Body::PreVote { .. } | Body::PreVoteResponse { is_rejected: false } => {}
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } => {
+                self.become_follower(term, Some(from));
+            }
+            _ => self.become_follower(term, None),
+        }
+        Ok(())
     }
 
     /// A message of a term that is over: its sender may have to be told.
@@ -675,11 +684,11 @@ impl Raft {
     }
 
     fn take_own_message(&mut self, id: SubmissionId) -> bool {
-        let Some(message) = self.out.next_own(id) else {
+        let Some(mut message) = self.out.next_own(id) else {
             return false;
         };
         // What is of an older term or role no longer counts; nothing else can be wrong with it.
-        self.step(message).ok();
+        self.step(&mut message).ok();
         true
     }
 
@@ -689,7 +698,7 @@ impl Raft {
     pub fn step_own_message(&mut self, id: SubmissionId, message: &Message) -> bool {
         let is_taken = self.out.take_own(id, message);
         if is_taken {
-            self.step(message.clone()).ok();
+            self.step(&mut message.clone()).ok();
         }
         self.assert_invariants();
         is_taken
@@ -860,10 +869,15 @@ impl Raft {
     }
 
     /// Proposes to leave a joint membership that leaves by itself, when it is time to.
+    #[inline]
     pub(crate) fn leave_joint_if_due(&mut self) {
-        if !self.membership.auto_leave {
-            return;
+        if self.membership.auto_leave {
+            self.leave_joint_if_settled();
         }
+    }
+
+    #[cold]
+    fn leave_joint_if_settled(&mut self) {
         let is_due = self.leading().is_some_and(|leader| {
             self.changes_done() >= leader.pending_change
                 && leader.transferee.is_none()

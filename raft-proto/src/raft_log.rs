@@ -99,18 +99,21 @@ impl RaftLog {
     }
 
     /// The term at `index`, if the log knows it: from `first - 1` to `last`.
+    #[inline]
     pub(crate) fn term_at(&self, index: Index) -> Option<Term> {
         if index > self.last || index.next() < self.first {
             return None;
         }
+        // Most questions are about the newest entries.
         match self.terms.back() {
-            // Most questions are about the newest entries.
             Some(newest) if newest.first <= index => Some(newest.term),
-            _ => {
-                let after = self.terms.partition_point(|run| run.first <= index);
-                after.checked_sub(1).map(|at| self.terms[at].term)
-            }
+            _ => self.older_term_at(index),
         }
+    }
+
+    fn older_term_at(&self, index: Index) -> Option<Term> {
+        let after = self.terms.partition_point(|run| run.first <= index);
+        after.checked_sub(1).map(|at| self.terms[at].term)
     }
 
     pub(crate) fn matches(&self, id: EntryId) -> bool {
@@ -244,7 +247,9 @@ impl RaftLog {
     /// `committed_bytes_max` more of what is to be applied, `uncommitted_bytes_max` of what is to be
     /// committed.
     pub(crate) fn bound_cache(&mut self, committed_bytes_max: usize, uncommitted_bytes_max: usize) {
-        while let Some(oldest) = self.cache.front() {
+        while self.cache_bytes > self.cache_bytes_max
+            && let Some(oldest) = self.cache.front()
+        {
             let last = oldest.last().index;
             let more = if last <= self.applying {
                 0
@@ -263,6 +268,7 @@ impl RaftLog {
 
     /// Puts entries from `from` to at most `to` into `out`: at most `bytes_max`, but at least one.
     /// Returns whether they are still in memory.
+    #[inline]
     pub(crate) fn entries(
         &self,
         from: Index,
@@ -273,16 +279,25 @@ impl RaftLog {
         if from > to {
             return true;
         }
-        // Most often the newest batch is wanted, and fits.
+        // Most often all of the newest batch is wanted, and fits.
         if let Some(newest) = self.cache.back()
-            && newest.first().index <= from
+            && newest.first().index == from
+            && newest.last().index <= to
             && newest.size_bytes() <= bytes_max
         {
-            if let Some(part) = newest.within(from, to) {
-                out.gather(part);
-            }
+            out.gather(newest.clone());
             return true;
         }
+        self.older_entries(from, to, bytes_max, out)
+    }
+
+    fn older_entries(
+        &self,
+        from: Index,
+        to: Index,
+        bytes_max: usize,
+        out: &mut impl Gather,
+    ) -> bool {
         let start = self
             .cache
             .partition_point(|batch| batch.last().index < from);
@@ -367,6 +382,7 @@ impl RaftLog {
         term
     }
 
+    #[inline]
     pub(crate) fn assert_invariants(&self) {
         assert!(self.applied <= self.applying, "applied <= applying");
         assert!(self.applying <= self.committed, "applying <= committed");

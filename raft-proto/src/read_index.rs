@@ -173,7 +173,7 @@ impl Raft {
             return Refused::dropped(DropReason::UnknownRead);
         };
         let user = read.user;
-        self.out.reads.push(ReadState { user, index });
+        self.out.notices().reads.push(ReadState { user, index });
         Ok(())
     }
 
@@ -355,7 +355,7 @@ impl Raft {
         }
         for read in reads {
             match read {
-                Read::Own { user } => self.out.reads.push(ReadState { user, index }),
+                Read::Own { user } => self.out.notices().reads.push(ReadState { user, index }),
                 Read::Forwarded { from, life, id } => {
                     self.send(from, Body::ReadIndexResponse { life, id, index });
                 }

@@ -250,15 +250,13 @@ impl Ready {
 
     /// Whether anything is to be done.
     pub(crate) const fn is_something(&self) -> bool {
+        let said = self.messages.len() | self.committed.len() | self.fetch.len();
+        let read = self.reads.len() | self.dropped.len();
         self.submission.is_some()
-            || self.soft_state.is_some()
-            || !self.messages.is_empty()
-            || !self.committed.is_empty()
-            || !self.fetch.is_empty()
-            || !self.reads.is_empty()
-            || !self.dropped.is_empty()
-            || self.snapshot_offered.is_some()
-            || self.snapshot_wanted.is_some()
+            | self.soft_state.is_some()
+            | ((said | read) > 0)
+            | self.snapshot_offered.is_some()
+            | self.snapshot_wanted.is_some()
     }
 }
 

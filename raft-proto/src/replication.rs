@@ -12,6 +12,7 @@ use crate::entry::{Batch, BatchBuilder, EntryKind, Session};
 use crate::error::{DropReason, ProposeError, Refused};
 use crate::membership::{Change, MembershipChange, MembershipError};
 use crate::message::{Body, Forwarded};
+use crate::output::gather_at_hand;
 use crate::progress::ProgressState;
 use crate::raft::Raft;
 use crate::ready::Underway;
@@ -332,7 +333,7 @@ impl Raft {
             .leading_mut()
             .map(|leader| leader.chunk.take(capacity))
             .unwrap_or_default();
-        let mut builder = BatchBuilder::within(self.config.group, self.term, first, buffer);
+        let mut builder = BatchBuilder::within(self.frame_seed, self.term, first, buffer);
         for proposal in proposals {
             let index = builder.push(
                 proposal.kind,
@@ -388,27 +389,27 @@ impl Raft {
     /// Sends what the follower needs next; whether anything was sent.
     pub(crate) fn maybe_send_append(&mut self, to: ReplicaId, may_be_empty: bool) -> bool {
         let max = self.config.inflight_max();
-        let Some(peer) = self.peer(to) else {
+        let (last, commit) = (self.log.last(), self.log.committed);
+        let State::Leader(leader) = &mut self.state else {
             return false;
         };
-        let (progress, is_witness) = (&peer.progress, peer.member.is_witness);
-        if progress.is_paused() {
+        let Some(peer) = leader.peers.peer_mut(to) else {
             return false;
-        }
+        };
+        let (progress, is_witness) = (&mut peer.progress, peer.member.is_witness);
         let (next, prev_index) = (progress.next, progress.prev());
-        let last = self.log.last();
-        if next > last && !may_be_empty {
+        if progress.is_paused() || (next > last && !may_be_empty) {
             return false;
         }
-        let is_full = progress.is_window_full(max);
         let Some(prev_term) = self.log.term_at(prev_index) else {
             return self.send_snapshot(to);
         };
         let mut entries = Entries::new();
         // A full window may have been lost whole: an empty append will find out.
-        if !is_full && next <= last {
+        if next <= last && !progress.is_window_full(max) {
             let bytes_max = self.config.message_bytes_max;
-            if !self.entries_at_hand(next, last, bytes_max, &mut entries) {
+            let (log, fetched) = (&self.log, &self.fetched);
+            if !gather_at_hand(log, fetched, (next, last), bytes_max, &mut entries) {
                 self.fetch(next, last, bytes_max);
                 return false;
             }
@@ -418,16 +419,13 @@ impl Raft {
         }
         let sent = entries.last().map(|batch| batch.last().index);
         let bytes = entries.iter().map(Batch::size_bytes).sum();
+        progress.on_sent(sent, bytes, max);
+        progress.on_sent_commit(commit);
         if is_witness {
             let group = self.config.group;
             for batch in &mut entries {
                 *batch = batch.without_commands(group);
             }
-        }
-        let commit = self.log.committed;
-        if let Some(peer) = self.peer_mut(to) {
-            peer.progress.on_sent(sent, bytes, max);
-            peer.progress.on_sent_commit(commit);
         }
         let prev = EntryId::new(prev_term, prev_index);
         self.send(
@@ -589,7 +587,7 @@ impl Raft {
         from: ReplicaId,
         prev: EntryId,
         commit: Index,
-        entries: Entries,
+        entries: &mut Entries,
     ) -> Result<(), Refused> {
         if prev.index < self.log.committed {
             // Old: everything it could bring below is here already, and nothing is truncated.
@@ -611,9 +609,7 @@ impl Raft {
         let last = entries
             .last()
             .map_or(prev.index, |batch| batch.last().index);
-        for batch in entries {
-            self.take_news(batch);
-        }
+        entries.take_each(|batch| self.take_news(batch));
         self.commit_to(commit.min(last));
         self.accept(from, last);
         Ok(())

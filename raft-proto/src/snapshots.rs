@@ -166,8 +166,8 @@ impl Raft {
     /// Asks the driver for a snapshot at or past `index`. Of several wishes the lowest counts: what
     /// it does not answer is asked for again.
     fn want_snapshot(&mut self, index: Index) {
-        let wanted = self.out.snapshot_wanted.map_or(index, |old| old.min(index));
-        self.out.snapshot_wanted = Some(wanted);
+        let wanted = &mut self.out.notices().snapshot_wanted;
+        *wanted = Some(wanted.map_or(index, |old| old.min(index)));
     }
 
     pub(crate) fn answer_snapshot_requests(&mut self) {
@@ -215,7 +215,7 @@ impl Raft {
         follower.snapshot_request = None;
         // What the leader has applied is committed.
         self.commit_to(meta.id.index);
-        self.out.snapshot_offered = Some(meta);
+        self.out.notices().snapshot_offered = Some(meta);
         Ok(())
     }
 }
