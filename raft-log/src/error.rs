@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use raft_proto::{GroupId, Index};
+use raft_proto::{EntryId, GroupId, Index, ReplicaId, Term};
 
 use crate::vfs::VfsError;
 
@@ -103,6 +103,17 @@ pub enum LogError {
         /// The highest there is.
         max: u64,
     },
+    /// What was submitted contradicts itself, or what was submitted before, and would be read back
+    /// as damage. Nothing was taken: mend whoever submits it.
+    #[error("group {group}, replica {replica}: {reason}")]
+    Contradiction {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: ReplicaId,
+        /// What is wrong.
+        reason: Contradiction,
+    },
     /// A batch is larger than a record may be. Nothing was taken.
     #[error("a batch of {size} bytes is over the bound of {bound}")]
     TooLarge {
@@ -110,5 +121,63 @@ pub enum LogError {
         size: usize,
         /// The bound.
         bound: usize,
+    },
+}
+
+/// Why entries or a commit index cannot follow what a replica has submitted before, durable or not.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Contradiction {
+    /// A batch was made for another group: its checksums say so.
+    #[error("the batch from {first} is another group's: submit it as that group's")]
+    OtherGroup {
+        /// Its first entry.
+        first: EntryId,
+    },
+    /// Entries begin at 1, their terms too.
+    #[error("there is no entry {id}: indexes and terms begin at 1")]
+    Zero {
+        /// The entry.
+        id: EntryId,
+    },
+    /// Entries are missing before the first one.
+    #[error("entry {found} leaves a gap: the next one is {next}, submit what lies between first")]
+    Gap {
+        /// The first entry submitted, or the first of a later batch.
+        found: Index,
+        /// What would follow.
+        next: Index,
+    },
+    /// Entries that were compacted, or lie before a snapshot, are not written again.
+    #[error("entry {found} is before {first}, the first that the log holds: submit from there on")]
+    Compacted {
+        /// The first entry submitted.
+        found: Index,
+        /// The first one held.
+        first: Index,
+    },
+    /// Within one batch, or from one to the next, indexes rise by one.
+    #[error("the batch from {found} does not follow {before}: batches are consecutive")]
+    NotConsecutive {
+        /// The first entry of the batch.
+        found: Index,
+        /// The last one of the batch before it.
+        before: Index,
+    },
+    /// Terms never fall from one entry to the next.
+    #[error("entry {found} follows one of term {before}: terms never fall")]
+    TermFalls {
+        /// The entry.
+        found: EntryId,
+        /// The term of the one before it.
+        before: Term,
+    },
+    /// The commit index names an entry that is not there.
+    #[error("the commit index {commit} is past {last}, the last entry: submit the entries first")]
+    CommitPastLast {
+        /// The commit index.
+        commit: Index,
+        /// The last entry.
+        last: Index,
     },
 }

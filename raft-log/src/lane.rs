@@ -34,6 +34,7 @@ use crate::vfs::{FileId, FileLock, OpDone, OpId, Vfs, VfsError};
 
 mod collect;
 mod commit;
+mod fits;
 mod held;
 #[cfg(all(test, loom))]
 mod interleavings;
@@ -211,6 +212,8 @@ pub struct Lane {
     /// Segments whose laggards cannot be read.
     unmovable: BTreeSet<u64>,
     scrub: scrub::Scrub,
+    /// Of whoever has submitted something since the open.
+    extents: FxHashMap<Key, fits::Extent>,
     /// Held for as long as the lane lives.
     _lock: FileLock,
 }
@@ -285,6 +288,7 @@ impl Lane {
             is_closing: false,
             unmovable: BTreeSet::new(),
             scrub,
+            extents: FxHashMap::default(),
             _lock: lock,
         };
         lane.finish_open(recovered.opening)?;
@@ -325,13 +329,15 @@ impl Lane {
     /// # Errors
     ///
     /// Nothing was taken: [`LogError::Latched`]; [`LogError::TooLarge`] for a single batch over
-    /// the bound of a record; [`LogError::StorageFull`] for entries for which there is no prepared
-    /// space while the disk is full.
+    /// the bound of a record; [`LogError::NumberTooHigh`]; [`LogError::Contradiction`] for what does
+    /// not follow what the replica has submitted before; [`LogError::StorageFull`] for entries for
+    /// which there is no prepared space while the disk is full.
     pub fn submit(&mut self, submission: Submission) -> Result<(), LogError> {
         if let Some(reason) = &self.latched {
             return Err(LogError::Latched(reason.clone()));
         }
         submission.check(self.options.record_bytes_max)?;
+        let extent = self.extent_after(&submission)?;
         if !submission.entries.is_empty()
             && self.shared.is_full()
             && !self.has_room(submission.entries_bytes())
@@ -346,6 +352,7 @@ impl Lane {
             Some(reason) => self.stage_held(reason, &submission),
             None => self.stage(&submission),
         }
+        self.set_extent(&submission, extent);
         Ok(())
     }
 

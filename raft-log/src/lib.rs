@@ -98,7 +98,7 @@ pub mod vfs;
 mod wal;
 
 pub use config::LaneOptions;
-pub use error::LogError;
+pub use error::{Contradiction, LogError};
 pub use lane::{AtDisk, FromDisk, Lane, LaneStats, Progress, ScrubStatus};
 pub use read::{Batches, LaneSpace, LogReader};
 pub use recovery::{DamageReport, Recovery, RecoveryReport};

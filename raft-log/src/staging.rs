@@ -75,6 +75,17 @@ impl Staging {
         self.head.len().max(RECORD_HEADER_BYTES) + self.data_len
     }
 
+    /// The term that it gives the entry at `index`, if it writes it.
+    pub(crate) fn term_at(&self, key: Key, index: Index) -> Option<Term> {
+        let of_replica = self.changes.iter().rev().filter(|(owner, _)| *owner == key);
+        let mut terms = of_replica.map(|(_, change)| match change {
+            Change::Entries { batch, .. } => batch.term_at(index),
+            Change::Reset(id) => (id.index == index).then_some(id.term),
+            _ => None,
+        });
+        terms.find_map(|term| term)
+    }
+
     fn head(&mut self) -> &mut BytesMut {
         if self.head.is_empty() {
             self.head.resize(RECORD_HEADER_BYTES, 0);

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use raft_proto::{Batch, EntryId, GroupId, HardState, Index, ReplicaId, Term, TermRun};
 
-use crate::error::LogError;
+use crate::error::{Contradiction, LogError};
 use crate::item::{EntriesItem, NUMBER_END};
 
 /// A snapshot the log knows of.
@@ -39,7 +39,9 @@ pub struct Submission {
     pub submission: u64,
     /// Term, vote and commit; the commit index never passes the last entry.
     pub hard_state: Option<HardState>,
-    /// Entries, consecutive; the first one's index overwrites the log from there.
+    /// Entries, consecutive, of this group; the first one's index overwrites the log from there. It
+    /// leaves no gap, lies behind what was compacted, and its term is no lower than that of the entry
+    /// before it.
     pub entries: Vec<Batch>,
     /// The snapshots retained, in place of those recorded before.
     pub snapshots: Option<SnapshotsRecord>,
@@ -69,21 +71,37 @@ impl Submission {
         }
     }
 
-    /// What the log could not take, or could not read back.
+    /// What the log could not take, or could not read back, by itself: whether it follows what was
+    /// submitted before is another question. Looks at each batch, and at none of its entries, which
+    /// are consecutive by what a batch is.
     pub(crate) fn check(&self, record_bytes_max: usize) -> Result<(), LogError> {
         let largest = self.entries.iter().map(Batch::size_bytes).max();
         if let Some(size) = largest.filter(|&size| size > record_bytes_max) {
             let bound = record_bytes_max;
             return Err(LogError::TooLarge { size, bound });
         }
+        self.check_numbers()?;
+        let mut before: Option<EntryId> = None;
+        for batch in &self.entries {
+            if let Some(reason) = contradiction(batch, before, self.group) {
+                return Err(self.contradicts(reason));
+            }
+            before = Some(batch.last());
+        }
+        Ok(())
+    }
+
+    fn check_numbers(&self) -> Result<(), LogError> {
         let id = |id: EntryId| [id.term.get(), id.index.get()];
         let hard_state = self
             .hard_state
             .map(|state| [state.term.get(), state.commit.get()]);
         let snapshots = self.snapshots.iter().flat_map(|record| &record.retained);
+        let entries = self.entries.iter().map(Batch::last);
         let numbers = hard_state
             .into_iter()
             .chain(self.restart_after.map(id))
+            .chain(entries.map(id))
             .flatten()
             .chain(self.compact_before.map(Index::get))
             .chain(snapshots.flat_map(|snapshot| id(snapshot.id)));
@@ -96,11 +114,42 @@ impl Submission {
         }
     }
 
+    pub(crate) const fn contradicts(&self, reason: Contradiction) -> LogError {
+        LogError::Contradiction {
+            group: self.group,
+            replica: self.replica,
+            reason,
+        }
+    }
+
     /// The bytes of its entries.
     #[must_use]
     pub fn entries_bytes(&self) -> usize {
         self.entries.iter().map(Batch::size_bytes).sum()
     }
+}
+
+/// What is wrong with a batch behind one that ends with `before`.
+fn contradiction(batch: &Batch, before: Option<EntryId>, group: GroupId) -> Option<Contradiction> {
+    let id = batch.first();
+    if id.index == Index::ZERO || id.term == Term::ZERO {
+        return Some(Contradiction::Zero { id });
+    }
+    if !batch.is_of(group) {
+        return Some(Contradiction::OtherGroup { first: id });
+    }
+    let before = before?;
+    if id.index != before.index.next() {
+        return Some(Contradiction::NotConsecutive {
+            found: id.index,
+            before: before.index,
+        });
+    }
+    let falls = Contradiction::TermFalls {
+        found: id,
+        before: before.term,
+    };
+    (id.term < before.term).then_some(falls)
 }
 
 /// A submission that is durable, or will never be.

@@ -89,10 +89,12 @@ impl LaneThread {
     ///
     /// # Errors
     ///
-    /// Nothing was taken: [`LogError::Busy`], [`LogError::TooLarge`], [`LogError::Latched`] if the
-    /// lane's thread has ended, [`LogError::StorageFull`] for entries while the disk is full. What
-    /// was taken before it became full waits for room, so that what a group submitted behind it
-    /// leaves no gap.
+    /// Nothing was taken: [`LogError::Busy`], [`LogError::TooLarge`], [`LogError::NumberTooHigh`],
+    /// [`LogError::Contradiction`] for what contradicts itself, [`LogError::Latched`] if the lane's
+    /// thread has ended, [`LogError::StorageFull`] for entries while the disk is full. What was
+    /// taken before it became full waits for room, so that what a group submitted behind it leaves
+    /// no gap. What does not follow what its replica submitted before is found later: `on_done`
+    /// hears of the [`LogError::Contradiction`], and nothing of it is written.
     pub fn submit(
         &self,
         submission: Submission,

@@ -9,6 +9,8 @@ mod crash;
 mod damage;
 #[path = "log/failure.rs"]
 mod failure;
+#[path = "log/fits.rs"]
+mod fits;
 #[path = "log/fuzz.rs"]
 mod fuzz;
 #[path = "log/golden.rs"]

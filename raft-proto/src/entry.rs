@@ -208,20 +208,17 @@ pub struct Batch {
     last_term: Term,
     count: u32,
     /// Of the frames, or of those of the batch that this is a part of.
-    membership: HoldsMembership,
+    marks: Marks,
 }
 
-/// Whether frames may hold a change of the membership; a whole word, so that a batch moves in words.
+/// Of which group frames are, all but one bit of their [`FrameSeed`], and in that whether they may
+/// hold a change of the membership; a whole word, so that a batch moves in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-enum HoldsMembership {
-    No,
-    Maybe,
-}
+struct Marks(u32);
 
-impl From<bool> for HoldsMembership {
-    fn from(may_hold: bool) -> Self {
-        if may_hold { Self::Maybe } else { Self::No }
+impl Marks {
+    fn new(seed: FrameSeed, may_hold_membership: bool) -> Self {
+        Self(seed.0 & !1 | u32::from(may_hold_membership))
     }
 }
 
@@ -264,35 +261,32 @@ impl Batch {
             last = Some(id);
             offset += frame.len();
         }
+        let marks = Marks::new(seed, may_hold_membership);
         match (first, last) {
-            (Some(first), Some(last)) => Self::of(bytes, first, last, may_hold_membership.into())
-                .ok_or(FrameError::Order {
+            (Some(first), Some(last)) => {
+                Self::of(bytes, first, last, marks).ok_or(FrameError::Order {
                     offset: 0,
                     found: last,
-                }),
+                })
+            }
             _ => Err(FrameError::Empty),
         }
     }
 
     /// The frames from `first` to `last`, unless they are more than can be counted.
-    fn of(
-        bytes: Bytes,
-        first: EntryId,
-        last: EntryId,
-        membership: HoldsMembership,
-    ) -> Option<Self> {
+    fn of(bytes: Bytes, first: EntryId, last: EntryId, marks: Marks) -> Option<Self> {
         Some(Self {
             bytes,
             first,
             last_term: last.term,
             count: u32::try_from(last.index.distance_from(first.index) + 1).ok()?,
-            membership,
+            marks,
         })
     }
 
     /// The frames from `first` to `last` of this batch, which are `bytes`.
     fn part(&self, bytes: Bytes, first: EntryId, last: EntryId) -> Self {
-        Self::of(bytes, first, last, self.membership).expect("a part is no longer than the whole")
+        Self::of(bytes, first, last, self.marks).expect("a part is no longer than the whole")
     }
 
     /// The first entry.
@@ -398,10 +392,16 @@ impl Batch {
         self.part(self.bytes.slice(..end), self.first, last)
     }
 
+    /// Whether its frames are those of `group`: of another one's, one in 2^31 seems to be.
+    #[must_use]
+    pub fn is_of(&self, group: GroupId) -> bool {
+        self.marks.0 >> 1 == FrameSeed::new(group).0 >> 1
+    }
+
     /// Whether some entry may change the membership. A part of a batch says yes if the whole did.
     #[must_use]
     pub const fn may_hold_membership(&self) -> bool {
-        matches!(self.membership, HoldsMembership::Maybe)
+        self.marks.0 & 1 == 1
     }
 
     /// The same places with the commands left out, as a witness holds them. Membership changes
@@ -589,7 +589,7 @@ impl BatchBuilder {
             first: EntryId::new(self.term, self.first),
             last_term: self.term,
             count,
-            membership: self.may_hold_membership.into(),
+            marks: Marks::new(self.seed, self.may_hold_membership),
         });
         (batch, self.bytes)
     }

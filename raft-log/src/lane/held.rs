@@ -50,10 +50,14 @@ impl Held {
         self.queue_bytes + staged
     }
 
+    pub(super) fn records(&self) -> impl Iterator<Item = &Staging> {
+        self.queue.iter().chain([&self.staging])
+    }
+
     /// The changed terms and votes of all that waits.
     pub(super) fn votes(&self) -> Vec<VoteChange> {
-        let waiting = self.queue.iter().chain([&self.staging]);
-        waiting.flat_map(|record| &record.votes).copied().collect()
+        let votes = self.records().flat_map(|record| &record.votes);
+        votes.copied().collect()
     }
 
     /// Puts whole records before those that wait.
@@ -105,7 +109,7 @@ impl Lane {
         !self.no_slot.is_empty() || !self.no_room.is_empty()
     }
 
-    fn gathered(&self) -> impl Iterator<Item = &Staging> {
+    pub(super) fn gathered(&self) -> impl Iterator<Item = &Staging> {
         self.queue.iter().chain([&self.staging])
     }
 

@@ -444,6 +444,12 @@ fn numbers_that_could_not_be_read_back_are_refused_and_harm_nobody() {
             assert!(is_named, "{bad:?}: {refused:?}");
         }
     }
+    // A commit index without an entry is found by the lane itself.
+    let mut bad = term(3, 8);
+    bad.hard_state.as_mut().expect("it has one").commit = Index::new(1);
+    let refused = log.append(bad);
+    let is_named = matches!(refused, Err(LogError::Contradiction { .. }));
+    assert!(is_named, "{refused:?}");
     log.close().expect("it closes");
     let (log, recovery) = open();
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
