@@ -168,13 +168,6 @@ impl Raft {
         self.timeout = min.saturating_add(self.draw() % span);
     }
 
-    /// Sets the election timeout until the role or the term changes; for drivers that show each
-    /// step.
-    #[doc(hidden)]
-    pub const fn set_election_timeout_ticks(&mut self, ticks: u64) {
-        self.timeout = ticks;
-    }
-
     /// Whether a replica of this priority stands now: it waits one more timeout for each step of
     /// priority between it and the target, which falls by a fifth after two rounds.
     fn is_patience_over(&mut self) -> bool {

@@ -111,6 +111,8 @@ mod replication;
 mod roles;
 mod snapshots;
 mod status;
+#[cfg(feature = "__steps")]
+mod steps;
 #[cfg(feature = "trace")]
 mod trace;
 mod types;

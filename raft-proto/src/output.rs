@@ -17,12 +17,13 @@ use crate::types::{Index, ReplicaId, Term};
 
 /// A message of this replica to itself, due when its submission is durable.
 #[derive(Debug)]
-struct Own {
+pub(crate) struct Own {
     /// `None` until it is handed out.
-    submission: Option<SubmissionId>,
+    pub(crate) submission: Option<SubmissionId>,
     /// How many of the same `messages_after_sync` were said before it.
-    follows: usize,
-    message: Message,
+    #[cfg(feature = "__steps")]
+    pub(crate) follows: usize,
+    pub(crate) message: Message,
 }
 
 /// What has been said since the last `poll_ready`.
@@ -30,10 +31,10 @@ struct Own {
 pub(crate) struct Outbox {
     messages: Vec<Message>,
     after_sync: Vec<AfterSync<Message>>,
-    own: VecDeque<Own>,
+    pub(crate) own: VecDeque<Own>,
     /// How many of `own`, at its end, were not handed out.
     own_new: usize,
-    notices: Notices,
+    pub(crate) notices: Notices,
     /// Whether there may be any of them.
     has_notices: bool,
 }
@@ -65,15 +66,6 @@ impl Outbox {
         let is_due = |own: &Own| own.submission.is_some_and(|own| own <= id);
         self.own.front().is_some_and(is_due).then_some(())?;
         self.own.pop_front().map(|own| own.message)
-    }
-
-    /// Takes out an own message that waited for `id`, whichever came before it.
-    pub(crate) fn take_own(&mut self, id: SubmissionId, message: &Message) -> bool {
-        let at = self
-            .own
-            .iter()
-            .position(|own| own.submission == Some(id) && own.message == *message);
-        at.and_then(|at| self.own.remove(at)).is_some()
     }
 
     #[inline]
@@ -123,6 +115,7 @@ impl Raft {
         if self.is_me(to) {
             self.out.own.push_back(Own {
                 submission: None,
+                #[cfg(feature = "__steps")]
                 follows: self.out.after_sync.len(),
                 message,
             });
@@ -269,19 +262,8 @@ impl Raft {
         }
     }
 
-    /// The messages of this replica to itself that wait for `id`, and after how many of the same
-    /// `messages_after_sync` each was said; for drivers that show each step.
-    #[doc(hidden)]
-    pub fn own_messages(&self, id: SubmissionId) -> impl Iterator<Item = (usize, &Message)> {
-        self.out
-            .own
-            .iter()
-            .filter(move |own| own.submission == Some(id))
-            .map(|own| (own.follows, &own.message))
-    }
-
     /// What may be handed out now: from and to which index, and how many bytes of it.
-    fn next_to_apply(&self) -> Option<(Index, Index, usize)> {
+    pub(crate) fn next_to_apply(&self) -> Option<(Index, Index, usize)> {
         let to = self.appliable();
         if self.is_applying_paused || self.log.installing.is_some() || to <= self.log.applying {
             return None;
@@ -363,24 +345,6 @@ pub(crate) fn gather_at_hand(
 
 /// Reading back what is no longer in memory.
 impl Raft {
-    /// Takes what would come as [`Ready::fetch`], for drivers that answer at once: what the next
-    /// [`Ready`] could not hand out without it is asked for too.
-    #[doc(hidden)]
-    pub fn take_fetches(&mut self) -> Vec<Fetch> {
-        if let Some((from, to, room)) = self.next_to_apply() {
-            let mut batches: Vec<Batch> = Vec::new();
-            self.entries_at_hand(from, to, room, &mut batches);
-            let next = batches
-                .last()
-                .map_or(from, |batch| batch.last().index.next());
-            let is_at_hand = self.entries_at_hand(next, next, usize::MAX, &mut Vec::<Batch>::new());
-            if next <= to && !is_at_hand {
-                self.fetch(next, to, room);
-            }
-        }
-        core::mem::take(&mut self.out.notices.fetch)
-    }
-
     /// Asks the driver for entries, once for each place.
     pub(crate) fn fetch(&mut self, first: Index, last: Index, bytes_max: usize) {
         let is_asked = self.fetching.iter().any(|fetch| fetch.first == first);

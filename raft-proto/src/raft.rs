@@ -679,7 +679,7 @@ impl Raft {
     /// [`AfterSync::release`](crate::AfterSync::release) takes the answer.
     pub fn persisted(&mut self, id: SubmissionId) -> Durable {
         while self.take_own_message(id) {}
-        self.entries_persisted(id);
+        self.count_entries(id);
         Durable::up_to(id)
     }
 
@@ -692,22 +692,8 @@ impl Raft {
         true
     }
 
-    /// Takes this message of the replica to itself, which waited for submission `id`; part of the
-    /// first half of [`Raft::persisted`], for drivers that show each step.
-    #[doc(hidden)]
-    pub fn step_own_message(&mut self, id: SubmissionId, message: &Message) -> bool {
-        let is_taken = self.out.take_own(id, message);
-        if is_taken {
-            self.step(&mut message.clone()).ok();
-        }
-        self.assert_invariants();
-        is_taken
-    }
-
-    /// Counts what submissions up to `id` hold as durable; the second half of
-    /// [`Raft::persisted`].
-    #[doc(hidden)]
-    pub fn entries_persisted(&mut self, id: SubmissionId) {
+    /// Counts what submissions up to `id` hold as durable.
+    pub(crate) fn count_entries(&mut self, id: SubmissionId) {
         if let Some(term) = self.log.persisted(id) {
             self.durable_term = self.durable_term.max(term);
         }
