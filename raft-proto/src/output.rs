@@ -10,7 +10,8 @@ use crate::message::{Body, Message, SnapshotMeta};
 use crate::raft::Raft;
 use crate::raft_log::RaftLog;
 use crate::ready::{
-    AfterSync, Dropped, Fetch, Fetched, ReadState, Ready, SoftState, SubmissionId, Underway,
+    AfterSync, Dropped, Durable, Fetch, Fetched, ReadState, Ready, SoftState, SubmissionId,
+    Underway,
 };
 use crate::roles::State;
 use crate::types::{Index, ReplicaId, Term};
@@ -129,8 +130,8 @@ impl Raft {
             || (self.term > self.durable_term && !matches!(message.body, Body::PreVote { .. }));
         if must_wait {
             let follows = self.out.messages.len();
-            let submission = self.log.next_submission();
-            let held = AfterSync::new(message, submission, follows);
+            let durable = Durable::up_to(self.life(), self.log.next_submission());
+            let held = AfterSync::new(message, durable, follows);
             self.out.after_sync.push(held);
         } else {
             self.out.messages.push(message);

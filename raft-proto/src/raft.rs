@@ -18,7 +18,7 @@ use crate::output::Outbox;
 use crate::progress::{Members, Peer, PeerStatus, Peers};
 use crate::raft_log::{RaftLog, held_bytes};
 use crate::read_index::Reads;
-use crate::ready::{Durable, Fetch, Restored, Role, SoftState, SubmissionId};
+use crate::ready::{Durable, Fetch, Life, Restored, Role, SoftState, SubmissionId};
 use crate::roles::{Follower, Leader, State, Votes};
 use crate::types::{HardState, Index, ReplicaId, Term};
 
@@ -393,6 +393,14 @@ impl Raft {
         self.leading_mut()?.peers.peer_mut(id)
     }
 
+    pub(crate) const fn life(&self) -> Life {
+        Life {
+            group: self.config.group,
+            replica: self.config.id,
+            number: self.config.life,
+        }
+    }
+
     pub(crate) const fn is_me(&self, id: ReplicaId) -> bool {
         id.get() == self.config.id.get()
     }
@@ -680,7 +688,7 @@ impl Raft {
     pub fn persisted(&mut self, id: SubmissionId) -> Durable {
         while self.take_own_message(id) {}
         self.count_entries(id);
-        Durable::up_to(id)
+        Durable::up_to(self.life(), id)
     }
 
     fn take_own_message(&mut self, id: SubmissionId) -> bool {

@@ -6,7 +6,7 @@ use crate::entry::Batch;
 use crate::error::DropReason;
 use crate::membership::Membership;
 use crate::message::{Message, SnapshotMeta};
-use crate::types::{EntryId, HardState, Index, ReplicaId, Term};
+use crate::types::{EntryId, GroupId, HardState, Index, ReplicaId, Term};
 
 /// Numbers what was given out to be made durable: one more each time, complete in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,16 +21,25 @@ pub struct TermRun {
     pub term: Term,
 }
 
-/// The word that all up to a submission is durable; only [`Raft::persisted`](crate::Raft::persisted)
-/// gives it.
+/// One life of one replica: its submissions are numbered by themselves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Life {
+    pub(crate) group: GroupId,
+    pub(crate) replica: ReplicaId,
+    pub(crate) number: u64,
+}
+
+/// The word that all up to a submission of a replica is durable; only
+/// [`Raft::persisted`](crate::Raft::persisted) gives it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Durable {
+    life: Life,
     submission: SubmissionId,
 }
 
 impl Durable {
-    pub(crate) const fn up_to(submission: SubmissionId) -> Self {
-        Self { submission }
+    pub(crate) const fn up_to(life: Life, submission: SubmissionId) -> Self {
+        Self { life, submission }
     }
 }
 
@@ -39,15 +48,15 @@ impl Durable {
 #[must_use]
 pub struct AfterSync<T> {
     held: T,
-    submission: SubmissionId,
+    durable: Durable,
     follows: usize,
 }
 
 impl<T> AfterSync<T> {
-    pub(crate) const fn new(held: T, submission: SubmissionId, follows: usize) -> Self {
+    pub(crate) const fn new(held: T, durable: Durable, follows: usize) -> Self {
         Self {
             held,
-            submission,
+            durable,
             follows,
         }
     }
@@ -56,12 +65,20 @@ impl<T> AfterSync<T> {
     ///
     /// # Panics
     ///
-    /// If `durable` is of an earlier submission: what it promises could be forgotten.
+    /// If `durable` is of an earlier submission, or of another replica or another life of it: what it
+    /// promises could be forgotten.
     pub fn release(self, durable: Durable) -> T {
+        let waits_for = self.durable;
         assert!(
-            self.submission <= durable.submission,
+            waits_for.life == durable.life,
+            "it waits for the disk of {:?}, and {:?} has written",
+            waits_for.life,
+            durable.life
+        );
+        assert!(
+            waits_for.submission <= durable.submission,
             "it waits for {:?}, and no more than {:?} is durable",
-            self.submission,
+            waits_for.submission,
             durable.submission
         );
         self.held

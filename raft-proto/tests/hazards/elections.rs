@@ -1,9 +1,10 @@
 //! Elections and terms: hazards 12 to 19.
 
-use crate::net::{Net, entry_id, index, message, replica};
-use crate::{follower, plain};
+use crate::net::{Net, entry_id, group, index, message, replica};
+use crate::{follower, plain, restarted};
 use raft_proto::{
-    Body, EntryId, HardState, Index, ProposeError, Refused, Role, Term, ViolationKind,
+    AfterSync, Body, Config, Durable, EntryId, HardState, Index, Message, ProposeError, Refused,
+    Role, Term, ViolationKind,
 };
 
 #[test]
@@ -47,6 +48,34 @@ fn hazard_12_the_word_of_an_earlier_sync_releases_no_vote() {
     for held in second.messages_after_sync {
         held.release(durable);
     }
+}
+
+#[test]
+fn hazard_12_the_word_of_another_replica_or_life_releases_no_vote() {
+    let voted = |id, life| {
+        let config = Config {
+            life,
+            ..Config::new(group(), replica(id), id)
+        };
+        let mut raft = restarted(config, 1, &[1], 1);
+        let last = entry_id(1, 1);
+        let is_transfer = false;
+        let asked = message(1, id, 2, Body::Vote { last, is_transfer });
+        raft.handle_message(asked).expect("a vote is free");
+        let ready = raft.poll_ready().expect("a vote");
+        let durable = raft.persisted(ready.submission.expect("a vote"));
+        (ready.messages_after_sync, durable)
+    };
+    let release = |(held, _): (Vec<AfterSync<Message>>, Durable), durable: Durable| {
+        let release =
+            || -> Vec<Message> { held.into_iter().map(|held| held.release(durable)).collect() };
+        std::panic::catch_unwind(std::panic::AssertUnwindSafe(release))
+    };
+    // Each of them has the same number for its submission.
+    let released = release(voted(2, 1), voted(2, 1).1).expect("its own");
+    assert_eq!(released.len(), 1);
+    assert!(release(voted(2, 1), voted(3, 1).1).is_err());
+    assert!(release(voted(2, 1), voted(2, 2).1).is_err());
 }
 
 #[test]
