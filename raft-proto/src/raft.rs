@@ -18,7 +18,7 @@ use crate::output::Outbox;
 use crate::progress::{Members, Peer, PeerStatus, Peers};
 use crate::raft_log::{RaftLog, held_bytes};
 use crate::read_index::Reads;
-use crate::ready::{Durable, Fetch, Life, Restored, Role, SoftState, SubmissionId};
+use crate::ready::{Durable, Fetch, Life, Restored, Role, SoftState, SubmissionId, Underway};
 use crate::roles::{Follower, Leader, State, Votes};
 use crate::types::{HardState, Index, ReplicaId, Term};
 
@@ -832,9 +832,14 @@ impl Raft {
         };
         let admitted = self.membership.index;
         leader.peers.switch(members, &changed.added, next, admitted);
-        leader
-            .snapshot_requests
-            .retain(|&id, _| members.get(id).is_some());
+        leader.snapshot_requests.retain(|&from, _| {
+            let is_member = members.get(from).is_some();
+            if !is_member {
+                let what = Underway::SnapshotRequestOf { from };
+                self.out.drop(what, DropReason::UnknownPeer);
+            }
+            is_member
+        });
         leader.reads.end_lease(self.round);
         let own = members.get(self.config.id);
         let may_lead = own.is_some_and(|own| !own.is_learner);

@@ -401,6 +401,23 @@ fn reads_and_requests_under_way_when_the_leader_changes() {
 }
 
 #[test]
+fn a_request_for_a_snapshot_of_who_is_removed() {
+    let mut net = led();
+    net.settle();
+    told(&mut net, 1);
+    net.cut.insert((1, 3));
+    net.raft(3).request_snapshot(index(2)).expect("it follows");
+    net.settle();
+    let remove = change(ChangeKind::Remove, 3);
+    net.raft(1).propose_membership(remove).expect("it leads");
+    net.settle();
+    assert!(!net.raft(1).membership().is_member(replica(3)));
+    let what = Underway::SnapshotRequestOf { from: replica(3) };
+    let gone = because(what, DropReason::UnknownPeer);
+    assert_eq!(told(&mut net, 1), [gone]);
+}
+
+#[test]
 fn transfers_that_are_given_up() {
     let to_two = Underway::Transfer { to: replica(2) };
     let to_three = Underway::Transfer { to: replica(3) };
