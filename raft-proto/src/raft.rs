@@ -170,7 +170,7 @@ impl Raft {
             membership_handed: None,
             members: Members::default(),
             leader_time_ms: restored.leader_time_ms,
-            last_bare: Index::ZERO,
+            last_bare: restored.last_without_command.min(last),
             snapshot: restored.snapshot,
             installing: None,
             round: 0,

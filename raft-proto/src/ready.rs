@@ -300,6 +300,11 @@ pub struct Restored {
     /// The leader's time of the last entry, in milliseconds, or of the last that the newest snapshot
     /// covers: no entry appended here carries an earlier one.
     pub leader_time_ms: u64,
+    /// The last entry of the log that is without its command, or the last index that a snapshot of
+    /// metadata covers; 0: none. Of a witness it is all of its log, and need not be told. It is of
+    /// one that was a witness, was removed, and may be added again as a full member: with such a log
+    /// it never leads.
+    pub last_without_command: Index,
     /// [`Config::lease_ticks`](crate::Config::lease_ticks) of the life before, if it was lowered
     /// since: leases that were granted then are waited for.
     pub lease_ticks: u64,

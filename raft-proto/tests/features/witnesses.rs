@@ -169,6 +169,15 @@ fn witnesses_alone_are_no_quorum_in_either_half_of_a_joint_membership() {
 
 #[test]
 fn one_that_was_a_witness_never_leads_with_a_log_without_commands() {
+    was_a_witness(false);
+}
+
+#[test]
+fn one_that_was_a_witness_remembers_it_by_its_log() {
+    was_a_witness(true);
+}
+
+fn was_a_witness(restarts: bool) {
     let mut net = led();
     net.add(4, voters(&[1, 2]), plain);
     net.raft(1)
@@ -183,6 +192,9 @@ fn one_that_was_a_witness_never_leads_with_a_log_without_commands() {
             .propose_membership(change(kind, 3))
             .expect("it is no member in between");
         net.settle();
+        if restarts {
+            net.restart(3);
+        }
     }
     net.tick_all(2);
     assert!(!net.raft(3).membership().is_witness(replica(3)));

@@ -137,6 +137,13 @@ impl Disk {
                 .last()
                 .and_then(|batch| Some(batch.iter().last()?.leader_time_ms()))
                 .unwrap_or_default(),
+            last_without_command: self
+                .log
+                .iter()
+                .flat_map(Batch::iter)
+                .filter(|entry| entry.is_without_command())
+                .last()
+                .map_or(Index::ZERO, |entry| entry.index()),
             lease_ticks: 0,
         }
     }
