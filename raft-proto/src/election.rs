@@ -8,7 +8,7 @@ use crate::message::Body;
 use crate::quorum::VoteResult;
 use crate::raft::Raft;
 use crate::ready::{Role, Underway};
-use crate::roles::State;
+use crate::roles::{Leader, State};
 use crate::types::{EntryId, Index, ReplicaId, Term};
 
 /// Why a replica stands for election.
@@ -66,10 +66,12 @@ impl Raft {
             let heartbeat = leader
                 .heartbeat_from
                 .saturating_add(self.config.heartbeat_ticks);
-            let needs_check = self.config.check_quorum || leader.transferee.is_some();
             let timeout = self.config.election_timeout_ticks_min;
-            let check = needs_check.then(|| self.elapsed_from.saturating_add(timeout));
-            Some(check.map_or(heartbeat, |check| check.min(heartbeat)))
+            let check = self.config.check_quorum.then_some(self.elapsed_from);
+            let transfer = leader.transferee.map(|_| leader.transfer_from);
+            let since = check.into_iter().chain(transfer).min();
+            let due = since.map(|from| from.saturating_add(timeout));
+            Some(due.map_or(heartbeat, |due| due.min(heartbeat)))
         } else {
             self.is_promotable()
                 .then(|| self.elapsed_from.saturating_add(self.timeout))
@@ -116,8 +118,8 @@ impl Raft {
     }
 
     fn advance_leader(&mut self) {
-        if self.elapsed() >= self.config.election_timeout_ticks_min {
-            let tick = self.tick;
+        let (tick, timeout) = (self.tick, self.config.election_timeout_ticks_min);
+        if self.elapsed() >= timeout {
             self.elapsed_from = tick;
             if let Some(leader) = self.leading_mut() {
                 leader.check_put_off_at = None;
@@ -125,10 +127,13 @@ impl Raft {
             if self.config.check_quorum {
                 self.check_quorum();
             }
-            // A transfer that takes so long has failed (thesis §3.10).
+        }
+        // A transfer that takes so long has failed (thesis §3.10).
+        let has_failed = |leader: &Leader| tick.saturating_sub(leader.transfer_from) >= timeout;
+        if self.leading().is_some_and(has_failed) {
             self.give_up_transfer(DropReason::NoAnswer);
         }
-        let (tick, every) = (self.tick, self.config.heartbeat_ticks);
+        let every = self.config.heartbeat_ticks;
         if let Some(leader) = self.leading_mut()
             && tick.saturating_sub(leader.heartbeat_from) >= every
         {
@@ -408,6 +413,7 @@ impl Raft {
         let (tick, timeout) = (self.tick, self.config.election_timeout_ticks_min);
         if let State::Leader(own) = &mut self.state {
             own.transferee = Some(to);
+            own.transfer_from = tick;
             // It has an election timeout, as in etcd; but transfer after transfer must not put off
             // the check of the quorum for ever.
             let first = *own.check_put_off_at.get_or_insert(tick);

@@ -481,6 +481,7 @@ impl Raft {
         let leader = Leader {
             peers,
             transferee: None,
+            transfer_from: self.tick,
             // Every entry that is not done with may be a membership change (hazard 3).
             pending_change: last,
             led_from: last.next(),

@@ -119,6 +119,8 @@ pub(crate) struct Leader {
     pub(crate) peers: Peers,
     /// To whom the leadership is being handed.
     pub(crate) transferee: Option<ReplicaId>,
+    /// The tick at which that began.
+    pub(crate) transfer_from: u64,
     /// At or past the last membership entry that may not be done with.
     pub(crate) pending_change: Index,
     /// The first entry of this leadership.
