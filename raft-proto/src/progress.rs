@@ -83,6 +83,15 @@ impl Progress {
         }
     }
 
+    /// The highest index that the member itself is known to match: not one by its name alone.
+    pub(crate) fn vouched(&self) -> Index {
+        if self.matched < self.admitted {
+            Index::ZERO
+        } else {
+            self.matched
+        }
+    }
+
     pub(crate) const fn is_probe(&self) -> bool {
         matches!(self.state, ProgressState::Probe { .. })
     }

@@ -305,7 +305,7 @@ impl Raft {
                 return;
             };
             // Never past what is known to match (hazard 25).
-            let commit = peer.progress.matched.min(committed);
+            let commit = peer.progress.vouched().min(committed);
             peer.progress.on_sent_commit(commit);
             raft.send(to, Body::Heartbeat { commit, round });
         });

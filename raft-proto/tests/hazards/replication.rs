@@ -500,3 +500,28 @@ fn hazard_27_what_a_removed_replica_acknowledged_commits_nothing_for_its_success
     net.tick_all(3);
     assert!(net.raft(1).commit() > commit);
 }
+
+/// The successor is there, or its host is not yet up, and what a late word had the leader send is
+/// lost.
+#[test]
+fn hazard_27_a_late_acknowledgement_and_a_lost_append_leave_nobody_behind() {
+    for kind in [ChangeKind::AddLearner, ChangeKind::AddVoter] {
+        for is_reported in [false, true] {
+            let (mut net, mut late) = readmitted(kind);
+            net.cut.insert((1, 4));
+            net.deliver(late.pop().expect("some"));
+            net.settle();
+            for _ in 0..3 {
+                if is_reported {
+                    net.raft(1).report_unreachable(replica(4));
+                }
+                net.propose(1, "lost on the way to it").expect("it leads");
+                net.settle();
+            }
+            net.cut.clear();
+            net.tick_all(20);
+            let last = net.raft(1).last_index();
+            assert_eq!(net.raft(4).last_index(), last, "{kind:?}");
+        }
+    }
+}
