@@ -820,6 +820,8 @@ impl Raft {
     pub(crate) fn switch(&mut self, changed: Changed) {
         trace!(self, ApplyMembership(changed.membership.clone()));
         let next = self.log.last().max(Index::new(1));
+        // Past the last change too: there is none up to there that a leader would wait for.
+        self.switched_to = self.switched_to.max(to);
         self.membership = changed.membership;
         self.members = Members::of(&self.membership);
         self.patience.reset();

@@ -378,3 +378,43 @@ fn hazard_2_the_commit_index_kept_with_the_entries_holds_off_an_old_majority() {
     );
     assert_eq!(net.node(1).texts(), ["x"]);
 }
+
+#[test]
+fn hazard_2_a_new_leader_with_a_slow_state_machine_leaves_a_joint_membership() {
+    let narrow = |config: &mut Config| config.committed_bytes_per_ready_max = 1;
+    let mut net = Net::new(&[1, 2, 3], narrow);
+    net.add(4, voters(&[1, 2, 3]), narrow);
+    net.elect(1);
+    for id in 1..=3 {
+        net.node(id).is_apply_slow = true;
+    }
+    for command in ["a", "b"] {
+        net.propose(1, command).expect("it leads");
+    }
+    net.settle();
+    // The membership is joint, and a command follows; the leader is lost before it leaves it.
+    let both = changes(&[(ChangeKind::AddVoter, 4), (ChangeKind::Remove, 3)]);
+    net.raft(1).propose_membership(both).expect("none pending");
+    let joint = net.raft(1).last_index();
+    net.propose(1, "c").expect("it leads");
+    for _ in 0..200 {
+        for id in 1..=4 {
+            if id != 1 || net.raft(1).commit() < joint {
+                net.pump(id);
+            }
+        }
+        if net.mail.is_empty() {
+            break;
+        }
+        net.deliver_one();
+    }
+    net.node(1).is_down = true;
+    net.mail.clear();
+    net.raft(2).campaign().expect("it may stand");
+    net.settle();
+    net.tick_all(30);
+    assert_eq!(net.leaders(), [2]);
+    assert!(net.raft(2).applied_index() < joint, "it is slow");
+    let membership = net.raft(2).membership();
+    assert!(membership.index > joint && !membership.is_joint());
+}
