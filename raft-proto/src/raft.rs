@@ -124,7 +124,9 @@ impl Raft {
         restored.check()?;
         let first = restored.first.max(Index::new(1));
         let (last, applied) = (restored.last.index, restored.applied);
+        let covered = restored.snapshot.as_ref().map(|meta| meta.id.index);
         let commit = restored.hard_state.commit.max(applied);
+        let commit = commit.max(covered.unwrap_or_default());
         let log = RaftLog::new(
             first,
             last,

@@ -357,6 +357,25 @@ pub enum RestoredError {
         /// The last.
         last: Index,
     },
+    /// The log ends before the newest snapshot. Begin it anew after the snapshot.
+    #[error("the newest snapshot is of {snapshot}, and the log ends at {last}")]
+    SnapshotPastEnd {
+        /// The last entry that the snapshot covers.
+        snapshot: EntryId,
+        /// The last index of the log.
+        last: Index,
+    },
+    /// The newest snapshot is not of the entry that the log holds there, or of a membership to come.
+    #[error("the newest snapshot, of {snapshot} and membership {membership}, is not of this log")]
+    SnapshotOfAnother {
+        /// The last entry that the snapshot covers.
+        snapshot: EntryId,
+        /// The index of its membership.
+        membership: Index,
+    },
+    /// The indexes of membership entries do not ascend.
+    #[error("the indexes of membership entries do not ascend")]
+    MembershipEntries,
     /// The membership is later than what is applied.
     #[error("the membership is of {membership}, and {applied} is applied")]
     MembershipAhead {
@@ -399,11 +418,38 @@ impl Restored {
                 last,
             });
         }
+        self.check_snapshot(before)?;
+        let entries = &self.membership_entries;
+        if !entries.is_sorted_by(|earlier, later| earlier < later) {
+            return Err(RestoredError::MembershipEntries);
+        }
         let membership = self.membership.index;
         if membership > applied {
             return Err(RestoredError::MembershipAhead {
                 membership,
                 applied,
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks the newest snapshot against the log, which knows terms from the entry `before` its first.
+    fn check_snapshot(&self, before: Index) -> Result<(), RestoredError> {
+        let Some(meta) = &self.snapshot else {
+            return Ok(());
+        };
+        let (snapshot, membership) = (meta.id, meta.membership.index);
+        let last = self.last.index;
+        if snapshot.index > last {
+            return Err(RestoredError::SnapshotPastEnd { snapshot, last });
+        }
+        let mut runs = self.terms.iter().rev();
+        let run = runs.find(|run| run.first <= snapshot.index);
+        let is_of_log = snapshot.index < before || run.is_none_or(|run| run.term == snapshot.term);
+        if !is_of_log || membership > snapshot.index {
+            return Err(RestoredError::SnapshotOfAnother {
+                snapshot,
+                membership,
             });
         }
         Ok(())

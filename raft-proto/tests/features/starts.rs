@@ -1,7 +1,9 @@
 //! What a replica is started from: a disk that contradicts itself starts none.
 
 use crate::net::{entry_id, follower, index, voters};
-use raft_proto::{HardState, Index, Raft, Restored, RestoredError, StartError, Term, TermRun};
+use raft_proto::{
+    HardState, Index, Raft, Restored, RestoredError, SnapshotMeta, StartError, Term, TermRun,
+};
 
 const fn run(first: u64, term: u64) -> TermRun {
     TermRun {
@@ -85,4 +87,52 @@ fn a_disk_that_contradicts_itself_is_refused_with_what_is_wrong() {
         applied,
     };
     refuse(&|disk| disk.membership.index = membership, error);
+}
+
+fn covered(term: u64, last: u64, membership: u64) -> Option<SnapshotMeta> {
+    let mut membership_then = voters(&[1, 2, 3]);
+    membership_then.index = index(membership);
+    Some(SnapshotMeta {
+        id: entry_id(term, last),
+        membership: membership_then,
+    })
+}
+
+#[test]
+fn the_newest_snapshot_is_one_of_this_log_and_all_in_it_is_committed() {
+    let with = |snapshot| Restored {
+        snapshot,
+        ..sound()
+    };
+    for (term, last, commit) in [(1, 3, 7), (2, 4, 7), (2, 6, 7), (3, 7, 7), (3, 8, 8)] {
+        let raft = start(with(covered(term, last, 0))).expect("it is sound");
+        assert_eq!(raft.commit(), index(commit));
+    }
+    let refuse = |restored: Restored, error: RestoredError| {
+        let refused = start(restored).err();
+        assert_eq!(refused, Some(StartError::Restored(error)));
+    };
+    let (snapshot, last) = (entry_id(3, 9), index(8));
+    let error = RestoredError::SnapshotPastEnd { snapshot, last };
+    refuse(with(covered(3, 9, 0)), error);
+    for (term, last, of) in [(3, 4, 0), (3, 6, 0), (2, 7, 0), (2, 6, 7)] {
+        let (snapshot, membership) = (entry_id(term, last), index(of));
+        let error = RestoredError::SnapshotOfAnother {
+            snapshot,
+            membership,
+        };
+        refuse(with(covered(term, last, of)), error);
+    }
+}
+
+#[test]
+fn indexes_of_membership_entries_ascend() {
+    for indexes in [[7, 7], [8, 7]] {
+        let restored = Restored {
+            membership_entries: indexes.map(Index::new).into(),
+            ..sound()
+        };
+        let error = StartError::Restored(RestoredError::MembershipEntries);
+        assert_eq!(start(restored).err(), Some(error));
+    }
 }
