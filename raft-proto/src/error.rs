@@ -72,6 +72,9 @@ pub enum DropReason {
     NotForThisRole,
     /// The replica may not lead: it is no voter, or a witness.
     NotPromotable,
+    /// This replica's log lacks commands, from when it was a witness: its state machine would answer
+    /// wrongly. Remove it, and add an empty one under another id.
+    LogWithoutCommands,
     /// Leadership is already being handed over.
     TransferInProgress,
     /// It tells what is known already.
@@ -113,6 +116,7 @@ impl fmt::Display for DropReason {
             Self::NoAnswer => "no answer came in time",
             Self::NotForThisRole => "the role it is meant for is over",
             Self::NotPromotable => "the replica may not lead",
+            Self::LogWithoutCommands => "the log lacks commands, from when it was a witness's",
             Self::TransferInProgress => "leadership is being handed over",
             Self::Stale => "nothing new",
             Self::SnapshotOutdated => "the snapshot is older than the commit index",

@@ -304,7 +304,7 @@ impl Membership {
             return Err(MembershipError::SimpleInJoint);
         }
         let mut next = self.clone();
-        let added = next.apply(changes)?;
+        let added = next.apply(changes, self)?;
         if next.voters.symmetric_difference(&self.voters).count() > 1 {
             return Err(MembershipError::NotSimple);
         }
@@ -330,7 +330,7 @@ impl Membership {
         }
         let mut next = self.clone();
         next.voters_outgoing = next.voters.clone();
-        let added = next.apply(changes)?;
+        let added = next.apply(changes, self)?;
         next.auto_leave = auto_leave;
         next.checked(index, added)
     }
@@ -382,12 +382,21 @@ impl Membership {
         })
     }
 
-    fn apply(&mut self, changes: &[Change]) -> Result<Vec<ReplicaId>, MembershipError> {
+    /// Makes the changes one after the other, to what was `before`.
+    fn apply(
+        &mut self,
+        changes: &[Change],
+        before: &Self,
+    ) -> Result<Vec<ReplicaId>, MembershipError> {
         let mut added = Vec::new();
         for change in changes {
             let id = change.replica;
-            let was_member = self.is_voter(id) || self.learners.contains(&id);
-            if was_member && change.kind.turns_witness(self.is_witness(id)) {
+            let was_member = self.is_member(id);
+            // Who is removed and added again in one change has kept its log.
+            let turns_witness = [before, &*self]
+                .iter()
+                .any(|old| old.is_member(id) && change.kind.turns_witness(old.is_witness(id)));
+            if turns_witness {
                 return Err(MembershipError::WitnessForLife(id));
             }
             match change.kind {

@@ -176,7 +176,7 @@ impl Raft {
     fn fill(&mut self, ready: &mut Ready) -> bool {
         ready.clear();
         if !self.config.change_done_when_applied {
-            if self.is_applying_paused {
+            if self.is_applying_paused || self.lacks_commands() {
                 self.switch_ahead();
             }
             // Else it is due when something was applied, and at no other time.
@@ -266,7 +266,11 @@ impl Raft {
     /// What may be handed out now: from and to which index, and how many bytes of it.
     pub(crate) fn next_to_apply(&self) -> Option<(Index, Index, usize)> {
         let to = self.appliable();
-        if self.is_applying_paused || self.log.installing.is_some() || to <= self.log.applying {
+        if self.is_applying_paused
+            || self.log.installing.is_some()
+            || to <= self.log.applying
+            || self.lacks_commands()
+        {
             return None;
         }
         let quota = self.config.committed_bytes_per_ready_max;

@@ -407,6 +407,13 @@ impl Raft {
         id.get() == self.config.id.get()
     }
 
+    /// Whether it is a full member with the log of the witness that it was: what follows the last
+    /// entry without its command is no use to its state machine, nor its state to anybody.
+    pub(crate) fn lacks_commands(&self) -> bool {
+        self.last_bare > Index::ZERO
+            && (self.members.get(self.config.id)).is_some_and(|own| !own.is_witness)
+    }
+
     /// Up to where membership entries are done with.
     pub(crate) fn changes_done(&self) -> Index {
         if self.config.change_done_when_applied {

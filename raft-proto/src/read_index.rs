@@ -112,8 +112,12 @@ impl Raft {
     ///
     /// # Errors
     ///
-    /// [`DropReason::NoLeader`], or [`DropReason::ReadsFull`]: ask again later, or elsewhere.
+    /// [`DropReason::NoLeader`], or [`DropReason::ReadsFull`]: ask again later, or elsewhere; or
+    /// [`DropReason::LogWithoutCommands`].
     pub fn read_index(&mut self, user: u64) -> Result<(), Refused> {
+        if self.lacks_commands() {
+            return Refused::dropped(DropReason::LogWithoutCommands);
+        }
         self.wake();
         let follower = match &mut self.state {
             State::Leader(leader) => {

@@ -73,8 +73,7 @@ impl Raft {
         if let Some(index) = self.log.installing {
             return Some(WhyNoLeader::InstallingSnapshot { index });
         }
-        let own = self.members.get(self.config.id);
-        if self.last_bare > Index::ZERO && own.is_some_and(|own| !own.is_witness) {
+        if self.lacks_commands() {
             let index = self.last_bare;
             return Some(WhyNoLeader::LogWithoutCommands { index });
         }

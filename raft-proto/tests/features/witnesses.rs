@@ -1,6 +1,6 @@
 //! Witnesses: voters that hold the places of entries and no commands (thesis §11.7.2).
 
-use crate::net::{Net, change, entry_id, index, message, plain, replica, voters};
+use crate::net::{Net, change, changes, entry_id, index, message, plain, replica, voters};
 use crate::{dropped, status};
 use raft_proto::{
     Body, ChangeKind, DropReason, MembershipError, PeerState, ProposeError, Refused, Role, Term,
@@ -155,7 +155,7 @@ fn a_member_is_a_witness_for_life_or_not_at_all() {
 fn witnesses_alone_are_no_quorum_in_either_half_of_a_joint_membership() {
     let mut net = led();
     let before = net.raft(1).membership().clone();
-    let refused = net.raft(1).propose_membership(crate::net::changes(&[
+    let refused = net.raft(1).propose_membership(changes(&[
         (ChangeKind::Remove, 1),
         (ChangeKind::AddWitness, 4),
     ]));
@@ -205,12 +205,27 @@ fn was_a_witness(restarts: bool) {
     assert_eq!(net.raft(3).next_deadline(), None);
     // The leader is lost: it says why it does not stand, and the others go on.
     net.raft(3).forget_leader().expect("it follows");
-    let index = index(3);
+    let last_bare = index(3);
     assert_eq!(
         net.raft(3).why_no_leader(),
-        Some(WhyNoLeader::LogWithoutCommands { index })
+        Some(WhyNoLeader::LogWithoutCommands { index: last_bare })
     );
     net.elect(2);
+    // Nor does its state machine go on, or answer anybody.
+    let texts = net.node(3).texts();
+    net.propose(2, "c").expect("it leads");
+    net.settle();
+    net.tick_all(2);
+    assert_eq!(net.node(2).texts(), ["a", "c"]);
+    assert_eq!(net.node(3).texts(), texts);
+    let refused = dropped(DropReason::LogWithoutCommands);
+    assert_eq!(net.raft(3).read_index(1), refused);
+    // Its word counts, and it goes along with changes.
+    let change = change(ChangeKind::AddLearner, 5);
+    net.raft(2).propose_membership(change).expect("taken");
+    net.settle();
+    let membership = net.raft(2).membership().clone();
+    assert_eq!(net.raft(3).membership(), &membership);
     // A snapshot in place of its log brings all.
     net.cut_off(3);
     net.propose(2, "b").expect("it leads");
@@ -237,4 +252,24 @@ fn a_full_member_takes_no_entries_without_commands() {
         assert_eq!(net.raft(2).handle_message(append), refused);
     }
     assert_eq!(net.raft(2).last_index(), index(1));
+}
+
+#[test]
+fn nobody_is_removed_and_added_again_as_what_it_was_not() {
+    let mut membership = voters(&[1, 2, 4, 5]);
+    membership.witnesses.insert(replica(5));
+    membership.learners.insert(replica(3));
+    let mut net = Net::with_membership(&[1, 2, 3, 4, 5], &membership, plain);
+    net.elect(1);
+    for (id, kind) in [
+        (3, ChangeKind::AddWitness),
+        (4, ChangeKind::AddWitness),
+        (5, ChangeKind::AddVoter),
+        (5, ChangeKind::AddLearner),
+    ] {
+        let both = changes(&[(ChangeKind::Remove, id), (kind, id)]);
+        let refused = net.raft(1).propose_membership(both);
+        let error = MembershipError::WitnessForLife(replica(id));
+        assert_eq!(refused, Err(ProposeError::Change(error)), "{id}");
+    }
 }
