@@ -177,7 +177,10 @@ impl Raft {
     /// priority between it and the target, which falls by a fifth after two rounds.
     fn is_patience_over(&mut self) -> bool {
         let own = self.membership.priority(self.config.id);
-        let voters = || self.members.iter().filter(|member| member.is_voter());
+        let voters = || {
+            let full = self.members.iter().filter(|member| !member.is_witness);
+            full.filter(|member| member.is_voter())
+        };
         let highest = voters()
             .map(|voter| self.membership.priority(voter.id))
             .max()

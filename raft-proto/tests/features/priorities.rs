@@ -165,3 +165,14 @@ fn a_priority_is_set_by_a_membership_change_and_survives_a_restart() {
     }
     assert_eq!(net.raft(1).commit(), index(3));
 }
+
+#[test]
+fn nobody_waits_for_a_witness_which_never_stands() {
+    let mut membership = with_priorities(&[(1, 0), (2, 0), (3, 1)]);
+    membership.witnesses.insert(replica(3));
+    let mut net = Net::with_membership(&[1], &membership, |config| {
+        config.election_timeout_ticks_max = config.election_timeout_ticks_min;
+    });
+    net.tick(1, 10);
+    assert_eq!(net.raft(1).role(), Role::Candidate);
+}
