@@ -19,8 +19,10 @@ fn main() -> Result<(), Box<dyn Error>> {
             ..Restored::default()
         };
         let raft = Raft::new(Config::new(group, id, id.get()), disk, 0)?;
-        let commands = Vec::new();
-        replicas.push(Replica { raft, commands });
+        replicas.push(Replica {
+            raft,
+            commands: Vec::new(),
+        });
     }
     replicas[0].raft.campaign()?; // or wait: `advance_to` tells a replica the time
     run(&mut replicas)?;

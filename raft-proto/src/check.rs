@@ -134,7 +134,8 @@ impl Raft {
         let mut before = prev;
         for batch in entries {
             let (first, last) = (batch.first(), batch.last());
-            let follows = first.index == before.index.next() && first.term >= before.term;
+            let follows =
+                first.index == before.index.next() && first.term >= before.term.max(Term::new(1));
             if !follows || last.term > term || last.index.get() >= NUMBER_LIMIT {
                 let found = if follows { last } else { first };
                 return Refused::violation(from, ViolationKind::EntryOrder { found });

@@ -695,7 +695,15 @@ impl Raft {
 impl Raft {
     /// Everything of submission `id` and of all before it is durable. What waited for it may leave:
     /// [`AfterSync::release`](crate::AfterSync::release) takes the answer.
+    ///
+    /// # Panics
+    ///
+    /// If `id` was never handed out.
     pub fn persisted(&mut self, id: SubmissionId) -> Durable {
+        assert!(
+            id < self.log.next_submission(),
+            "submission {id:?} was never handed out"
+        );
         while self.take_own_message(id) {}
         self.count_entries(id);
         Durable::up_to(self.life(), id)
@@ -812,6 +820,8 @@ impl Raft {
                 self.switch(changed);
             }
         }
+        // Past the last change too: there is none up to there that a leader would wait for.
+        self.switched_to = self.switched_to.max(to);
     }
 
     pub(crate) fn forget_done_changes(&mut self) {
@@ -829,8 +839,6 @@ impl Raft {
     pub(crate) fn switch(&mut self, changed: Changed) {
         trace!(self, ApplyMembership(changed.membership.clone()));
         let next = self.log.last().max(Index::new(1));
-        // Past the last change too: there is none up to there that a leader would wait for.
-        self.switched_to = self.switched_to.max(to);
         self.membership = changed.membership;
         self.members = Members::of(&self.membership);
         self.patience.reset();

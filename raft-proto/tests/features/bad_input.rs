@@ -252,7 +252,9 @@ fn terms_where_there_are_none() {
 #[test]
 fn entries_out_of_order() {
     let mut raft = holding(2, 3, &[1, 2], 1);
-    let cases: [(EntryId, Vec<Batch>, EntryId); 6] = [
+    let cases: [(EntryId, Vec<Batch>, EntryId); 7] = [
+        // No entry is of no term.
+        (EntryId::ZERO, vec![batch(0, 1, &["a"])], entry_id(0, 1)),
         // A gap behind the entry before, and a repetition of it.
         (entry_id(2, 2), vec![batch(3, 4, &["a"])], entry_id(3, 4)),
         (entry_id(2, 2), vec![batch(3, 2, &["a"])], entry_id(3, 2)),
