@@ -5,7 +5,7 @@ use bytes::{Bytes, BytesMut};
 use raft_proto::{Batch, Index};
 
 use crate::index::{LIST_RUN_BYTES, SegmentInfo};
-use crate::item::Key;
+use crate::item::{ENTRIES_ITEM_BYTES, Key};
 use crate::lane::Lane;
 use crate::lane::seal::RUNS_ITEM_BYTES;
 use crate::read::LogReader;
@@ -60,7 +60,7 @@ impl Lane {
                     break 'spans;
                 };
                 next = batch.last().index.next();
-                moved += batch.size_bytes();
+                moved += batch.size_bytes() + ENTRIES_ITEM_BYTES;
                 self.staging.entries(key, &batch, true);
             }
         }
@@ -76,10 +76,11 @@ impl Lane {
         self.collect_credit = (self.collect_credit + bytes).min(most);
     }
 
-    /// How much is moved in one go.
+    /// How much is moved in one go: no more than what a record may be, as a crash may cut it off.
     fn collect_budget(&self) -> usize {
         let quarter = usize::try_from(self.options.segment_size_bytes / 4).unwrap_or(usize::MAX);
-        self.options.collect_bytes_max.min(quarter)
+        let most = quarter.min(self.options.record_bytes_max);
+        self.options.collect_bytes_max.min(most)
     }
 
     /// The sealed segment with the smallest part of it alive, if there is too much garbage.

@@ -88,6 +88,54 @@ fn fault_1_a_footer_that_is_torn_is_no_damage() {
     }
 }
 
+/// What the log itself moves in one go is bounded like a record, however much may be moved.
+#[test]
+fn fault_1_a_move_that_is_torn_is_no_damage() {
+    let options = LaneOptions {
+        segment_size_bytes: 8 << 20,
+        record_bytes_max: 16 << 10,
+        collect_bytes_max: 8 << 20,
+        ..options()
+    };
+    let disk = disk(3);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let mut rng = Rng(3);
+    let (mut next, mut other) = (1, 1);
+    let (group, replica) = key(2);
+    while driven.lane.stats().moved_bytes == 0 {
+        assert!(next < 10_000, "laggards are moved");
+        driven
+            .lane
+            .submit(append(&mut rng, &mut next, 8_000))
+            .expect("taken");
+        let mut garbage = Submission::new(group, replica, other);
+        garbage.entries = vec![batch(
+            &mut rng,
+            group,
+            Term::new(1),
+            Index::new(other),
+            1,
+            15_000,
+        )];
+        other += 1;
+        garbage.compact_before = Some(Index::new(other));
+        driven.lane.submit(garbage).expect("taken");
+        while driven.lane.pending_bytes() > 0 || disk.next_completion_time().is_some() {
+            driven.step();
+            if driven.lane.stats().moved_bytes > 0 {
+                break;
+            }
+        }
+    }
+    driven.lane.take_completions();
+    assert_eq!(disk.unsynced(), 0);
+    driven.lane.poll(driven.now);
+    drop(driven);
+    for disk in torn(&disk, 4) {
+        is_torn(&disk, &options, next - 1);
+    }
+}
+
 /// What was written under a larger bound is torn under it, whatever the bound is when it is found.
 #[test]
 fn fault_1_a_record_that_is_torn_is_no_damage_when_the_bound_was_lowered_since() {
