@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use raft_proto::{Index, Time};
+use raft_proto::{HardState, Index, Time};
 use rustc_hash::FxHashMap;
 
 use crate::config::LaneOptions;
@@ -370,8 +370,12 @@ impl Lane {
         let is_split = entries_bytes + items_bytes > bound;
         if is_split && let Some(hard_state) = submission.hard_state {
             // Over more than one record: term and vote go first, as no entry may be durable before
-            // its term; the commit index goes last, as it names entries.
-            let early = self.hard_state_without_commit(key, hard_state);
+            // its term; the commit index goes last, as it names entries, and never falls back behind
+            // one that was submitted before and is durable first.
+            let early = HardState {
+                commit: hard_state.commit.min(self.committed(key)),
+                ..hard_state
+            };
             let mut first = submission.clone();
             first.hard_state = Some(early);
             self.staging.begin(key, &first);

@@ -25,6 +25,8 @@ mod model;
 mod numbers;
 #[path = "log/space.rs"]
 mod space;
+#[path = "log/split.rs"]
+mod split;
 #[path = "log/tail.rs"]
 mod tail;
 #[path = "log/votes.rs"]

@@ -1,6 +1,6 @@
 //! From the staged record to its completion.
 
-use raft_proto::{HardState, Index};
+use raft_proto::HardState;
 
 use crate::error::LogError;
 use crate::hard_state::Half;
@@ -58,20 +58,6 @@ impl Lane {
                 self.staging.new_slots.insert(key);
             }
             self.staging.votes.push(change);
-        }
-    }
-
-    /// The hard state with the commit index that is durable.
-    pub(super) fn hard_state_without_commit(&self, key: Key, hard_state: HardState) -> HardState {
-        let durable = self
-            .tables()
-            .replicas
-            .get(&key)
-            .map(|found| &found.state)
-            .map_or(Index::ZERO, |state| state.hard_state.commit);
-        HardState {
-            commit: hard_state.commit.min(durable),
-            ..hard_state
         }
     }
 

@@ -74,6 +74,11 @@ impl Lane {
         };
     }
 
+    /// The commit index submitted last; 0 for one that is gone.
+    pub(super) fn committed(&self, key: Key) -> Index {
+        self.extent(key).map_or(Index::ZERO, |extent| extent.commit)
+    }
+
     fn extent(&self, key: Key) -> Option<Extent> {
         if let Some(extent) = self.extents.get(&key) {
             return Some(*extent);
