@@ -131,7 +131,7 @@ pub(crate) struct VoteFound {
 }
 
 /// What an open found.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct VotesFound {
     pub(crate) replicas: BTreeMap<Key, VoteFound>,
     /// Slots that nobody can be read from, or a file that is not whole or not there: any replica
@@ -139,6 +139,12 @@ pub(crate) struct VotesFound {
     pub(crate) has_lost_slots: bool,
     /// A part of the file cannot be read: it is made anew.
     is_unreadable: bool,
+    /// The file is another lane's, or another data directory's.
+    pub(crate) is_foreign: bool,
+    /// What of the file is lost: where, and what.
+    pub(crate) damage: Vec<(u64, &'static str)>,
+    /// What a crash may have left, but not in a log that was closed.
+    pub(crate) torn: Vec<(u64, &'static str)>,
     /// There was a file.
     pub(crate) exists: bool,
     /// Slots of replicas that are gone have a place in the file: it is made anew without them.
@@ -218,18 +224,30 @@ fn load_slots(
 ) -> Result<(), LogError> {
     let mut read = |offset, len| -> Result<Bytes, LogError> {
         let (bytes, unreadable) = read_through(vfs, file, offset, len)?;
-        found.is_unreadable |= !unreadable.is_empty();
+        if !unreadable.is_empty() && !found.is_unreadable {
+            found.is_unreadable = true;
+            let reason = "a part of the vote file cannot be read";
+            found.damage.push((offset, reason));
+        }
         Ok(bytes)
     };
     let head = read(0, HEADER_BYTES)?;
     let len = vfs.len(file)?;
-    let Some(capacity) = read_header(&head, path, lane, identity)? else {
-        found.has_lost_slots = true;
-        return Ok(());
+    let capacity = match read_header(&head, path, lane, identity)? {
+        FileHeader::Ours(capacity) => capacity,
+        lost => {
+            found.has_lost_slots = true;
+            found.is_foreign = lost == FileHeader::Foreign;
+            if !found.is_foreign {
+                found.damage.push((0, "the vote file's header is lost"));
+            }
+            return Ok(());
+        }
     };
     // The length bounds what is read, whatever the header says.
     if capacity > CAPACITY_MAX || len < file_bytes(capacity) {
         found.has_lost_slots = true;
+        found.damage.push((len, "the vote file is cut short"));
         return Ok(());
     }
     let a = read(offset(capacity, Half::A, 0), capacity * SLOT_BYTES)?;
@@ -243,6 +261,7 @@ fn load_slots(
             (is_used, slot.flatten())
         };
         let ((a_used, a), (b_used, b)) = (read(a, Half::A), read(b, Half::B));
+        found.judge(capacity, at, (a_used, a), (b_used, b));
         let (first, is_half_bad) = match (a, b) {
             (Some(a), Some(b)) if a.key == b.key => {
                 // Half A is written first: if it is older, it has fallen back.
@@ -273,21 +292,61 @@ fn load_slots(
     Ok(())
 }
 
+impl VotesFound {
+    /// Notes what is lost of the slot at `at`. Half A is written and synced before half B: a crash
+    /// leaves one half torn at most, beside the other as it was, and B never without A.
+    fn judge(
+        &mut self,
+        capacity: usize,
+        at: usize,
+        (a_used, a): (bool, Option<Slot>),
+        (b_used, b): (bool, Option<Slot>),
+    ) {
+        let (is_a_bad, is_b_bad) = (a_used && a.is_none(), b_used && b.is_none());
+        let (half, reason) = match (a, b) {
+            (Some(a), Some(b)) if a.key == b.key && b.sequence <= a.sequence => return,
+            (Some(_), Some(_)) => (Half::A, "a vote slot is older than its copy, or another's"),
+            _ if is_a_bad && is_b_bad => (Half::A, "both vote slots of a replica are lost"),
+            _ if b_used && !a_used => (Half::A, "the first of a replica's vote slots is empty"),
+            _ if is_a_bad => (Half::A, TORN),
+            _ if is_b_bad => (Half::B, TORN),
+            _ => return,
+        };
+        let list = if reason == TORN {
+            &mut self.torn
+        } else {
+            &mut self.damage
+        };
+        list.push((offset(capacity, half, at), reason));
+    }
+}
+
+const TORN: &str = "one of a replica's two vote slots is lost";
+
+/// What the beginning of the file says of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum FileHeader {
+    /// With this capacity.
+    Ours(usize),
+    Foreign,
+    Lost,
+}
+
 fn read_header(
     bytes: &[u8],
     path: &Path,
     lane: u16,
     identity: u64,
-) -> Result<Option<usize>, LogError> {
+) -> Result<FileHeader, LogError> {
     let Some((covered, mut crc)) = bytes.split_at_checked(HEADER_BYTES - 4) else {
-        return Ok(None);
+        return Ok(FileHeader::Lost);
     };
     let mut fields = covered;
     if crc.len() != 4
         || crc.get_u32_le() != crc32c_append(0, covered)
         || fields.get_u64_le() != HEADER_MAGIC
     {
-        return Ok(None);
+        return Ok(FileHeader::Lost);
     }
     let version = fields.get_u32_le();
     if version != VERSION {
@@ -303,7 +362,11 @@ fn read_header(
     let found_identity = fields.get_u64_le();
     let capacity = usize::try_from(fields.get_u64_le()).unwrap_or(usize::MAX);
     let is_ours = found_lane == lane && found_identity == identity;
-    Ok(is_ours.then_some(capacity))
+    Ok(if is_ours {
+        FileHeader::Ours(capacity)
+    } else {
+        FileHeader::Foreign
+    })
 }
 
 impl VoteFile {

@@ -229,6 +229,30 @@ impl std::fmt::Debug for Lane {
     }
 }
 
+/// Makes the lane's directory, and its name durable, and that of each directory above it: any of
+/// them may have been made just now, or by an open that came no further.
+fn make_dirs(vfs: &dyn Vfs, data_dir: &Path, dir: &Path) -> Result<(), LogError> {
+    use std::io::ErrorKind::{InvalidInput, PermissionDenied, ReadOnlyFilesystem, Unsupported};
+    vfs.create_dir_all(dir)?;
+    for path in [dir, &data_dir.join("log"), data_dir] {
+        vfs.sync_dir(path)?;
+    }
+    for above in data_dir.ancestors().skip(1) {
+        let is_here = above == Path::new("");
+        let above = if is_here { Path::new(".") } else { above };
+        match vfs
+            .sync_dir(above)
+            .map_err(|error| (error.source.kind(), error))
+        {
+            Ok(()) => {}
+            // Nobody has made anything in it.
+            Err((PermissionDenied | ReadOnlyFilesystem | InvalidInput | Unsupported, _)) => {}
+            Err((_, error)) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
 impl Lane {
     /// Opens the lane below `data_dir`, or makes it: finds what is durable, cuts off a torn tail,
     /// reports damage, and ends with a synced watermark record. Waits for the disk.
@@ -245,13 +269,10 @@ impl Lane {
     ) -> Result<(Self, Recovery), LogError> {
         options.check()?;
         let dir = lane_dir(data_dir, options.lane);
-        vfs.create_dir_all(&dir)?;
+        make_dirs(vfs.as_ref(), data_dir, &dir)?;
         let lock_path = lock_path(data_dir, options.lane);
         let lock = vfs.lock(&lock_path, false)?;
         let lock = lock.ok_or(LogError::InUse { path: lock_path })?;
-        for path in [&dir, &data_dir.join("log"), &data_dir.to_owned()] {
-            vfs.sync_dir(path)?;
-        }
         let analysis = recovery::analyse(vfs.as_ref(), data_dir, &options)?;
         let recovered = recovery::mend(&vfs, data_dir, &options, analysis)?;
         let shared = Arc::new(Shared::new(Arc::clone(&vfs), &options, recovered.tables));

@@ -46,6 +46,8 @@ pub struct RecoveryReport {
     /// Bytes cut from the tail: a write that a crash interrupted, never acknowledged. They are
     /// kept aside in a file beside the segments.
     pub torn_bytes: u64,
+    /// How many of them were not kept aside, as the disk is full: they are gone.
+    pub torn_bytes_dropped: u64,
     /// Places where what had been durable is lost.
     pub damaged: Vec<DamageReport>,
     /// Numbers of segments that are gone.
@@ -59,7 +61,7 @@ pub struct RecoveryReport {
 /// A place where what had been durable is lost, and whom it concerns.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DamageReport {
-    /// The segment.
+    /// The segment; 0: the vote file, or it is not known.
     pub segment: u64,
     /// The byte in it.
     pub offset: u64,
@@ -113,6 +115,8 @@ pub(crate) struct Analysis {
     /// The segment appended to last; `None` if there is none, or none that may be appended to.
     pub(crate) active: Option<Active>,
     pub(crate) cut: Cut,
+    /// A first write that was torn, in a segment behind the active one: whose, and what of it.
+    pub(crate) torn_first: Option<(u64, Cut)>,
     /// From here on the active segment is written again before it is trusted.
     pub(crate) unproven_at: u64,
     /// The last record is that of a clean close.
@@ -217,6 +221,7 @@ pub(crate) fn analyse(
     walk.settle_files(&dir, &files, base, &end);
     walk.settle_spares(&dir, &files, &end)?;
     walk.settle(&votes);
+    walk.report_votes(&votes, end.is_closed);
     let is_dead = |number: &u64| {
         *number <= end.newest
             && !walk.tables.segments.contains_key(number)
@@ -224,12 +229,18 @@ pub(crate) fn analyse(
             && !walk.unreadable.contains(number)
     };
     let numbers_end = walk.numbers_end(&end);
+    if votes.is_foreign {
+        let path = hard_state::vote_path(data_dir, options.lane);
+        let name = path.file_name().and_then(|name| name.to_str());
+        walk.report.foreign.extend(name.map(str::to_owned));
+    }
     let dead = files.keys().copied().filter(is_dead).collect();
     Ok(Analysis {
         files,
         tables: walk.tables,
         active: end.active,
         cut: end.cut,
+        torn_first: end.torn_first,
         unproven_at: end.unproven_at,
         is_closed: end.is_closed,
         footer: end.footer,
@@ -575,6 +586,14 @@ impl Walk<'_> {
         self.settle_votes(votes);
     }
 
+    /// What the log has of whom the vote file has lost is written again: nobody is concerned.
+    fn report_votes(&mut self, votes: &VotesFound, is_closed: bool) {
+        let torn = votes.torn.iter().filter(|_| is_closed);
+        for (offset, reason) in votes.damage.iter().chain(torn) {
+            self.damage(0, *offset, reason, &[]);
+        }
+    }
+
     fn settle_votes(&mut self, votes: &VotesFound) {
         let is_suspect = self.report.is_suspect() || self.may_be_cut;
         let has_lost_file = !votes.exists && self.tables.replicas.values().any(has_voted);
@@ -635,6 +654,7 @@ fn name_of(dir: &Path, number: u64) -> String {
 struct End {
     active: Option<Active>,
     cut: Cut,
+    torn_first: Option<(u64, Cut)>,
     unproven_at: u64,
     is_closed: bool,
     footer: Option<(u64, u64)>,

@@ -23,6 +23,8 @@ mod large;
 mod model;
 #[path = "log/numbers.rs"]
 mod numbers;
+#[path = "log/opens.rs"]
+mod opens;
 #[path = "log/space.rs"]
 mod space;
 #[path = "log/split.rs"]

@@ -82,6 +82,7 @@ impl Lane {
     pub(super) fn begin(&mut self) -> Result<bool, LogError> {
         self.grow_votes_ahead()?;
         self.stage_watermark();
+        self.settle_votes_before_close();
         let next = self.queue.front().unwrap_or(&self.staging);
         if next.is_empty() {
             return Ok(false);
@@ -126,6 +127,21 @@ impl Lane {
             self.begin_seal();
         }
         Ok(true)
+    }
+
+    /// Second vote slots are written before the record of a close: in a log that was closed none is
+    /// torn, and one that cannot be read is damage.
+    fn settle_votes_before_close(&mut self) {
+        let next = self.queue.front().unwrap_or(&self.staging);
+        if next.is_close && !self.votes.behind_except(&[]).is_empty() {
+            let mut watermark = Staging::default();
+            watermark.item(None, &Item::Released(Vec::new()));
+            self.queue_bytes += watermark.len();
+            if self.queue.is_empty() {
+                self.enqueue();
+            }
+            self.queue.push_front(watermark);
+        }
     }
 
     /// Makes a larger vote file, before the record that needs it is taken from where it waits.

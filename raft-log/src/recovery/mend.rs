@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use raft_proto::{HardState, Term};
 
-use super::{Analysis, Cut, RecoveryReport, SegmentFile};
+use super::{Analysis, Cut, RecoveryReport, SegmentFile, VotesFound};
 use crate::config::LaneOptions;
 use crate::error::LogError;
-use crate::hard_state::VoteFile;
+use crate::hard_state::{VoteFile, vote_path};
 use crate::index::Tables;
 use crate::item::Key;
 use crate::lane::Active;
@@ -23,6 +23,8 @@ use crate::vfs::{FileId, Vfs, read_through};
 
 pub(crate) const CUT_SUFFIX: &str = ".cut";
 pub(crate) const DAMAGED_SUFFIX: &str = ".damaged";
+/// Of the vote file of another lane or data directory.
+const FOREIGN_SUFFIX: &str = ".foreign";
 /// Cut tails kept aside; the oldest go first.
 const CUTS_MAX: usize = 8;
 const WINDOW_BYTES: usize = 1 << 20;
@@ -62,6 +64,7 @@ pub(crate) fn mend(
         tables,
         active,
         cut,
+        torn_first,
         unproven_at,
         is_closed,
         footer,
@@ -71,8 +74,8 @@ pub(crate) fn mend(
         last_lsn,
         dead,
         unreadable,
-        votes: mut votes_found,
-        report,
+        votes: votes_found,
+        mut report,
         healths,
         voted,
     } = analysis;
@@ -81,7 +84,8 @@ pub(crate) fn mend(
     if let Some(active) = &active {
         let is_appended_to = !active.is_sealed;
         if is_appended_to {
-            keep_aside(vfs.as_ref(), &dir, active, cut, last_lsn)?;
+            let from = (active.number, active.file);
+            report.torn_bytes_dropped += keep_aside(vfs.as_ref(), &dir, from, cut, last_lsn)?;
             clear_tail(vfs.as_ref(), active, cut)?;
             opening.cut = (active.number, cut.offset, cut.bytes);
         }
@@ -109,19 +113,26 @@ pub(crate) fn mend(
         vfs.replace(&path, Path::new(&aside))?;
         vfs.sync_dir(&dir)?;
     }
+    if let Some((number, cut)) = torn_first
+        && let Some(torn) = files.get(&number)
+    {
+        // It gets a new life below: what is in it counts for nothing.
+        let from = (number, torn.file);
+        report.torn_bytes_dropped += keep_aside(vfs.as_ref(), &dir, from, cut, last_lsn)?;
+        opening.cut = (number, cut.offset, cut.bytes);
+    }
     let next = Next {
         newest,
         successor,
         is_untouched: is_closed,
     };
     let spares = spares(vfs.as_ref(), &dir, options, &files, next)?;
-    votes_found.forget(&tables.tombstones());
     let votes = open_votes(
         vfs.as_ref(),
         data_dir,
         options,
         &tables,
-        &votes_found,
+        votes_found,
         &voted,
     )?;
     for key in voted {
@@ -157,25 +168,31 @@ fn remove_unfinished(vfs: &dyn Vfs, dir: &Path) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Writes what is about to be cut into a file beside the segments.
+/// Writes what is about to be cut into a file beside the segments. Returns how much of it a full
+/// disk has no room for: the log opens all the same.
 fn keep_aside(
     vfs: &dyn Vfs,
     dir: &Path,
-    active: &Active,
+    (number, from): (u64, FileId),
     cut: Cut,
     last_lsn: u64,
-) -> Result<(), LogError> {
+) -> Result<u64, LogError> {
     if cut.bytes == 0 {
-        return Ok(());
+        return Ok(0);
     }
     let name = format!(
-        "{:016x}-{:08x}-{last_lsn:016x}{CUT_SUFFIX}",
-        active.number, cut.offset
+        "{number:016x}-{:08x}-{last_lsn:016x}{CUT_SUFFIX}",
+        cut.offset
     );
-    let file = vfs.create(&dir.join(&name))?;
-    let copied = copy(vfs, active.file, cut, file).and_then(|()| Ok(vfs.sync(file)?));
-    vfs.close(file);
-    copied?;
+    let path = dir.join(&name);
+    match write_aside(vfs, &path, from, cut) {
+        Err(LogError::Io(error)) if error.is_storage_full() => {
+            // A part of it says less than it takes from those who need room.
+            drop(vfs.remove_file(&path));
+            return Ok(cut.bytes);
+        }
+        written => written?,
+    }
     let mut cuts: Vec<String> = vfs
         .list(dir)?
         .into_iter()
@@ -188,7 +205,14 @@ fn keep_aside(
         vfs.remove_file(&dir.join(old))?;
     }
     vfs.sync_dir(dir)?;
-    Ok(())
+    Ok(0)
+}
+
+fn write_aside(vfs: &dyn Vfs, path: &Path, from: FileId, cut: Cut) -> Result<(), LogError> {
+    let file = vfs.create(path)?;
+    let copied = copy(vfs, from, cut, file).and_then(|()| Ok(vfs.sync(file)?));
+    vfs.close(file);
+    copied
 }
 
 fn copy(vfs: &dyn Vfs, from: FileId, cut: Cut, to: FileId) -> Result<(), LogError> {
@@ -330,12 +354,42 @@ fn renew(
     })
 }
 
+/// Opens the vote file without the slots of whoever is gone: with them, if a full disk has no room
+/// for another file.
 fn open_votes(
     vfs: &dyn Vfs,
     data_dir: &Path,
     options: &LaneOptions,
     tables: &Tables,
-    found: &super::VotesFound,
+    found: VotesFound,
+    voted: &BTreeSet<Key>,
+) -> Result<VoteFile, LogError> {
+    if found.is_foreign {
+        set_foreign_votes_aside(vfs, data_dir, options.lane)?;
+    }
+    let open = |found: &VotesFound| open_votes_as(vfs, data_dir, options, tables, found, voted);
+    let mut live = found.clone();
+    live.forget(&tables.tombstones());
+    match open(&live) {
+        Err(LogError::Io(error)) if error.is_storage_full() => open(&found),
+        opened => opened,
+    }
+}
+
+fn set_foreign_votes_aside(vfs: &dyn Vfs, data_dir: &Path, lane: u16) -> Result<(), LogError> {
+    let path = vote_path(data_dir, lane);
+    let mut aside = path.clone().into_os_string();
+    aside.push(FOREIGN_SUFFIX);
+    vfs.replace(&path, Path::new(&aside))?;
+    Ok(vfs.sync_dir(data_dir)?)
+}
+
+fn open_votes_as(
+    vfs: &dyn Vfs,
+    data_dir: &Path,
+    options: &LaneOptions,
+    tables: &Tables,
+    found: &VotesFound,
     voted: &BTreeSet<Key>,
 ) -> Result<VoteFile, LogError> {
     let mut changes = Vec::new();

@@ -95,6 +95,7 @@ impl Walk<'_> {
                 bytes: 0,
                 is_dirty: false,
             },
+            torn_first: None,
             unproven_at: 0,
             is_closed: false,
             footer: None,
@@ -136,7 +137,7 @@ impl Walk<'_> {
                 if was_whole && file.is_short {
                     self.lose_all_of(*number, &mut cursor);
                 } else {
-                    self.note_fragments(&mut segment)?;
+                    end.torn_first = self.note_fragments(&mut segment)?;
                 }
                 break;
             }
@@ -261,14 +262,23 @@ impl Walk<'_> {
     }
 
     /// A first write that left fragments behind is a cut like any other.
-    fn note_fragments(&mut self, segment: &mut SegmentBytes<'_>) -> Result<(), LogError> {
+    fn note_fragments(
+        &mut self,
+        segment: &mut SegmentBytes<'_>,
+    ) -> Result<Option<(u64, Cut)>, LogError> {
         let mut at = SEGMENT_HEADER_BYTES;
         let reach = self.reach();
         while let Some(record) = segment.next_record_before(at, at + reach)? {
             at = record.end();
         }
-        self.report.torn_bytes += to_u64(at - SEGMENT_HEADER_BYTES);
-        Ok(())
+        let bytes = to_u64(at - SEGMENT_HEADER_BYTES);
+        self.report.torn_bytes += bytes;
+        let cut = Cut {
+            offset: to_u64(SEGMENT_HEADER_BYTES),
+            bytes,
+            is_dirty: false,
+        };
+        Ok((bytes > 0).then_some((segment.number, cut)))
     }
 
     /// A file behind the base whose header cannot be read: not finished, or destroyed.

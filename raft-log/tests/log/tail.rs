@@ -63,7 +63,7 @@ fn found(disk: &Arc<SimVfs>, what: &str) -> (Model, RecoveryReport) {
 }
 
 /// What was kept aside, all of it.
-fn kept_aside(disk: &SimVfs) -> Vec<Vec<u8>> {
+pub fn kept_aside(disk: &SimVfs) -> Vec<Vec<u8>> {
     let dir = Path::new(DATA).join("log/0");
     let entries = disk.list(&dir).expect("it lists");
     let cuts = entries.iter().filter(|entry| entry.name.ends_with(".cut"));

@@ -84,8 +84,12 @@ fn fault_20_one_bad_slot_beside_a_whole_log_is_mended() {
                 driven.lane.close().expect("it closes");
             }
             flip(&disk, slot + byte);
-            for _ in 0..2 {
+            for is_first in [true, false] {
                 let (lane, recovery) = open(&disk, &options()).expect("it opens");
+                let told = recovery.report.damaged.iter().map(|found| found.offset);
+                let slots: Vec<u64> = told.collect();
+                let slot = u64::try_from(slot).expect("small");
+                assert_eq!(slots, vec![slot; usize::from(is_first)], "byte {byte}");
                 let states = &recovery.replicas;
                 assert_eq!(states[&key(1)].hard_state.term, Term::new(9), "byte {byte}");
                 assert_eq!(states[&key(2)].hard_state.term, Term::new(4), "byte {byte}");
@@ -162,6 +166,35 @@ fn a_lost_vote_file_beside_a_whole_log_is_made_again() {
         assert_eq!(recovery.replicas[&key(1)].health, Health::Sound);
         lane.close().expect("it closes");
     }
+}
+
+/// The votes of another data directory are not ours, and not thrown away.
+#[test]
+fn fault_7_a_vote_file_of_another_log_is_named_and_kept_aside() {
+    let ours = voted();
+    let other = disk(3);
+    let options_of_other = raft_log::LaneOptions {
+        identity: 8,
+        ..options()
+    };
+    let (mut driven, _) = Driven::open(&other, &options_of_other);
+    driven.write(vote(key(1), 1, 70));
+    driven.lane.close().expect("it closes");
+    let path = Path::new(DATA).join("votes");
+    let foreign = crate::damage::content(&other, &path);
+    ours.damage(&path, |content| content.clone_from(&foreign));
+    for is_first in [true, false] {
+        let (lane, recovery) = open(&ours, &options()).expect("it opens");
+        let named = if is_first { vec!["votes"] } else { Vec::new() };
+        assert_eq!(recovery.report.foreign, named);
+        assert_eq!(recovery.report.damaged, []);
+        assert_eq!(recovery.replicas[&key(1)].hard_state.term, Term::new(9));
+        assert_eq!(recovery.replicas[&key(1)].health, Health::Sound);
+        lane.close().expect("it closes");
+    }
+    let aside = Path::new(DATA).join("votes.foreign");
+    assert_eq!(crate::damage::content(&ours, &aside), foreign);
+    assert_ne!(crate::damage::content(&ours, &path), foreign);
 }
 
 /// Replicas come and go: neither the vote file nor a checkpoint holds more of those that are gone
