@@ -80,24 +80,30 @@ impl Raft {
         if term < self.term {
             return Ok(());
         }
-        if message.body.is_of_leader()
-            && term == self.term
-            && let Some(leader) = self.leader().filter(|&leader| leader != from)
-        {
-            return Refused::violation(from, ViolationKind::SecondLeader { term, leader });
-        }
         match &message.body {
-            Body::Append { prev, entries, .. } => self.check_append(from, term, *prev, entries),
-            Body::Heartbeat { commit, .. } if *commit > self.log.last() => Refused::violation(
-                from,
-                ViolationKind::CommitPastEnd {
-                    commit: *commit,
-                    last: self.log.last(),
-                },
-            ),
-            Body::Snapshot { meta } | Body::SnapshotOffer { meta, .. } => {
+            Body::Append { prev, entries, .. } => {
+                self.check_leader(from, term)?;
+                self.check_append(from, term, *prev, entries)
+            }
+            Body::Heartbeat { commit, .. } => {
+                self.check_leader(from, term)?;
+                if *commit <= self.log.last() {
+                    return Ok(());
+                }
+                Refused::violation(
+                    from,
+                    ViolationKind::CommitPastEnd {
+                        commit: *commit,
+                        last: self.log.last(),
+                    },
+                )
+            }
+            Body::Snapshot { meta } => {
+                self.check_leader(from, term)?;
                 self.check_snapshot(from, meta)
             }
+            Body::TimeoutNow | Body::Quiesce { .. } => self.check_leader(from, term),
+            Body::SnapshotOffer { meta, .. } => self.check_snapshot(from, meta),
             Body::AppendResponse { index, .. }
                 if self.is_leader() && term == self.term && *index > self.log.last() =>
             {
@@ -113,6 +119,17 @@ impl Raft {
                 if self.is_leader() && term == self.term && *round > self.round =>
             {
                 Refused::violation(from, ViolationKind::RoundNeverBegun { round: *round })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Of what only the leader of its term says: whether another is known to lead that term.
+    #[inline]
+    fn check_leader(&self, from: ReplicaId, term: Term) -> Result<(), Refused> {
+        match self.leader() {
+            Some(leader) if leader != from && term == self.term => {
+                Refused::violation(from, ViolationKind::SecondLeader { term, leader })
             }
             _ => Ok(()),
         }

@@ -3,6 +3,7 @@
 //!
 //! Source: thesis Figure 3.2; DESIGN section 10.
 
+use crate::output::number;
 use crate::raft::Raft;
 use crate::roles::State;
 use crate::types::Term;
@@ -19,7 +20,7 @@ impl Raft {
         );
         if let State::Follower(follower) = &self.state {
             assert!(
-                follower.leader != Some(self.config.id),
+                number(follower.leader) != self.config.id.get(),
                 "a follower follows another"
             );
         } else if let State::Leader(_) = &self.state {

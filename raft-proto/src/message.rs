@@ -240,18 +240,6 @@ impl Body {
         )
     }
 
-    /// Whether only the leader of its term says it.
-    pub(crate) const fn is_of_leader(&self) -> bool {
-        matches!(
-            self,
-            Self::Append { .. }
-                | Self::Heartbeat { .. }
-                | Self::Snapshot { .. }
-                | Self::TimeoutNow
-                | Self::Quiesce { .. }
-        )
-    }
-
     /// Whether it promises what must be remembered: it waits for the disk.
     pub(crate) const fn is_promise(&self) -> bool {
         matches!(

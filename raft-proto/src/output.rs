@@ -70,6 +70,11 @@ impl Outbox {
     }
 
     #[inline]
+    pub(crate) fn has_own(&self) -> bool {
+        !self.own.is_empty()
+    }
+
+    #[inline]
     const fn has_something(&self) -> bool {
         (self.messages.len() | self.after_sync.len() | self.own_new) > 0 || self.has_notices
     }
@@ -153,7 +158,7 @@ impl Raft {
 
 /// An id is no zero, and two numbers compare faster than two options.
 #[inline]
-fn number(id: Option<ReplicaId>) -> u64 {
+pub(crate) fn number(id: Option<ReplicaId>) -> u64 {
     id.map_or(0, ReplicaId::get)
 }
 
@@ -243,14 +248,15 @@ impl Raft {
         let (hard, soft) = (&self.hard_out, &self.soft_out);
         let is_reading = matches!(&self.state, State::Leader(leader) if leader.reads.is_waiting());
         // No branch can be foretold here, where many replicas are asked in turn: so there is none.
+        let differs = (hard.term.get() ^ self.term.get())
+            | (hard.commit.get() ^ self.log.committed.get())
+            | (number(hard.vote) ^ number(self.vote))
+            | (number(soft.leader) ^ number(self.leader()));
         self.out.has_something()
             | self.log.has_unstable()
             | (self.log.committed > self.log.applying)
-            | (hard.term != self.term)
-            | (hard.commit != self.log.committed)
-            | (number(hard.vote) != number(self.vote))
+            | (differs != 0)
             | (soft.role != self.role())
-            | (number(soft.leader) != number(self.leader()))
             | is_reading
             | self.installing.is_some()
             | self.membership.auto_leave
@@ -282,7 +288,9 @@ impl Raft {
         let Some((from, to, room)) = self.next_to_apply() else {
             return;
         };
-        if !self.entries_at_hand(from, to, room, committed) {
+        if let Some(newest) = self.log.newest(from, to, room) {
+            committed.push(newest.clone());
+        } else if !self.entries_at_hand(from, to, room, committed) {
             self.fetch(from, to, room);
             return;
         }

@@ -22,19 +22,27 @@ impl Raft {
     }
 
     /// Takes note of work, and wakes.
+    #[inline]
     pub(crate) fn wake(&mut self) {
+        if let State::Leader(leader) = &mut self.state {
+            leader.worked_at = self.tick;
+        }
+        if self.is_quiet() {
+            self.wake_from_quiet();
+        }
+    }
+
+    #[cold]
+    fn wake_from_quiet(&mut self) {
         let (tick, me) = (self.tick, self.config.id);
         // The time in between counts for nobody: neither as silence nor as a lease.
         match &mut self.state {
-            State::Follower(follower) if follower.is_quiet => {
+            State::Follower(follower) => {
                 follower.is_quiet = false;
                 self.elapsed_from = tick;
             }
             State::Leader(leader) => {
-                leader.worked_at = tick;
-                if !core::mem::take(&mut leader.is_quiet) {
-                    return;
-                }
+                leader.is_quiet = false;
                 leader.heartbeat_from = tick;
                 leader.check_put_off_at = None;
                 let others = leader.peers.iter_mut();
@@ -44,18 +52,33 @@ impl Raft {
                 self.elapsed_from = tick;
                 self.beat();
             }
-            _ => {}
+            State::PreCandidate(_) | State::Candidate(_) => {}
         }
     }
 
+    /// Takes note of the work that a message brings, and wakes by it. A heartbeat is no work, and
+    /// wakes all the same.
+    #[inline]
     pub(crate) fn wake_by(&mut self, body: &Body) {
+        if self.is_quiet() {
+            self.wake_from_quiet_by(body);
+        } else if let State::Leader(leader) = &mut self.state
+            && !matches!(
+                body,
+                Body::Quiesce { .. } | Body::Heartbeat { .. } | Body::HeartbeatResponse { .. }
+            )
+        {
+            leader.worked_at = self.tick;
+        }
+    }
+
+    #[cold]
+    fn wake_from_quiet_by(&mut self, body: &Body) {
         match body {
             Body::Quiesce { .. } => {}
             // The last answers to a leader that fell quiet must not wake it again.
             Body::HeartbeatResponse { .. } | Body::AppendResponse { .. }
-                if self.is_quiet() && self.leading().is_some_and(|leader| self.is_idle(leader)) => {
-            }
-            Body::Heartbeat { .. } | Body::HeartbeatResponse { .. } if !self.is_quiet() => {}
+                if self.leading().is_some_and(|leader| self.is_idle(leader)) => {}
             _ => self.wake(),
         }
     }

@@ -704,11 +704,14 @@ impl Raft {
             id < self.log.next_submission(),
             "submission {id:?} was never handed out"
         );
-        while self.take_own_message(id) {}
+        if self.out.has_own() {
+            while self.take_own_message(id) {}
+        }
         self.count_entries(id);
         Durable::up_to(self.life(), id)
     }
 
+    #[inline(never)]
     fn take_own_message(&mut self, id: SubmissionId) -> bool {
         let Some(mut message) = self.out.next_own(id) else {
             return false;

@@ -116,6 +116,7 @@ impl RaftLog {
         after.checked_sub(1).map(|at| self.terms[at].term)
     }
 
+    #[inline]
     pub(crate) fn matches(&self, id: EntryId) -> bool {
         self.term_at(id.index) == Some(id.term)
     }
@@ -266,9 +267,19 @@ impl RaftLog {
         }
     }
 
+    /// The newest batch, if it begins at `from`, ends by `to`, and has at most `bytes_max`: most often
+    /// that is all that is wanted, and what [`Self::entries`] would give.
+    #[inline]
+    pub(crate) fn newest(&self, from: Index, to: Index, bytes_max: usize) -> Option<&Batch> {
+        self.cache.back().filter(|newest| {
+            newest.first().index == from
+                && newest.last().index <= to
+                && newest.size_bytes() <= bytes_max
+        })
+    }
+
     /// Puts entries from `from` to at most `to` into `out`: at most `bytes_max`, but at least one.
     /// Returns whether they are still in memory.
-    #[inline]
     pub(crate) fn entries(
         &self,
         from: Index,
@@ -279,25 +290,6 @@ impl RaftLog {
         if from > to {
             return true;
         }
-        // Most often all of the newest batch is wanted, and fits.
-        if let Some(newest) = self.cache.back()
-            && newest.first().index == from
-            && newest.last().index <= to
-            && newest.size_bytes() <= bytes_max
-        {
-            out.gather(newest.clone());
-            return true;
-        }
-        self.older_entries(from, to, bytes_max, out)
-    }
-
-    fn older_entries(
-        &self,
-        from: Index,
-        to: Index,
-        bytes_max: usize,
-        out: &mut impl Gather,
-    ) -> bool {
         let start = self
             .cache
             .partition_point(|batch| batch.last().index < from);
@@ -347,8 +339,13 @@ impl RaftLog {
         self.next_submission += 1;
         let last = (self.given < self.last).then_some(self.last);
         if last.is_some() {
-            let is_in_memory = self.entries(self.given.next(), self.last, usize::MAX, entries);
-            assert!(is_in_memory, "entries that are not durable stay in memory");
+            let first = self.given.next();
+            if let Some(newest) = self.newest(first, self.last, usize::MAX) {
+                entries.push(newest.clone());
+            } else {
+                let is_in_memory = self.entries(first, self.last, usize::MAX, entries);
+                assert!(is_in_memory, "entries that are not durable stay in memory");
+            }
         }
         self.given = self.last;
         self.in_progress.push_back(Given {

@@ -409,7 +409,9 @@ impl Raft {
         if next <= last && !progress.is_window_full(max) {
             let bytes_max = self.config.message_bytes_max;
             let (log, fetched) = (&self.log, &self.fetched);
-            if !gather_at_hand(log, fetched, (next, last), bytes_max, &mut entries) {
+            if let Some(newest) = log.newest(next, last, bytes_max) {
+                entries = Entries::from(newest.clone());
+            } else if !gather_at_hand(log, fetched, (next, last), bytes_max, &mut entries) {
                 self.fetch(next, last, bytes_max);
                 return false;
             }
@@ -494,13 +496,14 @@ impl Raft {
             ProgressState::Replicate { .. } => progress.free_inflight(index),
         }
         let can_bump = progress.can_bump_commit(self.log.committed);
+        let is_behind = progress.next <= self.log.last();
         // Who holds no more than what is committed commits no more.
         if index > self.log.committed && self.maybe_commit() {
             self.broadcast_append();
         } else if !is_own && can_bump {
             self.maybe_send_append(from, true);
         }
-        if !is_own {
+        if is_behind && !is_own {
             while self.maybe_send_append(from, false) {}
         }
         self.let_go_of_fetched();
@@ -616,7 +619,7 @@ impl Raft {
     }
 
     /// Appends what of `batch` is not here as it is, over what contradicts it.
-    fn take_news(&mut self, batch: Batch) {
+    fn take_news(&mut self, mut batch: Batch) {
         let Some(news) = self.first_news(&batch) else {
             return;
         };
@@ -632,13 +635,11 @@ impl Raft {
                 self.membership_entries.pop_back();
             }
         }
-        let batch = if news == batch.first().index {
-            batch
-        } else {
-            batch
+        if news > batch.first().index {
+            batch = batch
                 .from_index(news)
-                .expect("the news lies within the batch")
-        };
+                .expect("the news lies within the batch");
+        }
         for entry in &batch {
             self.leader_time_ms = self.leader_time_ms.max(entry.leader_time_ms());
             if entry.kind().is_membership() {
