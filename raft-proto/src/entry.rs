@@ -153,6 +153,7 @@ impl<'a> EntryRef<'a> {
 
     /// The kind.
     #[must_use]
+    #[inline]
     pub fn kind(self) -> EntryKind {
         EntryKind::from_byte(self.frame[30]).expect("the kind was checked when the batch was made")
     }
@@ -174,6 +175,7 @@ impl<'a> EntryRef<'a> {
 
     /// The command, or the encoded membership change.
     #[must_use]
+    #[inline]
     pub fn payload(self) -> &'a [u8] {
         &self.frame[payload_start(self.frame[31])..]
     }
@@ -291,16 +293,19 @@ impl Batch {
 
     /// The first entry.
     #[must_use]
+    #[inline]
     pub const fn first(&self) -> EntryId {
         self.first
     }
 
     /// The last entry.
     #[must_use]
+    #[inline]
     pub const fn last(&self) -> EntryId {
         EntryId::new(self.last_term, self.last_index())
     }
 
+    #[inline]
     const fn last_index(&self) -> Index {
         Index::new(self.first.index.get() + self.count as u64 - 1)
     }
@@ -325,6 +330,7 @@ impl Batch {
     }
 
     /// The entries, in order.
+    #[inline]
     pub fn iter(&self) -> Iter<'_> {
         Iter { rest: &self.bytes }
     }
@@ -474,6 +480,7 @@ impl<'a> IntoIterator for &'a Batch {
     type Item = EntryRef<'a>;
     type IntoIter = Iter<'a>;
 
+    #[inline]
     fn into_iter(self) -> Iter<'a> {
         self.iter()
     }
@@ -488,6 +495,7 @@ pub struct Iter<'a> {
 impl<'a> Iterator for Iter<'a> {
     type Item = EntryRef<'a>;
 
+    #[inline]
     fn next(&mut self) -> Option<EntryRef<'a>> {
         if self.rest.is_empty() {
             return None;

@@ -153,6 +153,7 @@ impl Progress {
     /// Records that the follower holds every entry up to `acked`, inclusive.
     ///
     /// Returns whether this was news; a reordered or repeated reply is not.
+    #[inline]
     pub(crate) fn on_accepted(&mut self, acked: Index) -> bool {
         if acked <= self.matched {
             return false;
@@ -195,6 +196,7 @@ impl Progress {
     }
 
     /// Notes an append whose last entry is `last`, of `bytes`; `None` for one without entries.
+    #[inline]
     pub(crate) fn on_sent(&mut self, last: Option<Index>, bytes: usize, max: InflightMax) {
         match &mut self.state {
             ProgressState::Probe { is_paused } => *is_paused |= last.is_some(),
@@ -221,6 +223,7 @@ impl Progress {
         commit > self.sent_commit && self.sent_commit < self.prev()
     }
 
+    #[inline]
     pub(crate) fn free_inflight(&mut self, acked: Index) {
         if let ProgressState::Replicate { inflight, .. } = &mut self.state {
             inflight.free_up_to(acked);

@@ -122,6 +122,7 @@ impl RaftLog {
     }
 
     /// Appends behind `last`.
+    #[inline]
     pub(crate) fn append(&mut self, batch: Batch) {
         assert_eq!(
             batch.first().index,
@@ -247,10 +248,15 @@ impl RaftLog {
     /// that is slow, or stands still, holds nothing in memory. But what is wanted soon stays a while:
     /// `committed_bytes_max` more of what is to be applied, `uncommitted_bytes_max` of what is to be
     /// committed.
+    #[inline]
     pub(crate) fn bound_cache(&mut self, committed_bytes_max: usize, uncommitted_bytes_max: usize) {
-        while self.cache_bytes > self.cache_bytes_max
-            && let Some(oldest) = self.cache.front()
-        {
+        if self.cache_bytes > self.cache_bytes_max {
+            self.shed_cache(committed_bytes_max, uncommitted_bytes_max);
+        }
+    }
+
+    fn shed_cache(&mut self, committed_bytes_max: usize, uncommitted_bytes_max: usize) {
+        while let Some(oldest) = self.cache.front() {
             let last = oldest.last().index;
             let more = if last <= self.applying {
                 0
@@ -329,6 +335,7 @@ impl RaftLog {
     }
 
     /// What was appended since the last call, numbered, into `entries`.
+    #[inline]
     pub(crate) fn give(
         &mut self,
         term: Term,
@@ -358,6 +365,7 @@ impl RaftLog {
     }
 
     /// Counts everything up to `id` as durable; returns the term that became so, if any.
+    #[inline]
     pub(crate) fn persisted(&mut self, id: SubmissionId) -> Option<Term> {
         let mut term = None;
         while let Some(given) = self.in_progress.front()

@@ -619,6 +619,7 @@ impl Raft {
     }
 
     /// Appends what of `batch` is not here as it is, over what contradicts it.
+    #[inline]
     fn take_news(&mut self, mut batch: Batch) {
         let Some(news) = self.first_news(&batch) else {
             return;
@@ -668,6 +669,7 @@ impl Raft {
             .map(|entry| entry.index())
     }
 
+    #[inline]
     pub(crate) fn accept(&mut self, to: ReplicaId, index: Index) {
         self.send(
             to,

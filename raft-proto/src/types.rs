@@ -127,6 +127,7 @@ macro_rules! counter {
             ///
             /// At 2^64-1, which no message and no record may carry (decoders refuse it).
             #[must_use]
+            #[inline]
             pub const fn next(self) -> Self {
                 self.plus(1)
             }
@@ -137,6 +138,7 @@ macro_rules! counter {
             ///
             /// Past 2^64-1.
             #[must_use]
+            #[inline]
             pub const fn plus(self, count: u64) -> Self {
                 match self.0.checked_add(count) {
                     Some(value) => Self(value),
@@ -146,6 +148,7 @@ macro_rules! counter {
 
             /// The one before this, or `None` at zero.
             #[must_use]
+            #[inline]
             pub const fn previous(self) -> Option<Self> {
                 match self.0.checked_sub(1) {
                     Some(value) => Some(Self(value)),
@@ -155,6 +158,7 @@ macro_rules! counter {
 
             /// How far this lies past `earlier`; zero if it does not.
             #[must_use]
+            #[inline]
             pub const fn distance_from(self, earlier: Self) -> u64 {
                 self.0.saturating_sub(earlier.0)
             }
