@@ -27,8 +27,8 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use raft_proto::{
-    Batch, Config, EntryKind, Envelope, GroupId, HardState, Index, Membership, Message, Proposal,
-    Raft, Ready, ReplicaId, Restored, Role,
+    Batch, Config, Envelope, GroupId, HardState, Index, Membership, Message, Proposal, Raft, Ready,
+    ReplicaId, Restored, Role,
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};
 
@@ -244,32 +244,43 @@ impl World {
             if self.mail.is_empty() {
                 return Ok(());
             }
-            let mut mail = std::mem::take(&mut self.mail);
-            for message in mail.drain(..) {
-                let to = usize::try_from(message.to.get() - 1)?;
-                let replica = &mut replicas[to];
-                replica.is_touched = true;
-                // What is old news is dropped, as on any network.
-                if self.in_bytes {
-                    let message = self.through_bytes(message)?;
-                    replica.raft.handle_message(message).ok();
-                } else {
-                    replica.raft.handle_message(message).ok();
+            if self.in_bytes {
+                for message in self.mail.drain(..) {
+                    let message = through_bytes(&mut self.buffers, self.group, message)?;
+                    deliver(replicas, message);
+                }
+            } else {
+                for message in self.mail.drain(..) {
+                    deliver(replicas, message);
                 }
             }
-            self.mail = mail;
         }
     }
+}
 
-    fn through_bytes(&mut self, message: Message) -> Result<Message, Box<dyn Error>> {
-        let envelope = Envelope {
-            group: self.group,
-            epoch: 0,
-            message,
-        };
-        let buffer = self.buffers.room(envelope.encoded_bytes());
-        envelope.encode_into(buffer);
-        Ok(Envelope::decode(buffer.split().freeze())?.message)
+/// Encodes a message, and decodes it where it arrives.
+fn through_bytes(
+    buffers: &mut Buffers,
+    group: GroupId,
+    message: Message,
+) -> Result<Message, Box<dyn Error>> {
+    let envelope = Envelope {
+        group,
+        epoch: 0,
+        message,
+    };
+    let buffer = buffers.room(envelope.encoded_bytes());
+    envelope.encode_into(buffer);
+    Ok(Envelope::decode(buffer.split().freeze())?.message)
+}
+
+fn deliver(replicas: &mut [Replica], message: Message) {
+    // Replica n lies at n - 1.
+    let at = usize::try_from(message.to.get() - 1);
+    if let Some(replica) = at.ok().and_then(|at| replicas.get_mut(at)) {
+        replica.is_touched = true;
+        // What is old news is dropped, as on any network.
+        replica.raft.handle_message(message).ok();
     }
 }
 
@@ -290,8 +301,9 @@ impl Replica {
         if let Some(submission) = ready.submission {
             let durable = self.raft.persisted(submission);
             if !ready.messages_after_sync.is_empty() {
-                let held = ready.messages_after_sync.drain(..);
-                mail.extend(held.map(|held| held.release(durable)));
+                for held in ready.messages_after_sync.drain(..) {
+                    mail.push(held.release(durable));
+                }
             }
         }
         if ready.committed.is_empty() {
@@ -300,8 +312,7 @@ impl Replica {
         for batch in ready.committed.drain(..) {
             self.applied = batch.last().index;
             for entry in &batch {
-                let is_command = entry.kind() == EntryKind::Command && !entry.payload().is_empty();
-                self.commands += u64::from(is_command);
+                self.commands += u64::from(!entry.payload().is_empty());
             }
         }
         self.raft.applied(self.applied);
