@@ -117,6 +117,7 @@ fn run(seed: u64, groups: u64, kind: Kind) -> History {
     let options = LaneOptions {
         spare_segments: 1 + usize::try_from(seed % 2).expect("small"),
         collect_bytes_max: 8 << 10,
+        tail_cache_bytes_max: [0, 32 << 10][usize::try_from(seed / 2 % 2).expect("small")],
         ..options()
     };
     let vfs = disk(seed);

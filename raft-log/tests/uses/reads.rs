@@ -106,6 +106,58 @@ fn read_while_it_goes_on(mode: ReadMode) -> (u64, raft_log::LaneStats) {
 }
 
 #[test]
+fn a_term_is_told_of_each_entry_held_and_of_the_one_before_them() {
+    let disk = disk(21);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let key = key(1);
+    let terms = |driven: &Driven| -> Vec<Option<u64>> {
+        let reader = driven.lane.reader();
+        let term = |index| reader.term(key.0, key.1, Index::new(index));
+        (0..8).map(|index| term(index).map(Term::get)).collect()
+    };
+    assert_eq!(terms(&driven), [None; 8], "nothing is known of it");
+    let run = |term: u64, first: u64, count: u64| {
+        let mut builder = BatchBuilder::new(key.0, Term::new(term), Index::new(first), 0);
+        for _ in 0..count {
+            builder.push(EntryKind::Command, 0, None, b"x");
+        }
+        builder.finish().expect("some")
+    };
+    let mut submission = Submission::new(key.0, key.1, 1);
+    submission.entries = vec![run(1, 1, 3), run(2, 4, 3)];
+    driven.write(submission);
+    let want = [0, 1, 1, 1, 2, 2, 2].map(Some);
+    assert_eq!(terms(&driven)[..7], want);
+    assert_eq!(terms(&driven)[7], None, "past the last");
+    let mut submission = Submission::new(key.0, key.1, 2);
+    submission.compact_before = Some(Index::new(3));
+    driven.write(submission);
+    let want = [
+        None,
+        None,
+        Some(1),
+        Some(1),
+        Some(2),
+        Some(2),
+        Some(2),
+        None,
+    ];
+    assert_eq!(terms(&driven), want);
+    // Another leader overwrites, and it is told once it is durable.
+    let mut submission = Submission::new(key.0, key.1, 3);
+    submission.entries = vec![run(4, 5, 1)];
+    driven.lane.submit(submission).expect("taken");
+    assert_eq!(terms(&driven), want);
+    driven.settle();
+    let want = [None, None, Some(1), Some(1), Some(2), Some(4), None, None];
+    assert_eq!(terms(&driven), want);
+    drop(driven);
+    disk.crash();
+    let (driven, _) = Driven::open(&disk, &options());
+    assert_eq!(terms(&driven), want, "as the next open finds it");
+}
+
+#[test]
 fn reads_hold_while_segments_rotate_are_recycled_and_unlinked() {
     let (reads, stats) = read_while_it_goes_on(ReadMode::Map);
     record("reads of a log that goes on", "cases", reads);

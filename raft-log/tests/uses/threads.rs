@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use raft_log::tools::StoppedLane;
 use raft_log::vfs::{SimVfs, StdVfs, Vfs};
 use raft_log::{LaneOptions, LaneThread, LogError, Submission, Wal};
-use raft_proto::{HardState, Index, Term};
+use raft_proto::{BatchBuilder, EntryKind, HardState, Index, Term};
 
 use crate::filled::read_all;
 use crate::gate::Gate;
@@ -454,5 +454,65 @@ fn numbers_that_could_not_be_read_back_are_refused_and_harm_nobody() {
     let (log, recovery) = open();
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     assert_eq!(recovery.replicas[&key(3)].hard_state.term, Term::new(7));
+    log.close().expect("it closes");
+}
+
+/// While the disk does not answer, what waits for it is bounded.
+#[test]
+fn submissions_over_the_bound_are_busy_until_the_disk_answers() {
+    const BYTES: usize = 512 << 10;
+    const BOUND: usize = 64 << 20;
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = LaneOptions {
+        segment_size_bytes: 8 << 20,
+        record_bytes_max: 1 << 20,
+        ..LaneOptions::default()
+    };
+    let gate = Arc::new(Gate::default());
+    let vfs: Arc<dyn Vfs> = Arc::<Gate>::clone(&gate);
+    let (log, _) = LaneThread::open(vfs, dir.path(), options.clone()).expect("it opens");
+    let (group, replica) = key(1);
+    let submission = |index: u64| {
+        let mut builder = BatchBuilder::new(group, Term::new(1), Index::new(index), BYTES + 64);
+        builder.push(EntryKind::Command, 0, None, &vec![7; BYTES]);
+        let mut submission = Submission::new(group, replica, 0);
+        submission.entries.extend(builder.finish());
+        submission
+    };
+    let (done, ended) = channel();
+    let submit = |index: u64| {
+        let done = done.clone();
+        log.submit(submission(index), move |result| drop(done.send(result)))
+    };
+    let shut = gate.shut();
+    submit(1).expect("there is room");
+    gate.wait_until_somebody_waits();
+    let mut next = 2;
+    let refused = loop {
+        match submit(next) {
+            Ok(()) => next += 1,
+            Err(refused) => break refused,
+        }
+        assert!(next < 1_000, "it is bounded");
+    };
+    let LogError::Busy { pending, bound } = refused else {
+        panic!("{refused}");
+    };
+    assert_eq!(bound, BOUND);
+    assert!(
+        pending <= BOUND && pending + BYTES + 1_024 > BOUND,
+        "{pending}"
+    );
+    let again = log.append(submission(next));
+    assert!(matches!(again, Err(LogError::Busy { .. })), "{again:?}");
+    drop(shut);
+    for _ in 1..next {
+        ended.recv().expect("it is told").expect("it is durable");
+    }
+    // What was refused left no trace: the same entry is taken now.
+    log.append(submission(next)).expect("there is room");
+    log.close().expect("it closes");
+    let (log, recovery) = LaneThread::open(gate, dir.path(), options).expect("it opens");
+    assert_eq!(recovery.replicas[&key(1)].last.index, Index::new(next));
     log.close().expect("it closes");
 }
