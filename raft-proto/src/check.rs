@@ -46,13 +46,9 @@ fn is_in_range(message: &Message) -> bool {
         }
 }
 
-/// What can be said against an entry by itself.
-fn check_entry(entry: EntryRef<'_>, is_full: bool) -> Option<ViolationKind> {
+/// What can be said against an entry by itself. A witness gets the content of changes too.
+fn check_entry(entry: EntryRef<'_>) -> Option<ViolationKind> {
     let found = entry.id();
-    if is_full && entry.is_without_command() {
-        return Some(ViolationKind::WithoutCommand { found });
-    }
-    // A witness's too: of changes it gets the content.
     let is_sound =
         !entry.kind().is_membership() || MembershipChange::decode(entry.payload()).is_ok();
     (!is_sound).then_some(ViolationKind::Change { found })
@@ -157,8 +153,11 @@ impl Raft {
                 let found = if follows { last } else { first };
                 return Refused::violation(from, ViolationKind::EntryOrder { found });
             }
-            if let Some(kind) = batch.iter().find_map(|entry| check_entry(entry, is_full)) {
+            if let Some(kind) = batch.iter().find_map(check_entry) {
                 return Refused::violation(from, kind);
+            }
+            if is_full && batch.iter().any(|entry| entry.is_without_command()) {
+                return Refused::dropped(DropReason::WithoutCommand);
             }
             before = last;
         }

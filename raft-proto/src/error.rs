@@ -79,6 +79,9 @@ pub enum DropReason {
     TransferInProgress,
     /// It tells what is known already.
     Stale,
+    /// Entries without their commands, to a replica that is no witness: they were meant for the one
+    /// that it was before it was removed and added again, or its leader does not know yet.
+    WithoutCommand,
     /// A received snapshot does not reach past the commit index.
     SnapshotOutdated,
     /// A received snapshot's membership does not name this replica.
@@ -119,6 +122,7 @@ impl fmt::Display for DropReason {
             Self::LogWithoutCommands => "the log lacks commands, from when it was a witness's",
             Self::TransferInProgress => "leadership is being handed over",
             Self::Stale => "nothing new",
+            Self::WithoutCommand => "entries without commands, and this is no witness",
             Self::SnapshotOutdated => "the snapshot is older than the commit index",
             Self::SnapshotWithoutUs => "the snapshot's membership does not name this replica",
             Self::UnknownRead => "nobody waits for this read",
@@ -168,11 +172,6 @@ pub enum ViolationKind {
     /// Its entries do not follow one another, or are of a later term than their leader's.
     EntryOrder {
         /// The first that is wrong.
-        found: EntryId,
-    },
-    /// An entry without its command, as only witnesses are sent them, to a replica that is none.
-    WithoutCommand {
-        /// The entry.
         found: EntryId,
     },
     /// A membership change that does not parse. No leader appends one: this is another version's, and a
@@ -225,9 +224,6 @@ impl fmt::Display for ViolationKind {
                 write!(f, "it acknowledges {acked}, past our last entry {last}")
             }
             Self::EntryOrder { found } => write!(f, "entry {found} is out of order"),
-            Self::WithoutCommand { found } => {
-                write!(f, "entry {found} lacks its command, and this is no witness")
-            }
             Self::Change { found } => {
                 write!(f, "the membership change of entry {found} does not parse")
             }

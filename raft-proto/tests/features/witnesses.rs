@@ -3,8 +3,7 @@
 use crate::net::{Net, change, changes, entry_id, index, message, plain, replica, voters};
 use crate::{dropped, status};
 use raft_proto::{
-    Body, ChangeKind, DropReason, MembershipError, PeerState, ProposeError, Refused, Role, Term,
-    ViolationKind, WhyNoLeader,
+    Body, ChangeKind, DropReason, MembershipError, PeerState, ProposeError, Role, Term, WhyNoLeader,
 };
 
 /// Voters 1, 2 and the witness 3; 1 leads.
@@ -245,10 +244,7 @@ fn a_full_member_takes_no_entries_without_commands() {
     net.mail.clear();
     for mut append in bare {
         append.to = replica(2);
-        let from = replica(1);
-        let found = entry_id(1, 2);
-        let kind = ViolationKind::WithoutCommand { found };
-        let refused = Err(Refused::Violation { kind, from });
+        let refused = dropped(DropReason::WithoutCommand);
         assert_eq!(net.raft(2).handle_message(append), refused);
     }
     assert_eq!(net.raft(2).last_index(), index(1));
