@@ -1,6 +1,6 @@
 //! Time without faults of its own: everything that can be delivered, written and applied, is.
 
-use raft_proto::{EntryId, Raft, Role, VoteResult};
+use raft_proto::{EntryId, Raft, Role, VoteResult, WhyNoLeader};
 
 use crate::oracle::Violation;
 use crate::world::{World, place};
@@ -82,7 +82,7 @@ impl World {
         let patience = 40 * self.replicas[0].config.election_timeout_ticks_max;
         let mut proposed_at = None;
         for round in 0..patience {
-            self.shut_down_the_removed();
+            self.run_members_alone();
             self.round()?;
             if round % 16 == 15 {
                 self.wake()?;
@@ -139,6 +139,11 @@ impl World {
             let index = raft.last_index();
             EntryId::new(raft.term_at(index).unwrap_or_default(), index)
         };
+        // One that was a witness has such a log until a snapshot comes.
+        let is_bare = |raft: &Raft| {
+            let why = raft.why_no_leader();
+            matches!(why, Some(WhyNoLeader::LogWithoutCommands { .. }))
+        };
         let can_win = |raft: &Raft| {
             let own = last(raft);
             let would_grant = |id| {
@@ -148,28 +153,41 @@ impl World {
             // Who knows of no membership stands in no election, whatever a vote of nobody comes to.
             let id = raft.config().id;
             !newest.is_witness(id)
+                && !is_bare(raft)
                 && raft.membership().is_voter(id)
                 && raft.membership().vote_result(would_grant) == VoteResult::Won
         };
         let voters = || newest.voters.iter().filter_map(|&id| self.raft(place(id)));
         let longest = voters().max_by_key(|raft| last(raft));
         let has_reason = voters().any(|raft| raft.membership().index < newest.index)
-            || longest.is_some_and(|raft| newest.is_witness(raft.config().id));
+            || longest.is_some_and(|raft| newest.is_witness(raft.config().id) || is_bare(raft));
         has_reason && !voters().any(can_win)
     }
 
-    fn shut_down_the_removed(&mut self) {
+    fn run_members_alone(&mut self) {
         let members = self.oracle.membership().replicas();
         for at in 0..self.replicas.len() {
             let id = self.replicas[at].config.id;
-            if self.oracle.members_ever.contains(&id) && !members.contains(&id) {
+            if members.contains(&id) {
+                // It may be let in again only now.
+                self.start(at);
+            } else if self.oracle.members_ever.contains(&id) {
                 self.crash(at);
             }
         }
     }
 
-    /// A quiet group is woken by whoever wants something of it.
+    /// A quiet group is woken by whoever wants something of it. So is a leader that was let in again
+    /// while it led: it counts its own disk from its next entry on, as in etcd.
     fn wake(&mut self) -> Checked {
+        if let Some(leader) = self.leader()
+            && self
+                .raft(leader)
+                .is_some_and(|raft| raft.last_index() > raft.commit())
+        {
+            self.oracle.counts.add("leaders waiting", 1);
+            self.propose(leader)?;
+        }
         for at in 0..self.replicas.len() {
             if self.raft(at).is_some_and(Raft::is_quiet) {
                 self.read(at)?;

@@ -160,6 +160,13 @@ impl Oracle {
             .1
     }
 
+    /// Whether a replica was a witness when it was a member last.
+    pub(crate) fn was_witness(&self, id: ReplicaId) -> bool {
+        let mut latest = self.memberships.values().rev();
+        let last = latest.find(|membership| membership.is_member(id));
+        last.is_some_and(|membership| membership.is_witness(id))
+    }
+
     /// The membership that the group began with.
     pub(crate) fn first_membership(&self) -> &Membership {
         self.memberships
@@ -319,8 +326,20 @@ impl Oracle {
             Some(_) => Err(Violation::Configurations { index }),
             None => {
                 self.counts.add("memberships", 1);
-                if membership.is_joint() {
-                    self.counts.add("joint", 1);
+                let before = self.memberships.range(..index).next_back();
+                let returned = membership.replicas().into_iter().filter(|id| {
+                    let was_member = before.is_none_or(|(_, before)| before.is_member(*id));
+                    self.members_ever.contains(id) && !was_member
+                });
+                let returned = u64::try_from(returned.count()).expect("few");
+                for (name, count) in [
+                    ("joint", membership.is_joint().into()),
+                    ("with witnesses", (!membership.witnesses.is_empty()).into()),
+                    ("with learners", (!membership.learners.is_empty()).into()),
+                    ("priorities", (!membership.priorities.is_empty()).into()),
+                    ("readmissions", returned),
+                ] {
+                    self.counts.add(name, count);
                 }
                 self.members_ever.extend(membership.replicas());
                 self.memberships.insert(index, membership.clone());

@@ -47,7 +47,12 @@ impl Plan {
         } else {
             0
         };
-        let membership = first_membership(voters, learners);
+        let mut membership = first_membership(voters, learners);
+        if rng.chance(30) {
+            for id in membership.replicas() {
+                membership.priorities.insert(id, rng.pick(&[0, 1, 2, 5]));
+            }
+        }
         let meta = SnapshotMeta {
             id: EntryId::new(Term::new(1), Index::new(1)),
             membership: membership.clone(),
@@ -254,12 +259,18 @@ impl Plan {
         } else {
             rng.range(1, 3)
         };
-        let members: Vec<ReplicaId> = membership.replicas().into_iter().collect();
+        let members = membership.replicas();
+        let gone = self.world.oracle.members_ever.difference(&members);
+        let removed: Vec<ReplicaId> = gone.copied().collect();
+        let members: Vec<ReplicaId> = members.into_iter().collect();
+        let rng = &mut self.world.rng;
         let mut changes = Vec::new();
         for _ in 0..count {
             let newcomer = self.spare.last().copied();
             let is_new = newcomer.is_some() && rng.chance(40);
-            let kind = if is_new {
+            let priority = rng.pick(&[0, 2, 5]);
+            let returns = !removed.is_empty() && rng.chance(25);
+            let kind = if is_new || returns {
                 rng.pick(&[
                     ChangeKind::AddVoter,
                     ChangeKind::AddVoter,
@@ -272,16 +283,26 @@ impl Plan {
                     ChangeKind::AddVoter,
                     ChangeKind::AddLearner,
                     ChangeKind::Remove,
-                    ChangeKind::Prioritise(2),
+                    ChangeKind::Prioritise(priority),
                 ])
             };
             let id = match newcomer.filter(|_| is_new) {
                 Some(id) => {
-                    // Asked for once and no more: an id is never used again.
+                    // Asked for once: who was never let in has nothing on its disk yet.
                     self.spare.pop();
                     id
                 }
+                // With the disk it had: one that forgot its votes would be another.
+                None if returns => rng.pick(&removed),
                 None => rng.pick(&members),
+            };
+            // Who had commands, and thinks that it has, takes no entries without them.
+            let is_new = newcomer == Some(id);
+            let kind = match kind {
+                ChangeKind::AddWitness if !is_new && !self.world.oracle.was_witness(id) => {
+                    ChangeKind::AddVoter
+                }
+                kind => kind,
             };
             changes.push(Change {
                 kind,
@@ -358,6 +379,8 @@ struct Traits {
     pre_vote: bool,
     check_quorum: bool,
     is_sync: bool,
+    own_commit_first: bool,
+    done_when_applied: bool,
     message_bytes: usize,
     inflight: usize,
     inflight_bytes: usize,
@@ -385,6 +408,8 @@ impl Traits {
             pre_vote: rng.chance(60),
             check_quorum: has_lease || rng.chance(60),
             is_sync: rng.chance(25),
+            own_commit_first: rng.chance(80),
+            done_when_applied: rng.chance(20),
             message_bytes: rng.pick(&[1, 100, 1 << 20]),
             inflight: rng.pick(&[1, 3, 256]),
             inflight_bytes: rng.pick(&[1, 300, 8 << 20]),
@@ -415,6 +440,8 @@ impl Traits {
             step_down_on_removal: self.step_down,
             lease_ticks: self.lease,
             applies_after_sync: self.is_sync,
+            change_after_own_commit: self.own_commit_first,
+            change_done_when_applied: self.done_when_applied,
             quiesce_timeouts: self.quiesce,
             message_bytes_max: self.message_bytes,
             inflight_messages_max: self.inflight,

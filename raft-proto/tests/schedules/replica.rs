@@ -25,6 +25,13 @@ struct Stored {
     frame: Batch,
 }
 
+impl Stored {
+    fn is_bare(&self) -> bool {
+        let entry = self.frame.iter().next();
+        entry.is_some_and(|entry| entry.is_without_command())
+    }
+}
+
 /// What survives a crash.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk {
@@ -32,6 +39,8 @@ pub(crate) struct Disk {
     pub(crate) snapshot: Option<SnapshotMeta>,
     /// The entry before the first.
     before: EntryId,
+    /// What lies before it was without commands.
+    pub(crate) bare_up_to: Index,
     entries: VecDeque<Stored>,
 }
 
@@ -44,6 +53,7 @@ impl Disk {
                 commit: meta.id.index,
             },
             before: meta.id,
+            bare_up_to: Index::ZERO,
             snapshot: Some(meta),
             entries: VecDeque::new(),
         }
@@ -81,6 +91,11 @@ impl Disk {
         }
         if let Some(meta) = &write.snapshot {
             self.before = meta.id;
+            self.bare_up_to = if write.is_metadata {
+                meta.id.index
+            } else {
+                Index::ZERO
+            };
             self.entries.clear();
             self.snapshot = Some(meta.clone());
         }
@@ -122,6 +137,9 @@ impl Disk {
             && let Some(stored) = self.entries.pop_front()
         {
             self.before = stored.id;
+            if stored.is_bare() {
+                self.bare_up_to = stored.id.index;
+            }
         }
     }
 
@@ -140,6 +158,12 @@ impl Disk {
             batches.push(stored.frame.clone());
         }
         batches
+    }
+
+    /// As a driver finds it: an entry without its command, or a snapshot that brought none.
+    fn last_without_command(&self) -> Index {
+        let last = self.entries.iter().rev().find(|stored| stored.is_bare());
+        last.map_or(self.bare_up_to, |stored| stored.id.index)
     }
 
     fn restored(&self, machine: &Machine, leader_time_ms: u64) -> Restored {
@@ -170,6 +194,7 @@ impl Disk {
                 .map(|stored| stored.id.index)
                 .collect(),
             leader_time_ms,
+            last_without_command: self.last_without_command(),
             ..Restored::default()
         }
     }
@@ -181,6 +206,8 @@ pub(crate) struct Write {
     pub(crate) id: SubmissionId,
     pub(crate) hard: Option<HardState>,
     pub(crate) snapshot: Option<SnapshotMeta>,
+    /// Whether the snapshot names this replica as a witness.
+    pub(crate) is_metadata: bool,
     pub(crate) entries: Vec<Batch>,
     pub(crate) messages: Vec<AfterSync<Message>>,
 }

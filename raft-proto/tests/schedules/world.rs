@@ -261,10 +261,13 @@ impl World {
             self.oracle.counts.add("snapshots offered", 1);
         }
         let is_sync = replica.config.applies_after_sync;
+        let id = replica.config.id;
+        let is_witness = |meta: &SnapshotMeta| meta.membership.is_witness(id);
         if let Some(id) = ready.submission {
             replica.writes.push_back(Write {
                 id,
                 hard: ready.hard_state,
+                is_metadata: ready.snapshot.as_ref().is_some_and(is_witness),
                 snapshot: ready.snapshot,
                 entries: ready.entries,
                 messages: ready.messages_after_sync,
@@ -654,6 +657,9 @@ impl World {
         if matches!(message.body, Body::Snapshot { .. }) {
             self.reports
                 .push((message.from, message.to, SnapshotStatus::Finished));
+        }
+        if matches!(message.body, Body::Quiesce { .. }) {
+            self.oracle.counts.add("words of quiet", 1);
         }
         if matches!(message.body, Body::TimeoutNow) {
             self.oracle.counts.add("transfers", 1);
