@@ -218,7 +218,7 @@ pub(crate) fn analyse(
     let base = walk.base(&dir, &files)?;
     walk.sealed_before(&dir, &files, base)?;
     let end = walk.records_from(&dir, &files, base)?;
-    walk.settle_files(&dir, &files, base, &end);
+    walk.settle_files(&dir, &files, base, &end)?;
     walk.settle_spares(&dir, &files, &end)?;
     walk.settle(&votes);
     walk.report_votes(&votes, end.is_closed);
@@ -476,7 +476,7 @@ impl Walk<'_> {
         files: &BTreeMap<u64, SegmentFile>,
         base: Option<u64>,
         end: &End,
-    ) {
+    ) -> Result<(), LogError> {
         for number in &self.released {
             self.named.remove(number);
             self.tables.segments.remove(number);
@@ -501,8 +501,7 @@ impl Walk<'_> {
                 continue;
             };
             let was_released = *number < base.unwrap_or(0) && !self.named.contains_key(number);
-            if was_released && header.number > end.newest {
-                // On its way to a second life.
+            if was_released && self.is_leftover(dir, file, header, files, end)? {
                 continue;
             }
             self.misnamed.insert(*number);
@@ -525,6 +524,29 @@ impl Walk<'_> {
             self.lost_tables.push(LostTable::of_anybody(successor, 0));
         }
         self.report.missing.sort_unstable();
+        Ok(())
+    }
+
+    /// Whether a file that bears another segment's header was on its way to a second life and did
+    /// not reach it: nothing was written behind that header, and no segment is missed for it.
+    fn is_leftover(
+        &self,
+        dir: &Path,
+        file: &SegmentFile,
+        header: SegmentHeader,
+        files: &BTreeMap<u64, SegmentFile>,
+        end: &End,
+    ) -> Result<bool, LogError> {
+        let number = header.number;
+        let is_there = |file: &SegmentFile| file.header.is_some_and(|own| own.number == number);
+        let is_missed = (self.named.contains_key(&number) || end.successor == Some(number))
+            && !files.get(&number).is_some_and(is_there);
+        if is_missed || !header.is_recycled || number < file.number {
+            return Ok(false);
+        }
+        let incarnation = header.incarnation;
+        let mut segment = SegmentBytes::open(self.vfs, dir, file, incarnation, self.options)?;
+        Ok(segment.next_record(SEGMENT_HEADER_BYTES)?.is_none())
     }
 
     /// A segment that was made ahead and cannot be read is of no use, and what is in it may be.

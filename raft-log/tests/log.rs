@@ -19,6 +19,8 @@ mod golden;
 mod held;
 #[path = "log/large.rs"]
 mod large;
+#[path = "log/leftovers.rs"]
+mod leftovers;
 #[path = "log/model.rs"]
 mod model;
 #[path = "log/numbers.rs"]

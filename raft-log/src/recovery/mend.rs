@@ -97,9 +97,13 @@ pub(crate) fn mend(
         }
         vfs.sync(active.file)?;
     }
+    let has_dead = !dead.is_empty();
     for number in dead {
         vfs.close(files[&number].file);
         vfs.remove_file(&segment_path(&dir, number))?;
+    }
+    if has_dead {
+        vfs.sync_dir(&dir)?;
     }
     for number in unreadable {
         // Nothing can be read from it, and nothing of it is thrown away.

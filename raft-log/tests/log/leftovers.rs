@@ -1,0 +1,117 @@
+//! What a crash, or a call that fails, leaves behind of a segment on its way to its second life.
+
+use std::collections::BTreeSet;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use raft_log::vfs::{Fault, SimVfs};
+use raft_log::{RecoveryReport, Submission};
+use raft_proto::{Index, Term};
+
+use crate::damage::{content, segments};
+use crate::workload::{Driven, Rng, batch, disk, key, open, options};
+
+/// Appends one entry and keeps three.
+fn turn_over(driven: &mut Driven, rng: &mut Rng, index: u64) {
+    let mut submission = Submission::new(key(1).0, key(1).1, index);
+    let from = Index::new(index);
+    submission.entries = vec![batch(rng, key(1).0, Term::new(1), from, 1, 4_000)];
+    submission.compact_before = Some(Index::new(index.saturating_sub(3).max(1)));
+    driven.lane.submit(submission).expect("it is taken");
+    driven.pass(2_000_000_000);
+    for done in driven.lane.take_completions() {
+        done.result.expect("it is durable");
+    }
+}
+
+fn number(path: &Path) -> u64 {
+    let name = path.file_stem().and_then(|name| name.to_str());
+    u64::from_str_radix(name.expect("a name"), 16).expect("a number")
+}
+
+/// The files whose header names another segment.
+fn misnamed(disk: &SimVfs) -> BTreeSet<PathBuf> {
+    let is_misnamed = |path: &PathBuf| {
+        let head = content(disk, path);
+        u64::from_le_bytes(head[24..32].try_into().expect("eight")) != number(path)
+    };
+    segments(disk).into_iter().filter(is_misnamed).collect()
+}
+
+/// A log in which a recycled segment has its new header and kept its old name, `more` appends ago.
+fn left_over(more: u64) -> Arc<SimVfs> {
+    let disk = disk(1);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(1);
+    let mut index = 0;
+    // It can be neither renamed nor, then, removed.
+    disk.fault_every("remove", Some(Fault::Error(ErrorKind::Other)));
+    while misnamed(&disk).is_empty() {
+        disk.fail_next("rename", ErrorKind::Unsupported);
+        index += 1;
+        assert!(index < 200, "one is recycled");
+        turn_over(&mut driven, &mut rng, index);
+    }
+    disk.fault_next("rename", Fault::Short);
+    disk.fault_every("remove", None);
+    for _ in 0..more {
+        index += 1;
+        turn_over(&mut driven, &mut rng, index);
+    }
+    drop(driven);
+    disk.crash();
+    disk
+}
+
+#[test]
+fn fault_8_a_segment_that_kept_its_old_name_is_nobodys_and_goes() {
+    for more in [0, 1, 10, 40, 200] {
+        let disk = left_over(more);
+        let what = format!("{more} appends later");
+        assert_eq!(misnamed(&disk).len(), 1, "{what}");
+        // Whatever is lost of the removal, the next open does the same.
+        for life in 0..3 {
+            let (_, recovery) = open(&disk, &options()).expect("it opens");
+            assert_eq!(
+                recovery.report,
+                RecoveryReport::default(),
+                "{what}, life {life}"
+            );
+            assert_eq!(misnamed(&disk), BTreeSet::new(), "{what}, life {life}");
+            disk.crash_keeping(|_| false);
+        }
+    }
+}
+
+/// The same in the place of a segment that is missed: it may be that one, and is left alone.
+#[test]
+fn fault_7_a_misnamed_segment_that_is_missed_is_not_taken_for_a_leftover() {
+    let disk = left_over(40);
+    let (driven, _) = Driven::open(&disk, &options());
+    drop(driven);
+    disk.crash();
+    let mut missed = 0;
+    for path in segments(&disk) {
+        let without = Arc::new(disk.fork());
+        without.misplace(&path, None);
+        let (_, recovery) = open(&without, &options()).expect("it opens");
+        if recovery.report.missing.is_empty() {
+            continue;
+        }
+        missed += 1;
+        let disk = Arc::new(disk.fork());
+        let before = content(&disk, &path);
+        let free = path.with_file_name("0000000000000001.seg");
+        disk.misplace(&path, Some(&free));
+        for _ in 0..2 {
+            let (_, recovery) = open(&disk, &options()).expect("it opens");
+            let report = recovery.report;
+            let is_told = !report.missing.is_empty() || report.foreign.len() == 1;
+            assert!(is_told, "{path:?}: {report:?}");
+            assert!(content(&disk, &free) == before, "{path:?}: it is kept");
+            disk.crash();
+        }
+    }
+    assert!(missed > 0, "there are segments in use");
+}
