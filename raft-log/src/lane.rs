@@ -253,6 +253,15 @@ fn make_dirs(vfs: &dyn Vfs, data_dir: &Path, dir: &Path) -> Result<(), LogError>
     Ok(())
 }
 
+impl Drop for Lane {
+    /// Whoever opens the lane next finds no file that is still made, renamed or removed.
+    fn drop(&mut self) {
+        if self.pool.is_busy() {
+            self.vfs.wait_for_all();
+        }
+    }
+}
+
 impl Lane {
     /// Opens the lane below `data_dir`, or makes it: finds what is durable, cuts off a torn tail,
     /// reports damage, and ends with a synced watermark record. Waits for the disk.

@@ -319,6 +319,11 @@ impl Pool {
         Ok(())
     }
 
+    /// Whether a file is on its way, to be one or to be none.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.is_making() || !self.removing.is_empty()
+    }
+
     pub(crate) const fn is_making(&self) -> bool {
         self.making.is_some()
     }

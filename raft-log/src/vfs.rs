@@ -219,6 +219,9 @@ pub trait Vfs: Send + Sync + Debug {
     /// Waits until something that was submitted and runs in the background has ended, if anything
     /// does. A simulated file system has no background.
     fn wait(&self) {}
+    /// Waits until nothing that was submitted runs in the background any more; what has ended is
+    /// still to be taken. A simulated file system has no background.
+    fn wait_for_all(&self) {}
     /// Takes what has ended. A real file system does writes and syncs here and now, on the calling
     /// thread; preparing and recycling run on a thread of its own.
     fn completions(&self, now: Time) -> Vec<OpDone>;

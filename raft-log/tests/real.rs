@@ -301,3 +301,70 @@ fn fault_19_a_file_cut_under_a_live_map_is_an_error_and_damage_after_a_restart()
         assert!(matches!(health, raft_log::Health::Damaged(_)), "{health:?}");
     }
 }
+
+/// A segment is on its way when the lane is closed or dropped: what comes after finds the directory
+/// at rest.
+#[test]
+fn a_close_and_a_drop_wait_for_the_segment_that_is_on_its_way() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let log = dir.path().join("log/0");
+    let options = LaneOptions {
+        segment_size_bytes: 16 * MIB,
+        ..options()
+    };
+    for round in 0..10 {
+        let opened = Lane::open(Arc::new(StdVfs::new()), dir.path(), options.clone());
+        let (mut lane, _) = opened.expect("the directory is at rest");
+        // It begins to make the next segment.
+        lane.poll(Time(0));
+        if round % 2 == 0 {
+            lane.close().expect("it closes");
+        } else {
+            drop(lane);
+        }
+        let entries = std::fs::read_dir(&log).expect("it is there");
+        let names = entries.map(|entry| entry.expect("an entry").file_name());
+        let mut names: Vec<String> = names
+            .map(|name| name.to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        assert!(
+            names.iter().all(|name| !name.ends_with(".new")),
+            "{round}: {names:?}"
+        );
+        assert_eq!(names.len(), 2, "{round}: {names:?}");
+        // The next round makes another.
+        std::fs::remove_file(log.join(&names[1])).expect("removed");
+    }
+}
+
+/// The same by threads that turn the log over: segments are recycled and removed meanwhile.
+#[test]
+fn a_log_opens_at_once_after_each_close() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = LaneOptions {
+        segment_size_bytes: 64 << 10,
+        record_bytes_max: 32 << 10,
+        spare_segments: 2,
+        ..options()
+    };
+    let mut index = 0;
+    for round in 0..60 {
+        let vfs = Arc::new(StdVfs::new());
+        let opened = raft_log::LaneThread::open(vfs, dir.path(), options.clone());
+        let (lane, recovery) = opened.unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let report = &recovery.report;
+        assert_eq!(report, &raft_log::RecoveryReport::default(), "{round}");
+        for _ in 0..round % 12 {
+            index += 1;
+            let mut submission = append(index, 20_000);
+            submission.compact_before = Some(Index::new(index));
+            lane.append(submission).expect("it is durable");
+        }
+        if round % 3 == 0 {
+            drop(lane);
+        } else {
+            lane.close().expect("it closes");
+        }
+    }
+}

@@ -517,6 +517,11 @@ impl Vfs for StdVfs {
         drop(self.ended.changed.wait_while(self.ended.lock(), waits));
     }
 
+    fn wait_for_all(&self) {
+        let waits = |state: &mut EndedState| state.under_way > 0;
+        drop(self.ended.changed.wait_while(self.ended.lock(), waits));
+    }
+
     fn completions(&self, _now: Time) -> Vec<OpDone> {
         let submitted = std::mem::take(&mut self.lock().submitted);
         let mut done = std::mem::take(&mut self.ended.lock().done);
