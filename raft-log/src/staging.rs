@@ -57,6 +57,8 @@ pub(crate) struct Staging {
     /// Whose of them had no place in the vote file when they came.
     pub(crate) new_slots: FxHashSet<Key>,
     pub(crate) released: Vec<u64>,
+    /// Replicas that the checkpoint before this record does not name any more.
+    pub(crate) forgotten: Vec<Key>,
     /// Who is in it.
     owners: OwnerSet,
     pub(crate) has_entries: bool,

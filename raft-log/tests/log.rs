@@ -15,6 +15,8 @@ mod fits;
 mod fuzz;
 #[path = "log/golden.rs"]
 mod golden;
+#[path = "log/gone.rs"]
+mod gone;
 #[path = "log/held.rs"]
 mod held;
 #[path = "log/large.rs"]

@@ -342,7 +342,7 @@ impl Lane {
         let start = self.active.offset;
         let mut buffers = Vec::new();
         if start == to_u64(SEGMENT_HEADER_BYTES) {
-            let mut checkpoint = self.checkpoint();
+            let mut checkpoint = self.checkpoint(&mut staging.forgotten);
             buffers.append(&mut self.frame(RecordKind::Checkpoint, &mut checkpoint).0);
         }
         if !self.to_release.is_empty() {
@@ -413,8 +413,10 @@ impl Lane {
         }
     }
 
-    /// All that is durable of each replica, and the live segments.
-    fn checkpoint(&mut self) -> Staging {
+    /// All that is durable of each replica, and the live segments. Who is gone, and has no slot in
+    /// the vote file any more, is `forgotten`: what older segments hold of a replica that a
+    /// checkpoint does not name counts for nothing.
+    fn checkpoint(&mut self, forgotten: &mut Vec<Key>) -> Staging {
         let limits = self.limits();
         let mut staging = Staging::default();
         let tables = self.tables();
@@ -428,7 +430,11 @@ impl Lane {
         for key in tables.keys() {
             let state = &tables.replicas[&key].state;
             if state.health == Health::Tombstone {
-                staging.item(Some(key), &Item::Tombstone);
+                if self.votes.has_slot(key) {
+                    staging.item(Some(key), &Item::Tombstone);
+                } else {
+                    forgotten.push(key);
+                }
                 continue;
             }
             staging.raw(|out| put_state(out, key, state));
@@ -485,6 +491,9 @@ impl Lane {
         let mut recent = Vec::new();
         {
             let mut tables = self.shared.write();
+            for key in staging.forgotten.drain(..) {
+                tables.replicas.remove(&key);
+            }
             for (key, change) in staging.changes.drain(..) {
                 may_free |= !matches!(change, Change::HardState(_) | Change::Snapshots(_));
                 let is_end = matches!(

@@ -725,10 +725,16 @@ impl Walk<'_> {
                     crc: runs.list_crc,
                 },
             };
-            self.tables
-                .take_list(key, runs.overwrites_from, std::slice::from_ref(&span));
+            self.take_older(key, runs.overwrites_from, span);
         }
         Ok(true)
+    }
+
+    /// Takes what lies in a segment before the base, whose checkpoint names every replica there is.
+    fn take_older(&mut self, key: Key, overwrites_from: Option<Index>, span: Span) {
+        if self.tables.replicas.contains_key(&key) {
+            self.tables.take_list(key, overwrites_from, &[span]);
+        }
     }
 
     /// Goes through a sealed segment record by record: for lack of a footer, or to verify all.
@@ -795,7 +801,7 @@ impl Walk<'_> {
                     },
                 };
                 let overwrites = (!item.is_moved).then_some(span.first);
-                self.tables.take_list(key, overwrites, &[span]);
+                self.take_older(key, overwrites, span);
                 at += item.len;
             }
         }

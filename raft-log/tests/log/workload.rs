@@ -439,10 +439,12 @@ pub fn agrees(found: &Model, model: &Model) -> bool {
             first: Index::new(1),
             ..ModelReplica::default()
         };
+        // The name of one that is gone is forgotten some time.
+        let is_unknown = !found.replicas.contains_key(key);
         let found = found.replicas.get(key).unwrap_or(&blank);
         let model = model.replicas.get(key).unwrap_or(&blank);
         if model.is_gone || found.is_gone {
-            return model.is_gone && found.is_gone;
+            return model.is_gone && (found.is_gone || is_unknown);
         }
         found.first == model.first
             && found.last == model.last
