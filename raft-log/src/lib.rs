@@ -78,6 +78,7 @@
 
 mod config;
 mod error;
+mod flip;
 mod hard_state;
 mod index;
 mod item;

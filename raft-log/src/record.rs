@@ -3,6 +3,7 @@
 use bytes::Buf;
 use raft_proto::crc32c_append;
 
+use crate::flip::find_flip;
 use crate::owners::{OWNERS_BYTES, Owners};
 
 pub(crate) const RECORD_HEADER_BYTES: usize = 64;
@@ -28,6 +29,9 @@ pub(crate) enum RecordKind {
     Footer = 4,
 }
 
+/// What a place adds to the bytes under a checksum.
+pub(crate) const PLACE_BYTES: usize = 16;
+
 /// Where bytes belong: mixed into each of their checksums, so that they validate nowhere else.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
@@ -37,7 +41,7 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn seal(self, crc: u32) -> u32 {
-        let mut place = [0; 16];
+        let mut place = [0; PLACE_BYTES];
         place[..8].copy_from_slice(&self.incarnation.to_le_bytes());
         place[8..].copy_from_slice(&self.offset.to_le_bytes());
         crc32c_append(crc, &place)
@@ -115,6 +119,30 @@ impl RecordHeader {
         bytes.starts_with(&RECORD_MAGIC.to_le_bytes())
             && number(8).is_some_and(|own| own > lsn)
             && number(16).is_some_and(|synced| synced >= lsn)
+    }
+
+    /// The header of which one bit was flipped.
+    pub(crate) fn mend(bytes: &[u8], place: Place) -> Option<Self> {
+        const COVERED: usize = RECORD_HEADER_BYTES - 4;
+        let mut mended: [u8; RECORD_HEADER_BYTES] =
+            bytes.get(..RECORD_HEADER_BYTES)?.try_into().ok()?;
+        let mut fields = bytes;
+        let magic_bits = (fields.get_u32_le() ^ RECORD_MAGIC).count_ones();
+        if magic_bits > 1 {
+            return None;
+        }
+        let mut crc = &bytes[COVERED..];
+        let difference = crc.get_u32_le() ^ place.checksum(&bytes[..COVERED]);
+        let (byte, bit) = match difference.count_ones() {
+            // In the checksum itself.
+            1 => {
+                let bit = difference.trailing_zeros();
+                (COVERED + usize::try_from(bit / 8).ok()?, bit % 8)
+            }
+            _ => find_flip(difference, COVERED, PLACE_BYTES).map(|(at, bit)| (at, bit.into()))?,
+        };
+        mended[byte] ^= 1 << bit;
+        Self::decode(&mended, place).ok()
     }
 
     pub(crate) fn decode(bytes: &[u8], place: Place) -> Result<Self, NoHeader> {

@@ -334,7 +334,7 @@ impl Walk<'_> {
             };
             let mut segment =
                 SegmentBytes::open(self.vfs, dir, file, header.incarnation, self.options)?;
-            let Ok(record) = segment.record(SEGMENT_HEADER_BYTES)? else {
+            let Ok(record) = segment.record_at(SEGMENT_HEADER_BYTES, None)? else {
                 continue;
             };
             if record.header.kind != RecordKind::Checkpoint || record.table.is_none() {

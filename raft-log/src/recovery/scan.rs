@@ -248,6 +248,9 @@ impl Walk<'_> {
         let expected = cursor.expected.unwrap_or(1);
         let mut at = SEGMENT_HEADER_BYTES;
         let reach = self.reach();
+        if segment.record_at(at, Some(expected))?.is_ok() {
+            return Ok(true);
+        }
         while let Some(record) = segment.next_record_before(at, at + reach)? {
             let is_first = record.offset == SEGMENT_HEADER_BYTES && record.header.lsn == expected;
             if is_first || record.header.synced_lsn >= expected {
@@ -330,8 +333,8 @@ impl Walk<'_> {
     ) -> Result<Ended, LogError> {
         let mut at = SEGMENT_HEADER_BYTES;
         loop {
-            let record = segment.record(at)?.ok();
             let expected = cursor.expected;
+            let record = segment.record_at(at, expected)?.ok();
             let record = record
                 .filter(|record| expected.is_none_or(|expected| record.header.lsn == expected));
             if let Some(record) = &record
@@ -339,6 +342,7 @@ impl Walk<'_> {
                 && segment.data(record)?.is_some()
                 && self.take(segment.number, record, table, Some(&mut *active), cursor)
             {
+                self.note_mended(segment.number, record);
                 cursor.passed(record);
                 self.note_closed(table, cursor);
                 at = record.end();
@@ -417,6 +421,14 @@ impl Walk<'_> {
                     at = next.offset;
                 }
             }
+        }
+    }
+
+    /// A flipped bit that was mended is told, and stops nobody.
+    fn note_mended(&mut self, segment: u64, record: &Record) {
+        if record.is_mended {
+            let reason = "a flipped bit in a record's header or table, which is read as written";
+            self.damage(segment, to_u64(record.offset), reason, &[]);
         }
     }
 
@@ -689,7 +701,7 @@ impl Walk<'_> {
             return Ok(false);
         };
         let offset = usize::try_from(trailer.footer_offset).unwrap_or(usize::MAX);
-        let Ok(record) = segment.record(offset)? else {
+        let Ok(record) = segment.record_at(offset, Some(trailer.footer_lsn))? else {
             return Ok(false);
         };
         let is_footer =
@@ -700,6 +712,7 @@ impl Walk<'_> {
         if segment.data(&record)?.is_none() || items(&table).any(|item| item.is_none()) {
             return Ok(false);
         }
+        self.note_mended(segment.number, &record);
         let data_at = to_u64(record.data_at());
         for (owner, item) in items(&table).flatten() {
             let (key, runs) = match (owner, item) {
@@ -746,7 +759,8 @@ impl Walk<'_> {
         let mut at = SEGMENT_HEADER_BYTES;
         let mut is_whole = true;
         let mut has_footer = false;
-        while let Some(record) = segment.next_record(at)? {
+        while let Some(record) = segment.record_from(at)? {
+            self.note_mended(segment.number, &record);
             if record.offset != at {
                 is_whole = false;
                 self.damage(segment.number, to_u64(at), "records are lost", &[]);

@@ -11,9 +11,12 @@ use raft_proto::{Batch, Index};
 use super::SegmentFile;
 use crate::config::LaneOptions;
 use crate::error::LogError;
+use crate::flip::find_flip;
 use crate::item::{Item, Key, items};
+use crate::owners::OwnerSet;
 use crate::record::{
-    NoHeader, Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader, is_zero,
+    NoHeader, PLACE_BYTES, Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RECORD_MAGIC, RecordHeader,
+    RecordKind, is_zero,
 };
 use crate::segment::{SECTOR_BYTES, SEGMENT_HEADER_BYTES, segment_path};
 use crate::vfs::{FileId, Vfs, read_through};
@@ -44,6 +47,8 @@ pub(crate) struct Record {
     pub(crate) header: RecordHeader,
     /// `None` if its checksum fails.
     pub(crate) table: Option<Bytes>,
+    /// One bit of header or table was flipped: here they are as they were written.
+    pub(crate) is_mended: bool,
 }
 
 impl Record {
@@ -124,30 +129,61 @@ impl<'a> SegmentBytes<'a> {
         self.unreadable.borrow().range(sectors).next().is_some()
     }
 
-    /// The record at `offset`, its data not looked at.
-    pub(crate) fn record(&mut self, offset: usize) -> Result<Result<Record, Stop>, LogError> {
+    /// The record at `offset`, its data not looked at. One flipped bit in its table is mended.
+    pub(crate) fn record(&self, offset: usize) -> Result<Result<Record, Stop>, LogError> {
         let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
-        let header = match RecordHeader::decode(&head, self.place(offset)) {
-            Ok(header) => header,
-            Err(NoHeader::Invalid) => return Ok(Err(Stop)),
+        match RecordHeader::decode(&head, self.place(offset)) {
+            Ok(header) => self.record_of(offset, header, false),
+            Err(NoHeader::Invalid) => Ok(Err(Stop)),
             Err(NoHeader::Newer { version, .. }) => {
                 let version = u32::from(version).max(u32::from(crate::record::VERSION) + 1);
-                return Err(LogError::NeedsVersion {
+                Err(LogError::NeedsVersion {
                     path: self.path.clone(),
                     offset: to_u64(offset),
                     version,
-                });
+                })
             }
-        };
+        }
+    }
+
+    /// The record that is to begin at `offset`, and to have this lsn, if it is known. One flipped
+    /// bit in its header is mended too.
+    pub(crate) fn record_at(
+        &self,
+        offset: usize,
+        lsn: Option<u64>,
+    ) -> Result<Result<Record, Stop>, LogError> {
+        let found = self.record(offset)?;
+        if found.is_ok() {
+            return Ok(found);
+        }
+        let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
+        let header = RecordHeader::mend(&head, self.place(offset));
+        match header.filter(|header| lsn.is_none_or(|lsn| header.lsn == lsn)) {
+            Some(header) => self.record_of(offset, header, true),
+            None => Ok(Err(Stop)),
+        }
+    }
+
+    fn record_of(
+        &self,
+        offset: usize,
+        header: RecordHeader,
+        is_mended: bool,
+    ) -> Result<Result<Record, Stop>, LogError> {
         let end = offset.checked_add(header.total());
         if end.is_none_or(|end| end > self.len) {
             return Ok(Err(Stop));
         }
         let table = self.bytes(offset + RECORD_HEADER_BYTES, header.table_len)?;
-        let is_whole = self.place(offset).checksum(&table) == header.table_crc;
-        let table = is_whole.then_some(table);
+        let difference = self.place(offset).checksum(&table) ^ header.table_crc;
+        let (table, is_table_mended) = match difference {
+            0 => (Some(table), false),
+            _ => (mended_table(&table, &header, difference), true),
+        };
         Ok(Ok(Record {
             offset,
+            is_mended: is_mended || (is_table_mended && table.is_some()),
             header,
             table,
         }))
@@ -189,6 +225,14 @@ impl<'a> SegmentBytes<'a> {
             at = end;
         }
         Ok(bad)
+    }
+
+    /// The record that is to begin at `from`, or else the next whole one behind.
+    pub(super) fn record_from(&mut self, from: usize) -> Result<Option<Record>, LogError> {
+        match self.record_at(from, None)? {
+            Ok(record) => Ok(Some(record)),
+            Err(Stop) => self.next_record(from),
+        }
     }
 
     /// The next whole header at or behind `from`.
@@ -283,6 +327,27 @@ impl<'a> SegmentBytes<'a> {
         }
         Ok(last)
     }
+}
+
+/// A table of which one bit was flipped, if it then says what the rest of the record does.
+fn mended_table(table: &[u8], header: &RecordHeader, difference: u32) -> Option<Bytes> {
+    let (byte, bit) = find_flip(difference, table.len(), PLACE_BYTES)?;
+    let mut mended = table.to_vec();
+    mended[byte] ^= 1 << bit;
+    let mut owners = OwnerSet::default();
+    let mut data_len = 0_usize;
+    for item in items(&mended) {
+        let (owner, item) = item?;
+        owner.into_iter().for_each(|key| owners.insert(key));
+        if let Item::Entries(item) = item {
+            data_len = data_len.saturating_add(item.len);
+        }
+    }
+    let says_owners = matches!(header.kind, RecordKind::Data | RecordKind::Watermark);
+    let is_theirs = header
+        .owners
+        .is_none_or(|told| !says_owners || told.own == owners);
+    (is_theirs && data_len <= header.data_len).then(|| mended.into())
 }
 
 /// A batch whose frames do not hold.

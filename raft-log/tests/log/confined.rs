@@ -102,6 +102,48 @@ fn stopped(disk: &Arc<SimVfs>, what: &str) -> BTreeSet<Key> {
     stopped.map(|(key, _)| key).collect()
 }
 
+/// More than one bit is gone, of three bytes at most.
+fn wreck(disk: &SimVfs, path: &std::path::Path, range: std::ops::Range<usize>) {
+    disk.damage(path, |content| {
+        range.take(3).for_each(|byte| content[byte] ^= 0x35);
+    });
+}
+
+/// A bit alone is known by what it does to the checksum.
+#[test]
+fn fault_3_one_flipped_bit_of_a_header_or_a_table_is_told_and_stops_nobody() {
+    let mut flips = 0;
+    for payload_max in [0, 900] {
+        let log = log(payload_max);
+        for (at, hit) in log.records.iter().enumerate() {
+            for byte in (hit.start..hit.table_end).step_by(1 + at % 5) {
+                let disk = Arc::new(log.disk.fork());
+                let bit = u8::try_from(byte % 8).expect("of eight");
+                disk.flip_bit(&log.path, byte, bit);
+                let before = content(&disk, &log.path);
+                let what = format!("payload {payload_max} record {at} byte {byte} bit {bit}");
+                assert_eq!(stopped(&disk, &what), BTreeSet::new(), "{what}");
+                let end = hit.end;
+                assert!(content(&disk, &log.path)[..end] == before[..end], "{what}");
+                // Verifying all says the same.
+                let strict = raft_log::LaneOptions {
+                    verify_all: true,
+                    ..options()
+                };
+                let (_, recovery) = open(&disk, &strict).expect("it opens");
+                let health = recovery.replicas.values().map(|state| &state.health);
+                assert!(
+                    health.into_iter().all(|health| *health == Health::Sound),
+                    "{what}"
+                );
+                flips += 1;
+            }
+        }
+    }
+    record("log bits of tables flipped and mended", "bits", flips);
+    assert!(flips > 1_000, "{flips}");
+}
+
 #[test]
 fn fault_4_a_lost_record_stops_those_who_were_in_it_and_nobody_else() {
     let mut cases = 0;
@@ -115,10 +157,10 @@ fn fault_4_a_lost_record_stops_those_who_were_in_it_and_nobody_else() {
                 break;
             }
             let what = format!("payload {payload_max} record {at}");
-            // A bit of its table: its header tells whose it is.
+            // Bits of its table: its header tells whose it is.
             for byte in (lost.start + 64..lost.table_end).step_by(17) {
                 let disk = Arc::new(log.disk.fork());
-                disk.flip_bit(&log.path, byte, 3);
+                wreck(&disk, &log.path, byte..lost.table_end);
                 assert_eq!(stopped(&disk, &what), lost.owners, "{what}: table");
                 cases += 1;
             }
@@ -128,7 +170,7 @@ fn fault_4_a_lost_record_stops_those_who_were_in_it_and_nobody_else() {
             let beside: BTreeSet<Key> = beside.flat_map(|other| &other.owners).copied().collect();
             for byte in (lost.start..lost.start + 64).step_by(7) {
                 let disk = Arc::new(log.disk.fork());
-                disk.flip_bit(&log.path, byte, 5);
+                wreck(&disk, &log.path, byte..lost.start + 64);
                 let stopped = stopped(&disk, &what);
                 assert!(stopped.is_superset(&lost.owners), "{what}: {stopped:?}");
                 assert!(stopped.is_subset(&beside), "{what}: {stopped:?}");

@@ -354,6 +354,8 @@ fn fault_4_damage_below_the_watermark_is_reported_and_never_cut() {
     let path = &closed.segments[0];
     let whole = content(&closed.disk, path);
     let records = records(&whole);
+    let (last, _, last_table, last_data) = records[records.len() - 1];
+    let end = last + 64 + last_table + last_data;
     for (at, kind, table, _) in &records[..records.len() - 2] {
         for byte in [*at + 10, *at + 64, *at + 64 + table] {
             let disk = Arc::new(closed.disk.fork());
@@ -364,7 +366,8 @@ fn fault_4_damage_below_the_watermark_is_reported_and_never_cut() {
             assert_eq!(report.torn_bytes, 0, "kind {kind} byte {byte}: {report:?}");
             assert!(!report.damaged.is_empty(), "kind {kind} byte {byte}");
             drop(lane);
-            assert_eq!(content(&disk, path), damaged, "nothing there is touched");
+            let now = content(&disk, path);
+            assert!(now[..end] == damaged[..end], "nothing there is touched");
         }
     }
 }
