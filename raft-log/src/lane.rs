@@ -26,7 +26,7 @@ use crate::pool::{Made, Pool};
 use crate::read::{LogReader, Shared, lane_dir, lock_path};
 use crate::record::RecordKind;
 use crate::recovery::{self, Recovery};
-use crate::staging::Staging;
+use crate::staging::{Change, Staging};
 use crate::state::{Completion, Submission};
 use held::HeldFor;
 
@@ -424,7 +424,7 @@ impl Lane {
             self.staging.entries(key, batch, false);
         }
         if let Some(hard_state) = begun {
-            self.staging.hard_state(key, hard_state);
+            self.staging.change(key, Change::HardState(hard_state));
         }
         self.staging.end(key, submission);
     }
@@ -502,6 +502,7 @@ impl Lane {
             Some(Made::Full) => {
                 self.is_pool_full = true;
                 self.note_full();
+                self.collect();
                 true
             }
             Some(Made::Nothing) => true,
@@ -523,7 +524,7 @@ impl Lane {
         let watermark = (self.is_drained() && self.owes_watermark())
             .then(|| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
         let stalled = is_stalled.then(|| self.now.plus_nanos(1_000_000));
-        [watermark, stalled, self.pool.retry_at(), self.scrub.due()]
+        [watermark, stalled, self.pool.retry_at(), self.scrub_at()]
             .into_iter()
             .flatten()
             .min()

@@ -98,41 +98,73 @@ impl Staging {
     /// Stages everything of a submission but its entries and what comes after them.
     pub(crate) fn begin(&mut self, key: Key, submission: &Submission) {
         if let Some(id) = submission.restart_after {
-            self.item(Some(key), &Item::RestartAfter(id));
-            self.changes.push((key, Change::Reset(id)));
+            self.change(key, Change::Reset(id));
         }
         if let Some(hard_state) = submission.hard_state {
-            self.hard_state(key, hard_state);
+            self.change(key, Change::HardState(hard_state));
         }
         if let Some(snapshots) = &submission.snapshots {
-            self.item(Some(key), &Item::Snapshots(snapshots.clone()));
-            let record = snapshots.clone();
-            self.changes.push((key, Change::Snapshots(record)));
+            self.change(key, Change::Snapshots(snapshots.clone()));
         }
     }
 
     /// Stages what comes after the entries.
     pub(crate) fn end(&mut self, key: Key, submission: &Submission) {
         if let Some(index) = submission.compact_before {
-            self.item(Some(key), &Item::CompactBefore(index));
-            self.changes.push((key, Change::Compact(index)));
+            self.change(key, Change::Compact(index));
         }
         if submission.tombstone {
-            self.item(Some(key), &Item::Tombstone);
-            self.changes.push((key, Change::Tombstone));
+            self.change(key, Change::Tombstone);
         }
+        self.done(key, submission.submission);
+    }
+
+    /// A submission ends with this record.
+    fn done(&mut self, key: Key, submission: u64) {
         self.head();
-        self.done.push((key, submission.submission));
+        self.done.push((key, submission));
     }
 
-    pub(crate) fn hard_state(&mut self, key: Key, hard_state: HardState) {
-        self.item(Some(key), &Item::HardState(hard_state));
-        self.changes.push((key, Change::HardState(hard_state)));
+    /// Stages a change with its item.
+    pub(crate) fn change(&mut self, key: Key, change: Change) {
+        let item = match &change {
+            Change::Entries { item, batch, .. } => return self.entries(key, batch, item.is_moved),
+            Change::Reset(id) => Item::RestartAfter(*id),
+            Change::HardState(hard_state) => Item::HardState(*hard_state),
+            Change::Snapshots(record) => Item::Snapshots(record.clone()),
+            Change::Compact(index) => Item::CompactBefore(*index),
+            Change::Tombstone => Item::Tombstone,
+            Change::Health(health) => Item::Health(health.clone()),
+        };
+        self.item(Some(key), &item);
+        self.changes.push((key, change));
     }
 
-    pub(crate) fn health(&mut self, key: Key, health: Health) {
-        self.item(Some(key), &Item::Health(health.clone()));
-        self.changes.push((key, Change::Health(health)));
+    /// The same as two records: what concerns the replicas that are `taken`, and the rest. What the
+    /// log itself moves is in neither.
+    pub(crate) fn split(self, taken: impl Fn(Key) -> bool) -> (Self, Self) {
+        let mut parts = [Self::default(), Self::default()];
+        let of = |key| usize::from(!taken(key));
+        for (key, change) in self.changes {
+            let is_moved = matches!(&change, Change::Entries { item, .. } if item.is_moved);
+            if !is_moved {
+                parts[of(key)].change(key, change);
+            }
+        }
+        for vote in self.votes {
+            parts[of(vote.key)].votes.push(vote);
+        }
+        for (key, submission) in self.done {
+            parts[of(key)].done(key, submission);
+        }
+        parts.into()
+    }
+
+    /// The replicas whose own entries are in it.
+    pub(crate) fn appended_to(&self) -> impl Iterator<Item = Key> {
+        self.changes.iter().filter_map(|(key, change)| {
+            matches!(change, Change::Entries { item, .. } if !item.is_moved).then_some(*key)
+        })
     }
 
     pub(crate) fn item(&mut self, owner: Owner, item: &Item) {

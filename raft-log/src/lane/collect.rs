@@ -28,19 +28,26 @@ impl SegmentInfo {
 }
 
 impl Lane {
-    /// Moves a little, if the sealed segments hold more than a segment's worth of garbage. Called
-    /// only when nothing is staged or on its way: what is read is then what counts, and nothing
-    /// staged before can be overwritten by it.
+    /// Moves a little, if the sealed segments hold more than a segment's worth of garbage. Only when
+    /// nothing is staged or on its way: what is read is then what counts, and nothing staged before
+    /// can be overwritten by it.
     ///
     /// Moving is paid for by what was appended, and in advance: a small append does not buy a big
-    /// move.
+    /// move. On a full disk it is what makes room, and what waits for room is written behind it.
     pub(super) fn collect(&mut self) {
-        let budget = self.collect_budget();
-        let may_not = self.is_closing || self.shared.is_full() || self.active.is_sealed;
-        if self.collect_credit < to_u64(budget) || may_not {
+        let is_idle = self.is_drained() && self.flight.is_none() && self.latched.is_none();
+        if !is_idle || self.is_closing || self.active.is_sealed {
             return;
         }
-        let Some(victim) = self.victim() else {
+        let budget = self.collect_budget();
+        let room = if self.shared.is_full() {
+            self.room_to_collect()
+        } else if self.has_held() || self.collect_credit < to_u64(budget) {
+            return;
+        } else {
+            u64::MAX
+        };
+        let Some(victim) = self.victim(room) else {
             return;
         };
         let reader = LogReader::new(std::sync::Arc::clone(&self.shared));
@@ -76,6 +83,14 @@ impl Lane {
         self.collect_credit = (self.collect_credit + bytes).min(most);
     }
 
+    /// What may be moved on a full disk: as much as fits beside half of the reserve, and only if a
+    /// segment is free then.
+    fn room_to_collect(&self) -> u64 {
+        let kept = self.options.reserve() / 2 + self.footer_bytes(16) + 1024;
+        let left = self.active.len.saturating_sub(self.active.offset);
+        left.saturating_sub(kept)
+    }
+
     /// How much is moved in one go: no more than what a record may be, as a crash may cut it off.
     fn collect_budget(&self) -> usize {
         let quarter = usize::try_from(self.options.segment_size_bytes / 4).unwrap_or(usize::MAX);
@@ -83,8 +98,9 @@ impl Lane {
         self.options.collect_bytes_max.min(most)
     }
 
-    /// The sealed segment with the smallest part of it alive, if there is too much garbage.
-    fn victim(&self) -> Option<u64> {
+    /// The sealed segment with the smallest part of it alive, if there is too much garbage, and if
+    /// there is `room` for what is alive.
+    fn victim(&self, room: u64) -> Option<u64> {
         let tables = self.tables();
         let sealed: Vec<_> = tables
             .segments
@@ -103,6 +119,7 @@ impl Lane {
         sealed[..old]
             .iter()
             .filter(|(number, info)| info.live_spans > 0 && !self.unmovable.contains(number))
+            .filter(|(_, info)| info.moved_bytes() <= room)
             .min_by_key(|(number, info)| (share(info), **number))
             .filter(|(_, info)| share(info) < 900_000)
             .map(|(number, _)| **number)

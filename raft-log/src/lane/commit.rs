@@ -96,20 +96,25 @@ impl Lane {
         let next = self.queue.front().unwrap_or(&self.staging);
         let released = RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
         let (len, changes) = (next.len() + released, next.changes.len());
+        // Until the next segment is there, entries leave the reserve to others.
+        let is_ahead = self.pool.first().is_some() || self.is_closing;
+        let kept = match next.has_entries && !is_ahead {
+            true => self.options.reserve(),
+            false => 0,
+        };
         if !self.active.is_sealed {
             let end = self.active.offset + to_u64(aligned(len)) + self.footer_bytes(changes);
-            if end <= self.active.len {
+            if end + kept <= self.active.len {
                 self.begin_record()?;
                 return Ok(true);
             }
         }
         if !self.make_room(len, changes) {
-            let has_entries = self
-                .queue
-                .iter()
-                .chain([&self.staging])
-                .any(|record| record.has_entries);
-            return Ok(self.hold_if(self.is_pool_full && has_entries, HeldFor::Room));
+            let gathered = self.queue.iter().chain([&self.staging]);
+            let may_wait = gathered
+                .into_iter()
+                .any(|record| record.has_entries || record.has_moved);
+            return Ok(self.hold_if(self.is_pool_full && may_wait, HeldFor::Room));
         }
         if self.active.is_sealed {
             if self.open_segment().is_err() {
@@ -480,9 +485,7 @@ impl Lane {
             }
             FlightKind::Seal(sealed) => self.sealed(&sealed),
         }
-        if self.is_drained() && !self.has_held() && self.latched.is_none() {
-            self.collect();
-        }
+        self.collect();
     }
 
     fn landed(&mut self, mut staging: Staging, data_at: u64) {
@@ -591,10 +594,10 @@ impl Lane {
     /// Writes the record that ends an open, and waits until it is durable.
     pub(super) fn finish_open(&mut self, opening: Opening) -> Result<(), LogError> {
         for (key, hard_state) in opening.hard_states {
-            self.staging.hard_state(key, hard_state);
+            self.staging.change(key, Change::HardState(hard_state));
         }
         for (key, health) in opening.healths {
-            self.staging.health(key, health);
+            self.staging.change(key, Change::Health(health));
         }
         let (segment, offset, cut_bytes) = opening.cut;
         let opened = Item::Opened {

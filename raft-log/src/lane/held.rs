@@ -6,9 +6,9 @@
 
 use std::collections::VecDeque;
 
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
-use crate::item::{Item, Key};
+use crate::item::Key;
 use crate::lane::Lane;
 use crate::staging::{Change, Staging, VoteChange};
 use crate::state::Submission;
@@ -140,6 +140,10 @@ impl Lane {
     /// Stages a submission behind what waits for the same.
     pub(super) fn stage_held(&mut self, reason: HeldFor, submission: &Submission) {
         let key = (submission.group, submission.replica);
+        let is_vote = submission.hard_state.is_some();
+        if reason == HeldFor::Room && is_vote && self.release_little(key) {
+            return self.stage(submission);
+        }
         let may_pass = submission.snapshots.is_none()
             && submission.restart_after.is_none()
             && !submission.tombstone;
@@ -167,8 +171,7 @@ impl Lane {
         };
         if let Some(last) = last {
             let index = index.min(last.next());
-            self.staging.item(Some(key), &Item::CompactBefore(index));
-            self.staging.changes.push((key, Change::Compact(index)));
+            self.staging.change(key, Change::Compact(index));
         }
     }
 
@@ -180,13 +183,28 @@ impl Lane {
         *self.held(reason) = held;
     }
 
-    /// All that is gathered waits, and what comes from others goes before it.
+    /// Those wait for whom something gathered lacks room, with all that they submitted; what comes
+    /// from others is written before it. What the log itself would move stays where it is.
     pub(super) fn hold(&mut self, reason: HeldFor) {
         if !self.staging.is_empty() {
             self.enqueue();
         }
         self.queue_bytes = 0;
-        let mut records: Vec<Staging> = std::mem::take(&mut self.queue).into();
+        let gathered = std::mem::take(&mut self.queue);
+        let waits: FxHashSet<Key> = match reason {
+            HeldFor::Room => gathered.iter().flat_map(Staging::appended_to).collect(),
+            HeldFor::Slot => {
+                let votes = gathered.iter().flat_map(|record| &record.votes);
+                let lacks_slot = |vote: &&VoteChange| !self.votes.has_slot(vote.key);
+                votes.filter(lacks_slot).map(|vote| vote.key).collect()
+            }
+        };
+        let mut records = Vec::new();
+        for record in gathered {
+            let (held, free) = record.split(|key| waits.contains(&key));
+            records.extend((!held.is_empty()).then_some(held));
+            self.enqueue_part(free);
+        }
         let other = match reason {
             HeldFor::Slot => &mut self.no_room,
             HeldFor::Room => &mut self.no_slot,
@@ -200,6 +218,55 @@ impl Lane {
             records.append(&mut other.take());
         }
         self.held(reason).put_first(records);
+    }
+
+    /// Queues what was split off.
+    fn enqueue_part(&mut self, mut record: Staging) {
+        if record.is_empty() {
+            return;
+        }
+        let keys = record.votes.iter().map(|vote| vote.key);
+        record.new_slots = keys.filter(|key| !self.votes.has_slot(*key)).collect();
+        self.queue_bytes += record.len();
+        self.queue.push_back(record);
+    }
+
+    /// Whether what a replica has waiting for room is so little that it goes in the reserve, half of
+    /// which is left to others.
+    fn is_little(&self, key: Key) -> bool {
+        let waiting = self.no_room.queue.iter().chain([&self.no_room.staging]);
+        let changes = waiting.flat_map(|record| &record.changes);
+        let (mut count, mut bytes) = (2, self.queue_bytes + self.staging.len());
+        for (_, change) in changes.filter(|(of, _)| *of == key) {
+            count += 1;
+            bytes += 128;
+            if let Change::Entries { batch, .. } = change {
+                bytes += batch.size_bytes();
+            }
+        }
+        let taken = self.active.offset
+            + u64::try_from(bytes).unwrap_or(u64::MAX / 2)
+            + self.footer_bytes(count)
+            + self.options.reserve() / 2;
+        !self.active.is_sealed && taken <= self.active.len
+    }
+
+    /// Lets a replica whose term or vote waits behind a few entries of its own go on.
+    fn release_little(&mut self, key: Key) -> bool {
+        if !self.is_little(key) {
+            return false;
+        }
+        if !self.staging.is_empty() {
+            self.enqueue();
+        }
+        let mut left = Vec::new();
+        for record in self.no_room.take() {
+            let (ours, rest) = record.split(|of| of == key);
+            left.extend((!rest.is_empty()).then_some(rest));
+            self.enqueue_part(ours);
+        }
+        self.no_room.put_first(left);
+        true
     }
 
     /// What waited is written next, behind what is gathered.

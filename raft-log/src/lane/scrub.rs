@@ -9,6 +9,7 @@ use crate::item::Key;
 use crate::lane::Lane;
 use crate::recovery::DamageReport;
 use crate::scrub::{Event, Walk};
+use crate::staging::Change;
 use crate::state::{Damage, Health};
 use crate::vfs::VfsError;
 
@@ -175,16 +176,20 @@ impl Lane {
         std::mem::take(&mut self.scrub.reports)
     }
 
+    /// When the next step is done: while something waits to be written, a second late.
+    pub(super) fn scrub_at(&self) -> Option<Time> {
+        let due = self.scrub.due()?;
+        Some(if self.is_drained() {
+            due
+        } else {
+            due.plus_nanos(DEFER_NANOS)
+        })
+    }
+
     /// Does one step if it is due and nothing more urgent waits.
     pub(super) fn scrub_poll(&mut self) {
-        let Some(due) = self.scrub.due() else {
+        let Some(may_start) = self.scrub_at() else {
             return;
-        };
-        let has_work = !self.queue.is_empty() || !self.staging.is_empty();
-        let may_start = if has_work {
-            due.plus_nanos(DEFER_NANOS)
-        } else {
-            due
         };
         if self.now < may_start || self.flight.is_some() || self.latched.is_some() {
             return;
@@ -362,7 +367,8 @@ impl Lane {
                     first: *first,
                     last: *last,
                 };
-                self.staging.health(*key, Health::Damaged(damage));
+                let health = Health::Damaged(damage);
+                self.staging.change(*key, Change::Health(health));
             }
         }
         if self.scrub.reports.len() < REPORTS_MAX {

@@ -137,6 +137,86 @@ fn fault_16_entries_without_room_hold_up_neither_votes_nor_compaction() {
     assert_eq!(state.first, Index::new(41));
 }
 
+/// What was gathered into one record with entries for which there is no room, and concerns others.
+#[test]
+fn fault_16_votes_beside_entries_without_room_go_on() {
+    let disk = disk(6);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(6);
+    for group in 1..=5 {
+        driven.write(append(&mut rng, group, 1, 3_000));
+    }
+    disk.set_capacity(Some(disk.used_bytes()));
+    for index in 2..=40 {
+        let submission = append(&mut rng, 1, index, 6_000);
+        driven.lane.submit(submission).expect("it is taken");
+        if index % 10 == 0 {
+            let group = index / 10 + 1;
+            driven.lane.submit(vote(group, 7)).expect("it is taken");
+            driven
+                .lane
+                .submit(compact(group, 8, 2))
+                .expect("it is taken");
+        }
+    }
+    driven.pass(3 * SECOND);
+    assert!(driven.lane.stats().is_full);
+    let done = done(&mut driven);
+    let others: Vec<u64> = done.iter().copied().filter(|&group| group > 1).collect();
+    assert_eq!(others, [2, 2, 3, 3, 4, 4, 5, 5], "in the reserve");
+    assert!(done.len() < 39 + 8, "some wait");
+    let durable = u64::try_from(done.len() - 8).expect("small");
+    drop(driven);
+    disk.crash();
+    let (_, recovery) = open(&disk, &options()).expect("it opens");
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    for group in 2..=5 {
+        let state = &recovery.replicas[&key(group)];
+        assert_eq!(state.hard_state.term, Term::new(7));
+        assert_eq!(state.first, Index::new(2));
+    }
+    let last = recovery.replicas[&key(1)].last.index;
+    assert_eq!(last, Index::new(1 + durable));
+}
+
+/// Votes of one whose own entries wait: these go before them, in the reserve, while they are few.
+#[test]
+fn fault_16_a_vote_behind_few_entries_without_room_takes_them_along() {
+    let disk = disk(7);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(7);
+    driven.write(append(&mut rng, 1, 1, 3_000));
+    driven.write(append(&mut rng, 2, 1, 300));
+    disk.set_capacity(Some(disk.used_bytes()));
+    for index in 2..=40 {
+        let submission = append(&mut rng, 1, index, 6_000);
+        driven.lane.submit(submission).expect("it is taken");
+    }
+    for index in 2..=3 {
+        let submission = append(&mut rng, 2, index, 300);
+        driven.lane.submit(submission).expect("it is taken");
+    }
+    driven.pass(3 * SECOND);
+    assert!(driven.lane.stats().is_full);
+    assert!(!done(&mut driven).contains(&2), "they wait");
+    driven.lane.submit(vote(2, 4)).expect("it is taken");
+    driven.lane.submit(vote(2, 5)).expect("it is taken");
+    driven.pass(3 * SECOND);
+    assert_eq!(done(&mut driven), [2, 2, 2, 2]);
+    assert!(driven.lane.stats().is_full);
+    drop(driven);
+    disk.crash();
+    let (lane, recovery) = open(&disk, &options()).expect("it opens");
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    let state = &recovery.replicas[&key(2)];
+    assert_eq!(state.hard_state.term, Term::new(5));
+    assert_eq!(state.last.index, Index::new(3));
+    let all = lane
+        .reader()
+        .entries(key(2).0, key(2).1, Index::new(1), Index::new(3), 1 << 20);
+    all.expect("they are there");
+}
+
 /// A file system that cannot rename to a name that is free, and one that fails now and then.
 #[test]
 fn a_segment_that_cannot_be_recycled_leaves_no_file_behind() {

@@ -94,6 +94,58 @@ fn fault_16_more_space_alone_is_enough() {
     driven.write(append(&mut rng, key(1), &mut next, 6_000));
 }
 
+/// Each segment holds a little that is needed: moving it, in the reserve, is what makes room.
+#[test]
+fn fault_16_a_full_disk_is_collected() {
+    let disk = disk(12);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(12);
+    let (mut next, mut laggard) = (1, 1);
+    disk.set_capacity(Some(disk.used_bytes() + 5 * (64 << 10)));
+    loop {
+        let submission = append(&mut rng, key(1), &mut next, 6_000);
+        if driven.lane.submit(submission).is_err() {
+            next -= 1;
+            break;
+        }
+        if next % 8 == 0 {
+            let submission = append(&mut rng, key(2), &mut laggard, 100);
+            if driven.lane.submit(submission).is_err() {
+                laggard -= 1;
+                break;
+            }
+        }
+        driven.pass(2_000_000_000);
+        for done in driven.lane.take_completions() {
+            done.result.expect("what was taken is durable");
+        }
+        assert!(next < 200, "it fills up");
+    }
+    driven.pass(2_000_000_000);
+    driven.lane.take_completions();
+    assert!(driven.lane.stats().is_full && laggard > 4);
+    let moved = driven.lane.stats().moved_bytes;
+    let mut compact = Submission::new(key(1).0, key(1).1, 1_000);
+    compact.compact_before = Some(Index::new(next));
+    driven.write(compact);
+    driven.pass(5_000_000_000);
+    let stats = driven.lane.stats();
+    assert!(!stats.is_full, "there is room: {stats:?}");
+    assert!(stats.moved_bytes > moved);
+    driven.write(append(&mut rng, key(1), &mut next, 6_000));
+    drop(driven);
+    disk.crash();
+    let (lane, recovery) = open(&disk, &options()).expect("it opens");
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    let read = |group: u64, first: u64, last: u64| {
+        let (first, last) = (Index::new(first), Index::new(last));
+        lane.reader()
+            .entries(key(group).0, key(group).1, first, last, 1 << 20)
+    };
+    read(2, 1, laggard - 1).expect("it is all there");
+    read(1, next - 1, next - 1).expect("it is there");
+}
+
 const EMFILE: Fault = Fault::Errno(24);
 
 #[test]
