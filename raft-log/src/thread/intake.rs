@@ -1,6 +1,6 @@
 //! What the lane's thread takes from its inbox, and what it must hold back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::SUBMISSION_BYTES;
 use super::desk::Ended;
@@ -42,9 +42,10 @@ impl Intake {
         new: impl Iterator<Item = (Submission, OnDone)>,
     ) {
         let held = std::mem::take(&mut self.held);
+        let mut held_groups = BTreeSet::new();
         for (submission, on_done) in held.into_iter().chain(new) {
             let group = submission.group;
-            if self.held.iter().any(|(other, _)| other.group == group) {
+            if held_groups.contains(&group) {
                 self.held.push_back((submission, on_done));
                 continue;
             }
@@ -61,7 +62,10 @@ impl Intake {
                     self.ticket += 1;
                     self.told_later.push(self.ticket, bytes, on_done);
                 }
-                (Err(LogError::StorageFull), Some(spare)) => self.held.push_back((spare, on_done)),
+                (Err(LogError::StorageFull), Some(spare)) => {
+                    held_groups.insert(group);
+                    self.held.push_back((spare, on_done));
+                }
                 (Err(error), _) => self.refused.push((bytes, on_done, error)),
             }
         }

@@ -516,3 +516,65 @@ fn submissions_over_the_bound_are_busy_until_the_disk_answers() {
     assert_eq!(recovery.replicas[&key(1)].last.index, Index::new(next));
     log.close().expect("it closes");
 }
+
+/// On a full disk what has room goes before what has none: whoever is told of an end is the one
+/// whose it is.
+#[test]
+fn fault_16_nobody_is_told_of_what_still_waits_for_room() {
+    const ENTRIES: u64 = 40;
+    let disk = disk(1);
+    let options = LaneOptions {
+        segment_size_bytes: 64 << 10,
+        record_bytes_max: 32 << 10,
+        ..LaneOptions::default()
+    };
+    let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+    let (log, _) = LaneThread::open(vfs, DATA.as_ref(), options).expect("it opens");
+    let mut rng = Rng(1);
+    let mut entry = |group: u64, index: u64| {
+        let (group, replica) = key(group);
+        let mut submission = Submission::new(group, replica, 0);
+        let from = Index::new(index);
+        submission.entries = vec![batch(&mut rng, group, Term::new(1), from, 1, 12_000)];
+        submission
+    };
+    log.append(entry(1, 1)).expect("there is room");
+    log.append(entry(2, 1)).expect("there is room");
+    disk.set_capacity(Some(disk.used_bytes()));
+    // All are taken before it is known that there is no room.
+    disk.set_hung(true);
+    let (done, told) = channel();
+    for index in 2..=ENTRIES {
+        let done = done.clone();
+        let on_done = move |result| drop(done.send((index, result)));
+        log.submit(entry(1, index), on_done).expect("it is taken");
+    }
+    disk.set_hung(false);
+    while !log.reader().space().is_full() {
+        std::thread::yield_now();
+    }
+    let mut vote = Submission::new(key(2).0, key(2).1, 0);
+    vote.hard_state = Some(HardState {
+        term: Term::new(9),
+        ..HardState::default()
+    });
+    log.append(vote).expect("there is a reserve");
+    let (group, replica) = key(1);
+    let (_, last) = log
+        .reader()
+        .range(group, replica)
+        .expect("some are durable");
+    let durable: Vec<u64> = told.try_iter().map(|(index, _)| index).collect();
+    assert!(last < Index::new(ENTRIES), "some wait");
+    assert_eq!(durable, (2..=last.get()).collect::<Vec<_>>());
+    // A compaction makes room for the others, however many wait in front of it.
+    let mut compact = Submission::new(group, replica, 0);
+    compact.compact_before = Some(last.next());
+    log.append(compact).expect("it goes in the reserve");
+    for index in last.get() + 1..=ENTRIES {
+        let (told, result) = told.recv().expect("told");
+        result.expect("it is durable");
+        assert_eq!(told, index, "in order");
+    }
+    log.close().expect("it closes");
+}
