@@ -334,9 +334,14 @@ impl Walk<'_> {
             };
             let mut segment =
                 SegmentBytes::open(self.vfs, dir, file, header.incarnation, self.options)?;
-            let Ok(record) = segment.record_at(SEGMENT_HEADER_BYTES, None)? else {
+            segment.glimpse(true);
+            let found = segment.durable(SEGMENT_HEADER_BYTES, None)?;
+            let Some(record) = found else {
                 continue;
             };
+            if record.is_mended && !segment.proves(&record)? {
+                continue;
+            }
             if record.header.kind != RecordKind::Checkpoint || record.table.is_none() {
                 continue;
             }
@@ -416,8 +421,10 @@ impl Walk<'_> {
                 },
             );
             let mut segment = SegmentBytes::open(self.vfs, dir, &file, incarnation, self.options)?;
+            segment.glimpse(true);
             let by_footer = self.take_footer(&mut segment)?;
             if !by_footer || self.options.verify_all {
+                segment.glimpse(false);
                 self.take_records(&mut segment, by_footer)?;
             }
         }

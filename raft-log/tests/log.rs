@@ -29,6 +29,8 @@ mod model;
 mod numbers;
 #[path = "log/opens.rs"]
 mod opens;
+#[path = "log/opening.rs"]
+mod opening;
 #[path = "log/space.rs"]
 mod space;
 #[path = "log/split.rs"]

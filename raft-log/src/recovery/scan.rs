@@ -248,9 +248,6 @@ impl Walk<'_> {
         let expected = cursor.expected.unwrap_or(1);
         let mut at = SEGMENT_HEADER_BYTES;
         let reach = self.reach();
-        if segment.record_at(at, Some(expected))?.is_ok() {
-            return Ok(true);
-        }
         while let Some(record) = segment.next_record_before(at, at + reach)? {
             let is_first = record.offset == SEGMENT_HEADER_BYTES && record.header.lsn == expected;
             if is_first || record.header.synced_lsn >= expected {
@@ -334,9 +331,13 @@ impl Walk<'_> {
         let mut at = SEGMENT_HEADER_BYTES;
         loop {
             let expected = cursor.expected;
-            let record = segment.record_at(at, expected)?.ok();
+            let record = segment.record(at)?.ok();
             let record = record
                 .filter(|record| expected.is_none_or(|expected| record.header.lsn == expected));
+            let record = match self.mended(segment, later, at, expected)? {
+                None => record,
+                mended => mended,
+            };
             if let Some(record) = &record
                 && let Some(table) = &record.table
                 && segment.data(record)?.is_some()
@@ -422,6 +423,22 @@ impl Walk<'_> {
                 }
             }
         }
+    }
+
+    /// The record that is to begin at `at`, with a flipped bit put right, if it is known to have
+    /// been durable.
+    fn mended(
+        &self,
+        segment: &mut SegmentBytes<'_>,
+        later: (&Path, &BTreeMap<u64, SegmentFile>),
+        at: usize,
+        lsn: Option<u64>,
+    ) -> Result<Option<Record>, LogError> {
+        let Some(record) = segment.mended(at, lsn)? else {
+            return Ok(None);
+        };
+        let behind = self.look_behind(segment, later, record.end(), record.header.lsn)?;
+        Ok(behind.is_proof.then_some(record))
     }
 
     /// A flipped bit that was mended is told, and stops nobody.
@@ -701,7 +718,7 @@ impl Walk<'_> {
             return Ok(false);
         };
         let offset = usize::try_from(trailer.footer_offset).unwrap_or(usize::MAX);
-        let Ok(record) = segment.record_at(offset, Some(trailer.footer_lsn))? else {
+        let Some(record) = segment.durable(offset, Some(trailer.footer_lsn))? else {
             return Ok(false);
         };
         let is_footer =
@@ -759,7 +776,7 @@ impl Walk<'_> {
         let mut at = SEGMENT_HEADER_BYTES;
         let mut is_whole = true;
         let mut has_footer = false;
-        while let Some(record) = segment.record_from(at)? {
+        while let Some(record) = segment.durable_from(at)? {
             self.note_mended(segment.number, &record);
             if record.offset != at {
                 is_whole = false;

@@ -23,6 +23,8 @@ use crate::vfs::{FileId, Vfs, read_through};
 
 /// How much of a segment is looked at in one go.
 const WINDOW_BYTES: usize = 1 << 20;
+/// The same where the records are not gone through: a header, and most tables.
+const GLIMPSE_BYTES: usize = 4 << 10;
 /// Headers that may belong elsewhere, looked at closely.
 const DISPLACED_MAX: usize = 64;
 
@@ -35,6 +37,8 @@ pub(crate) struct SegmentBytes<'a> {
     len: usize,
     pub(super) is_short: bool,
     incarnation: u64,
+    /// How much is read at least.
+    window_bytes: usize,
     /// What was read last, and where it begins: neighbours are mostly in it.
     window: RefCell<(usize, Bytes)>,
     /// Sectors that the medium did not give back.
@@ -81,9 +85,19 @@ impl<'a> SegmentBytes<'a> {
             len: usize::try_from(file.len).unwrap_or(usize::MAX),
             is_short: file.is_short,
             incarnation,
+            window_bytes: WINDOW_BYTES,
             window: RefCell::new((0, Bytes::new())),
             unreadable: RefCell::default(),
         })
+    }
+
+    /// Reads little more than what is asked for, or again what mostly follows.
+    pub(super) const fn glimpse(&mut self, is_glimpse: bool) {
+        self.window_bytes = if is_glimpse {
+            GLIMPSE_BYTES
+        } else {
+            WINDOW_BYTES
+        };
     }
 
     pub(crate) const fn len(&self) -> usize {
@@ -112,7 +126,7 @@ impl<'a> SegmentBytes<'a> {
                 return Ok(bytes.slice(start..start + len));
             }
         }
-        let more = len.max(WINDOW_BYTES).min(self.len - offset);
+        let more = len.max(self.window_bytes).min(self.len - offset);
         let (bytes, unreadable) = read_through(self.vfs, self.file, to_u64(offset), more)?;
         let sectors = unreadable.into_iter().filter_map(|at| at.try_into().ok());
         self.unreadable
@@ -129,11 +143,11 @@ impl<'a> SegmentBytes<'a> {
         self.unreadable.borrow().range(sectors).next().is_some()
     }
 
-    /// The record at `offset`, its data not looked at. One flipped bit in its table is mended.
+    /// The record at `offset`, its data not looked at.
     pub(crate) fn record(&self, offset: usize) -> Result<Result<Record, Stop>, LogError> {
         let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
         match RecordHeader::decode(&head, self.place(offset)) {
-            Ok(header) => self.record_of(offset, header, false),
+            Ok(header) => self.record_of(offset, header),
             Err(NoHeader::Invalid) => Ok(Err(Stop)),
             Err(NoHeader::Newer { version, .. }) => {
                 let version = u32::from(version).max(u32::from(crate::record::VERSION) + 1);
@@ -146,47 +160,70 @@ impl<'a> SegmentBytes<'a> {
         }
     }
 
-    /// The record that is to begin at `offset`, and to have this lsn, if it is known. One flipped
-    /// bit in its header is mended too.
-    pub(crate) fn record_at(
-        &self,
-        offset: usize,
-        lsn: Option<u64>,
-    ) -> Result<Result<Record, Stop>, LogError> {
-        let found = self.record(offset)?;
-        if found.is_ok() {
-            return Ok(found);
-        }
-        let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
-        let header = RecordHeader::mend(&head, self.place(offset));
-        match header.filter(|header| lsn.is_none_or(|lsn| header.lsn == lsn)) {
-            Some(header) => self.record_of(offset, header, true),
-            None => Ok(Err(Stop)),
-        }
-    }
-
     fn record_of(
         &self,
         offset: usize,
         header: RecordHeader,
-        is_mended: bool,
     ) -> Result<Result<Record, Stop>, LogError> {
         let end = offset.checked_add(header.total());
         if end.is_none_or(|end| end > self.len) {
             return Ok(Err(Stop));
         }
         let table = self.bytes(offset + RECORD_HEADER_BYTES, header.table_len)?;
-        let difference = self.place(offset).checksum(&table) ^ header.table_crc;
-        let (table, is_table_mended) = match difference {
-            0 => (Some(table), false),
-            _ => (mended_table(&table, &header, difference), true),
-        };
+        let is_whole = self.place(offset).checksum(&table) == header.table_crc;
+        let table = is_whole.then_some(table);
         Ok(Ok(Record {
             offset,
-            is_mended: is_mended || (is_table_mended && table.is_some()),
             header,
             table,
+            is_mended: false,
         }))
+    }
+
+    /// The record that is to begin at `offset`, and to have this lsn if it is known, if one bit of
+    /// its header or its table was flipped. Only for one that was durable: what a torn write leaves
+    /// may lack one bit too.
+    pub(super) fn mended(
+        &self,
+        offset: usize,
+        lsn: Option<u64>,
+    ) -> Result<Option<Record>, LogError> {
+        let mut record = match self.record(offset)? {
+            Ok(record) if record.table.is_none() => record,
+            Ok(_) => return Ok(None),
+            Err(Stop) => {
+                let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
+                let header = RecordHeader::mend(&head, self.place(offset));
+                let Some(header) = header else {
+                    return Ok(None);
+                };
+                let record = self.record_of(offset, header)?.ok();
+                let is_due = |record: &Record| lsn.is_none_or(|lsn| record.header.lsn == lsn);
+                let record = record.filter(|record| record.table.is_some() && is_due(record));
+                return Ok(record.map(|record| Record {
+                    is_mended: true,
+                    ..record
+                }));
+            }
+        };
+        let header = &record.header;
+        let table = self.bytes(offset + RECORD_HEADER_BYTES, header.table_len)?;
+        let difference = self.place(offset).checksum(&table) ^ header.table_crc;
+        record.table = mended_table(&table, header, difference);
+        record.is_mended = record.table.is_some();
+        Ok(Some(record).filter(|record| record.is_mended))
+    }
+
+    /// The record that is to begin at `offset`, in a segment of which all was durable.
+    pub(super) fn durable(
+        &self,
+        offset: usize,
+        lsn: Option<u64>,
+    ) -> Result<Option<Record>, LogError> {
+        match self.mended(offset, lsn)? {
+            None => Ok(self.record(offset)?.ok()),
+            mended => Ok(mended),
+        }
     }
 
     /// The record's data and padding; `None` if its checksum fails.
@@ -227,11 +264,12 @@ impl<'a> SegmentBytes<'a> {
         Ok(bad)
     }
 
-    /// The record that is to begin at `from`, or else the next whole one behind.
-    pub(super) fn record_from(&mut self, from: usize) -> Result<Option<Record>, LogError> {
-        match self.record_at(from, None)? {
-            Ok(record) => Ok(Some(record)),
-            Err(Stop) => self.next_record(from),
+    /// The record that is to begin at `from`, or else the next whole one behind, in a segment of
+    /// which all was durable.
+    pub(super) fn durable_from(&mut self, from: usize) -> Result<Option<Record>, LogError> {
+        match self.durable(from, None)? {
+            None => self.next_record(from),
+            found => Ok(found),
         }
     }
 

@@ -45,6 +45,7 @@ struct State {
     is_hung: bool,
     trace: u64,
     calls: u64,
+    bytes_read: u64,
     faults: Faults,
     capacity_bytes: Option<u64>,
     /// The state after each call that changed something, if asked for.
@@ -85,6 +86,7 @@ impl SimVfs {
             is_hung: false,
             trace: 0,
             calls: 0,
+            bytes_read: 0,
             faults: Faults::default(),
             capacity_bytes: None,
             points: None,
@@ -130,6 +132,12 @@ impl SimVfs {
     #[must_use]
     pub fn calls(&self) -> u64 {
         self.lock().calls
+    }
+
+    /// The bytes read so far.
+    #[must_use]
+    pub fn bytes_read(&self) -> u64 {
+        self.lock().bytes_read
     }
 
     /// Bounds the bytes of all files.
@@ -747,7 +755,9 @@ impl Vfs for SimVfs {
         {
             return Err(Fault::Errno(EIO).error("read", &path));
         }
-        Ok(Bytes::from(live.read(start, start.saturating_add(len))))
+        let bytes = live.read(start, start.saturating_add(len));
+        state.bytes_read += to_u64(bytes.len());
+        Ok(Bytes::from(bytes))
     }
 
     fn write(&self, file: FileId, offset: u64, data: &[u8]) -> Result<(), VfsError> {

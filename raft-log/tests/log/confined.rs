@@ -115,7 +115,9 @@ fn fault_3_one_flipped_bit_of_a_header_or_a_table_is_told_and_stops_nobody() {
     let mut flips = 0;
     for payload_max in [0, 900] {
         let log = log(payload_max);
-        for (at, hit) in log.records.iter().enumerate() {
+        // Behind the last two lies nothing that vouches for them.
+        let proven = &log.records[..log.records.len() - 2];
+        for (at, hit) in proven.iter().enumerate() {
             for byte in (hit.start..hit.table_end).step_by(1 + at % 5) {
                 let disk = Arc::new(log.disk.fork());
                 let bit = u8::try_from(byte % 8).expect("of eight");
