@@ -30,7 +30,7 @@ use crate::staging::{Change, Staging};
 use crate::state::{Completion, Submission};
 use held::HeldFor;
 
-use crate::vfs::{FileId, FileLock, OpDone, OpId, Vfs, VfsError};
+use crate::vfs::{FileId, FileLock, OpDone, OpId, Vfs, VfsError, Waker};
 
 mod collect;
 mod commit;
@@ -214,6 +214,9 @@ pub struct Lane {
     scrub: scrub::Scrub,
     /// Of whoever has submitted something since the open.
     extents: FxHashMap<Key, fits::Extent>,
+    waker: Option<Arc<Waker>>,
+    /// Whoever drives the lane is told when a segment on its way is there.
+    is_woken: bool,
     /// Held for as long as the lane lives.
     _lock: FileLock,
 }
@@ -319,6 +322,8 @@ impl Lane {
             unmovable: BTreeSet::new(),
             scrub,
             extents: FxHashMap::default(),
+            waker: None,
+            is_woken: false,
             _lock: lock,
         };
         lane.finish_open(recovered.opening)?;
@@ -335,6 +340,15 @@ impl Lane {
             .map(|key| (key, tables.replicas[&key].state.clone()))
             .collect();
         Recovery { replicas, report }
+    }
+
+    /// Has `waker` called, on any thread, when a segment that is on its way is there, or will not
+    /// be: whoever drives the lane is to poll then, and need not look in between. Without it, or
+    /// where the file system tells nobody, [`Lane::poll`] asks to be polled each millisecond while
+    /// a record waits for a segment.
+    pub fn wake_by(&mut self, waker: Arc<Waker>) {
+        self.is_woken = self.vfs.wake_by(&Arc::downgrade(&waker));
+        self.waker = Some(waker);
     }
 
     /// A handle for reading.
@@ -519,15 +533,22 @@ impl Lane {
         if self.latched.is_some() || self.flight.is_some() {
             return None;
         }
-        // A segment in the making is reported by a poll; look again soon if a record waits for it.
-        let is_stalled = !self.is_drained() || self.has_held();
+        // A segment in the making is told of, or it is looked for soon if a record waits for it.
+        let is_waiting = !self.is_drained() || self.has_held();
+        let is_stalled = is_waiting && !self.is_woken;
+        let lacks_slots = !self.no_slot.is_empty() || self.lacks_slots();
+        let grows = (is_waiting && lacks_slots).then_some(self.votes_grow_at);
         let watermark = (self.is_drained() && self.owes_watermark())
             .then(|| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
         let stalled = is_stalled.then(|| self.now.plus_nanos(1_000_000));
-        [watermark, stalled, self.pool.retry_at(), self.scrub_at()]
-            .into_iter()
-            .flatten()
-            .min()
+        let due = [
+            watermark,
+            stalled,
+            grows,
+            self.pool.retry_at(),
+            self.scrub_at(),
+        ];
+        due.into_iter().flatten().min()
     }
 
     fn owes_watermark(&self) -> bool {

@@ -3,11 +3,13 @@
 mod desk;
 mod inbox;
 mod intake;
+#[cfg(all(test, loom))]
+mod interleavings;
 #[cfg(all(test, not(loom)))]
 mod tests;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -61,9 +63,17 @@ impl LaneThread {
         options: LaneOptions,
     ) -> Result<(Self, Recovery), LogError> {
         let record_bytes_max = options.record_bytes_max;
-        let (lane, recovery) = Lane::open(vfs, data_dir, options)?;
+        let (mut lane, recovery) = Lane::open(vfs, data_dir, options)?;
         let reader = lane.reader();
-        let desk = Arc::new(Desk::new(lane));
+        let desk = Arc::new_cyclic(|desk: &Weak<Desk>| {
+            let desk = Weak::clone(desk);
+            lane.wake_by(Arc::new(move || {
+                if let Some(desk) = desk.upgrade() {
+                    desk.inbox.nudge();
+                }
+            }));
+            Desk::new(lane)
+        });
         let thread = {
             let desk = Arc::clone(&desk);
             std::thread::Builder::new()

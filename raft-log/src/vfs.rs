@@ -14,6 +14,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Weak;
 
 use bytes::Bytes;
 use raft_proto::Time;
@@ -142,10 +143,22 @@ pub(crate) fn unfinished_path(path: &Path) -> PathBuf {
     PathBuf::from(path)
 }
 
+/// What is called when there is something to look at: it must not wait.
+pub type Waker = dyn Fn() + Send + Sync;
+
 /// A lock that ends when it is dropped, or with the process.
 #[derive(Debug, Default)]
 pub struct FileLock {
-    _file: Option<std::fs::File>,
+    file: Option<std::fs::File>,
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        // Not by closing it: a child that was just forked still has it open.
+        if let Some(file) = &self.file {
+            rustix::fs::flock(file, rustix::fs::FlockOperation::Unlock).ok();
+        }
+    }
 }
 
 /// What a directory holds.
@@ -222,6 +235,12 @@ pub trait Vfs: Send + Sync + Debug {
     /// Waits until nothing that was submitted runs in the background any more; what has ended is
     /// still to be taken. A simulated file system has no background.
     fn wait_for_all(&self) {}
+    /// Has `waker` called, on any thread, whenever something that runs in the background has ended,
+    /// as long as it lives. `false`: there is no background, or nobody is told of it.
+    fn wake_by(&self, waker: &Weak<Waker>) -> bool {
+        let _ = waker;
+        false
+    }
     /// Takes what has ended. A real file system does writes and syncs here and now, on the calling
     /// thread; preparing and recycling run on a thread of its own.
     fn completions(&self, now: Time) -> Vec<OpDone>;

@@ -12,7 +12,7 @@ use std::process::Command;
 use std::sync::Arc;
 
 use raft_log::vfs::{ReadMode, StdVfs, Vfs};
-use raft_log::{Lane, LaneOptions, LogError, Recovery, Submission};
+use raft_log::{Lane, LaneOptions, LogError, Progress, Recovery, Submission};
 use raft_proto::{
     Batch, BatchBuilder, EntryKind, GroupId, HardState, Index, ReplicaId, Term, Time,
 };
@@ -367,4 +367,238 @@ fn a_log_opens_at_once_after_each_close() {
             lane.close().expect("it closes");
         }
     }
+}
+
+/// What waits for a segment is told when it is there: nobody looks for it in between.
+#[test]
+fn a_record_that_waits_for_a_segment_is_woken_by_it() {
+    const BYTES: usize = 200_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut log, _) = open(dir.path(), ReadMode::Map);
+    let (wake, woken) = std::sync::mpsc::channel();
+    log.lane.wake_by(Arc::new(move || {
+        wake.send(()).ok();
+    }));
+    for index in 1..=60 {
+        log.lane.submit(append(index, BYTES)).expect("it is taken");
+    }
+    let (mut done, mut waits) = (0, 0);
+    while done < 60 {
+        let progress = log.lane.poll(log.now);
+        done += log.lane.take_completions().len();
+        if let Progress::Idle { until } = progress
+            && done < 60
+        {
+            assert_eq!(until, None, "an event comes");
+            woken.recv().expect("it is told");
+            waits += 1;
+        }
+    }
+    assert!(waits > 0, "each spare is made while records wait");
+    log.check(1, 60, BYTES);
+}
+
+/// The segments of lane 0, in order.
+fn segments(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir.join("log/0")).expect("it is there");
+    let paths = entries.map(|entry| entry.expect("an entry").path());
+    let mut paths: Vec<PathBuf> = paths
+        .filter(|path| path.extension().is_some_and(|found| found == "seg"))
+        .collect();
+    paths.sort();
+    paths
+}
+
+/// Extents that are allocated and not written, as `filefrag` tells them; `None` if it cannot.
+fn unwritten_extents(path: &Path) -> Option<usize> {
+    let output = Command::new("filefrag").arg("-v").arg(path).output().ok()?;
+    let told = String::from_utf8_lossy(&output.stdout).into_owned();
+    let is_told = output.status.success() && told.contains("logical_offset");
+    is_told.then(|| {
+        told.lines()
+            .filter(|line| line.contains("unwritten"))
+            .count()
+    })
+}
+
+/// Transactions that the journal of a mounted image has committed.
+fn journal_commits(mounted: &Path) -> Option<u64> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").ok()?;
+    let mut lines = mounts.lines().map(|line| line.split(' '));
+    let device = lines.find_map(|mut words| {
+        let device = words.next()?;
+        (words.next()? == mounted.to_str()?).then(|| device.to_owned())
+    })?;
+    let name = Path::new(&device).file_name()?.to_str()?.to_owned();
+    let info = std::fs::read_to_string(format!("/proc/fs/jbd2/{name}-8/info")).ok()?;
+    info.split(' ').next()?.parse().ok()
+}
+
+/// An append overwrites what is there: it allocates nothing, converts no extent, changes no length,
+/// and so commits no transaction of the journal.
+#[test]
+fn an_append_changes_no_metadata() {
+    use std::os::unix::fs::MetadataExt;
+    const APPENDS: u64 = 400;
+    let mounted = Mounted::new("the journal of an ext4");
+    let scratch = tempfile::tempdir().expect("a directory");
+    let data = match &mounted {
+        Some(mounted) => mounted.above().join("data"),
+        None => scratch.path().join("data"),
+    };
+    std::fs::create_dir(&data).expect("made");
+    let (mut log, _) = open(&data, ReadMode::Map);
+    log.write(append(1, 100)).expect("there is room");
+    // Until the next segment is there too.
+    while segments(&data).len() < 2 {
+        log.lane.poll(log.now);
+        log.now = log.now.plus_nanos(1_000_000);
+        std::thread::yield_now();
+    }
+    let shape = || -> Vec<(u64, u64)> {
+        let paths = segments(&data).into_iter();
+        let metadata = paths.map(|path| std::fs::metadata(path).expect("it is there"));
+        metadata.map(|file| (file.len(), file.blocks())).collect()
+    };
+    let before = shape();
+    for (len, blocks) in &before {
+        assert!(blocks * 512 >= *len, "{len} bytes in {blocks} blocks");
+    }
+    for path in segments(&data) {
+        match unwritten_extents(&path) {
+            Some(unwritten) => assert_eq!(unwritten, 0, "{path:?} is written"),
+            None => skipped("whether extents are written", "filefrag tells nothing"),
+        }
+    }
+    let commits = || {
+        mounted
+            .as_ref()
+            .and_then(|mounted| journal_commits(&mounted.above()))
+    };
+    let first = commits();
+    for index in 2..=APPENDS {
+        log.write(append(index, 100)).expect("it is durable");
+    }
+    assert_eq!(shape(), before, "neither length nor blocks change");
+    match first.zip(commits()) {
+        // The clock commits now and then what times of files were changed.
+        Some((first, last)) => assert!(
+            last - first < APPENDS / 10,
+            "{} transactions for {APPENDS} appends",
+            last - first
+        ),
+        None => skipped("the journal's transactions", "it tells of none"),
+    }
+}
+
+/// The records of a segment: where each begins, its kind, its lsn, and the one that it says is
+/// durable.
+fn records(content: &[u8]) -> Vec<(usize, u8, u64, u64)> {
+    let number = |at: usize, len: usize| {
+        let mut bytes = [0; 8];
+        bytes[..len].copy_from_slice(&content[at..at + len]);
+        u64::from_le_bytes(bytes)
+    };
+    let mut found: Vec<(usize, u8, u64, u64)> = Vec::new();
+    let mut at = 1024;
+    while content.len() >= at + 64 && content[at..].starts_with(b"FRL1") {
+        let lsn = number(at + 8, 8);
+        if found.last().is_some_and(|(.., last, _)| lsn != last + 1) {
+            // Of the file's life before.
+            break;
+        }
+        found.push((at, content[at + 5], lsn, number(at + 16, 8)));
+        let len = number(at + 24, 4) + number(at + 28, 4) + 64;
+        at += usize::try_from(len.next_multiple_of(64)).expect("small");
+    }
+    found
+}
+
+/// In every configuration the second sync says what the first made durable, and damage below that
+/// is damage.
+#[test]
+fn the_watermark_moves_in_every_configuration() {
+    let mut configurations = 0;
+    for mode in [ReadMode::Map, ReadMode::Pread] {
+        for lane in [0, 1, 3] {
+            for (is_thread, is_recycled) in
+                [(false, false), (false, true), (true, false), (true, true)]
+            {
+                let what =
+                    format!("{mode:?} lane {lane} thread {is_thread} recycled {is_recycled}");
+                let dir = tempfile::tempdir().expect("a directory");
+                check_watermark(dir.path(), mode, lane, is_thread, is_recycled, &what);
+                configurations += 1;
+            }
+        }
+    }
+    assert_eq!(configurations, 24);
+}
+
+fn check_watermark(
+    dir: &Path,
+    mode: ReadMode,
+    lane: u16,
+    is_thread: bool,
+    is_recycled: bool,
+    what: &str,
+) {
+    let options = LaneOptions {
+        lane,
+        segment_size_bytes: 64 << 10,
+        record_bytes_max: 32 << 10,
+        // No watermark record in between.
+        burst_end_nanos: 60_000_000_000,
+        ..options()
+    };
+    let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::with_read_mode(mode));
+    let turned = if is_recycled { 80 } else { 0 };
+    let submission = |index: u64| {
+        let mut submission = append(index, if index <= turned { 9_000 } else { 100 });
+        submission.compact_before = (index <= turned).then(|| Index::new(index));
+        submission
+    };
+    if is_thread {
+        let (log, _) = raft_log::LaneThread::open(vfs, dir, options.clone()).expect("it opens");
+        for index in 1..=turned + 3 {
+            log.append(submission(index)).expect("it is durable");
+        }
+        log.close().expect("it closes");
+    } else {
+        let (lane, _) = Lane::open(vfs, dir, options.clone()).expect("it opens");
+        let mut log = Log { lane, now: Time(0) };
+        for index in 1..=turned + 3 {
+            log.write(submission(index)).expect("it is durable");
+        }
+    }
+    let dir_of_lane = dir.join(format!("log/{lane}"));
+    let mut used = Vec::new();
+    for entry in std::fs::read_dir(&dir_of_lane).expect("it is there") {
+        let path = entry.expect("an entry").path();
+        let content = std::fs::read(&path).expect("it reads");
+        let records = records(&content);
+        let is_second_life = content.len() > 16 && content[14] == 1;
+        if let Some((.., last, _)) = records.last() {
+            used.push((*last, path, records, is_second_life));
+        }
+    }
+    used.sort();
+    let (_, path, records, is_second_life) = used.pop().expect("one is in use");
+    assert_eq!(is_second_life, is_recycled, "{what}");
+    for (.., lsn, synced) in records.iter().filter(|(.., lsn, _)| *lsn > 1) {
+        assert!(*synced > 0 && synced < lsn, "{what}: {records:?}");
+    }
+    let mut pairs = records.windows(2).rev();
+    let pair = pairs.find(|pair| pair[0].1 == 1 && pair[1].3 >= pair[0].2);
+    let at = pair.unwrap_or_else(|| panic!("{what}: {records:?}"))[0].0;
+    // Three bytes of the table of one that the next one vouches for.
+    let mut content = std::fs::read(&path).expect("it reads");
+    content[at + 70..at + 73]
+        .iter_mut()
+        .for_each(|byte| *byte ^= 0x55);
+    std::fs::write(&path, &content).expect("it is written");
+    let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::with_read_mode(mode));
+    let (_, recovery) = Lane::open(vfs, dir, options).expect("it opens");
+    assert!(!recovery.report.damaged.is_empty(), "{what}");
+    assert_eq!(recovery.report.torn_bytes, 0, "{what}");
 }

@@ -53,7 +53,7 @@ impl Engine {
     pub fn open(config: EngineConfig, parts: Parts) -> Result<(Self, Workers), OpenError> {
         config.check()?;
         let record_bytes_max = parts.lane.record_bytes_max;
-        let (lane, recovery) = Lane::open(Arc::clone(&parts.vfs), &parts.data_dir, parts.lane)?;
+        let (mut lane, recovery) = Lane::open(Arc::clone(&parts.vfs), &parts.data_dir, parts.lane)?;
         let wakes: Vec<Arc<Wake>> = (0..config.step_workers).map(|_| Arc::default()).collect();
         let steps: Vec<_> = wakes
             .iter()
@@ -66,6 +66,8 @@ impl Engine {
             .map(|wake| Arc::new(Inbox::new(usize::MAX, Arc::clone(wake))))
             .collect();
         let lane_wake: Arc<Wake> = Arc::default();
+        let wake = Arc::clone(&lane_wake);
+        lane.wake_by(Arc::new(move || wake.set()));
         let reader = lane.reader();
         let desk = Arc::new(LaneDesk::new(lane, Arc::clone(&lane_wake)));
         let jobs = Arc::new(JobQueue::new(config.saves_max));

@@ -2,22 +2,19 @@
 //! out.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
-
-use rustix::thread::futex::{self, Flags};
 
 use super::{DAMAGE_MAX, PENDING_BYTES_MAX};
 use crate::error::LogError;
 use crate::lane::{LaneStats, ScrubStatus};
 use crate::recovery::DamageReport;
 use crate::state::Submission;
+use crate::sync::{Condvar, Counter, Mutex, MutexGuard};
 
 pub(super) type Callback = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 
-/// As many as a call of the system wakes at most.
-const ALL: u32 = i32::MAX.unsigned_abs();
 /// What is taken from an inbox together wakes together; two takes in a row do not.
 const EPOCHS: usize = 4;
 
@@ -135,6 +132,12 @@ impl Inbox {
 
     /// Something other than a submission is to be looked at.
     pub(super) fn notify(&self) {
+        self.wake.notify_one();
+    }
+
+    /// The lane itself is to be looked at.
+    pub(super) fn nudge(&self) {
+        self.lock().has_news = true;
         self.wake.notify_one();
     }
 
@@ -297,23 +300,21 @@ impl Drop for Waiter {
 
 /// Counters that change when answers are there: all who wait at one of them look again.
 #[derive(Default)]
-struct Epochs([AtomicU32; EPOCHS]);
+struct Epochs([Counter; EPOCHS]);
 
 impl Epochs {
     fn wait<T>(&self, epoch: usize, mut found: impl FnMut() -> Option<T>) -> T {
         let counter = &self.0[epoch];
         loop {
-            let seen = counter.load(Ordering::Acquire);
+            let seen = counter.now();
             if let Some(found) = found() {
                 return found;
             }
-            // Whatever it says, interrupted too: look again.
-            futex::wait(counter, Flags::PRIVATE, seen, None).ok();
+            counter.wait(seen);
         }
     }
 
     fn wake(&self, epoch: usize) {
-        self.0[epoch].fetch_add(1, Ordering::Release);
-        futex::wake(&self.0[epoch], Flags::PRIVATE, ALL).ok();
+        self.0[epoch].advance();
     }
 }

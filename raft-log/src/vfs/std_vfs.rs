@@ -10,14 +10,14 @@ use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
 use raft_proto::Time;
 
 use super::handles::{Handles, Retired, unshared};
 use super::map::Map;
-use super::{DirEntry, FileId, FileLock, Op, OpDone, OpId, Vfs, VfsError, unfinished_path};
+use super::{DirEntry, FileId, FileLock, Op, OpDone, OpId, Vfs, VfsError, Waker, unfinished_path};
 use crate::sync::Arc;
 
 /// How many buffers one vectored write takes (the system's own limit is 1,024).
@@ -54,6 +54,16 @@ pub struct StdVfs {
 struct Ended {
     state: Mutex<EndedState>,
     changed: Condvar,
+    wakers: Mutex<Wakers>,
+}
+
+#[derive(Default)]
+struct Wakers(Vec<Weak<Waker>>);
+
+impl std::fmt::Debug for Wakers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} wakers", self.0.len())
+    }
 }
 
 #[derive(Debug, Default)]
@@ -68,12 +78,20 @@ impl Ended {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn wakers(&self) -> MutexGuard<'_, Wakers> {
+        self.wakers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn push(&self, done: OpDone) {
         let mut state = self.lock();
         state.under_way -= 1;
         state.done.push(done);
         drop(state);
         self.changed.notify_all();
+        let wakers: Vec<_> = self.wakers().0.iter().filter_map(Weak::upgrade).collect();
+        for waker in wakers {
+            waker();
+        }
     }
 }
 
@@ -391,7 +409,7 @@ impl Vfs for StdVfs {
             rustix::fs::FlockOperation::NonBlockingLockExclusive
         };
         match rustix::fs::flock(&file, operation) {
-            Ok(()) => Ok(Some(FileLock { _file: Some(file) })),
+            Ok(()) => Ok(Some(FileLock { file: Some(file) })),
             Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(at("lock", path)(error.into())),
         }
@@ -515,6 +533,13 @@ impl Vfs for StdVfs {
     fn wait(&self) {
         let waits = |state: &mut EndedState| state.done.is_empty() && state.under_way > 0;
         drop(self.ended.changed.wait_while(self.ended.lock(), waits));
+    }
+
+    fn wake_by(&self, waker: &Weak<Waker>) -> bool {
+        let mut wakers = self.ended.wakers();
+        wakers.0.retain(|waker| waker.strong_count() > 0);
+        wakers.0.push(Weak::clone(waker));
+        true
     }
 
     fn wait_for_all(&self) {
