@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 
 use bytes::Bytes;
 use raft_proto::{Batch, BatchBuilder, EntryKind, GroupId, Index, ReplicaId, Term};
@@ -152,8 +152,9 @@ impl Wal {
         }
     }
 
-    /// Records before this one may go: the room they take is used again. Waits for no append: a
-    /// record that is not durable yet stays.
+    /// Records before this one may go: the room they take is used again. That is durable on return,
+    /// unless an append to the stream is under way: that may wait for this very room, so it is not
+    /// waited for, and a record that is not durable yet stays.
     ///
     /// # Errors
     ///
@@ -168,7 +169,17 @@ impl Wal {
         };
         let mut trim = Submission::new(id, only(), 0);
         trim.compact_before = Some(Index::new(before).min(last.next()));
-        self.log.append(trim)
+        let handle = self.stream(id);
+        match handle.try_lock() {
+            Err(TryLockError::WouldBlock) => self.log.submit(trim, |_| ()),
+            Ok(_) | Err(TryLockError::Poisoned(_)) => self.log.append(trim),
+        }
+    }
+
+    /// Whether the disk is full: appends are refused, and trims are not.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.reader.space().is_full()
     }
 
     /// Closes the log.

@@ -8,6 +8,8 @@ use std::process::{Command, ExitCode, Output};
 
 use libtest_mimic::{Arguments, Trial};
 
+#[path = "programs/killed.rs"]
+mod killed;
 #[path = "programs/sigbus.rs"]
 mod sigbus;
 #[path = "programs/tool.rs"]
@@ -33,6 +35,7 @@ fn main() -> ExitCode {
             ExitCode::SUCCESS
         }
         "sigbus" => sigbus::child(),
+        "killed" => killed::child(),
         "no thread" => wal::without_threads(),
         other => panic!("{other} is no role"),
     }
@@ -65,6 +68,10 @@ fn run_tests() -> ExitCode {
         trial(
             "fault_19_a_file_truncated_under_a_live_map_ends_the_process_with_71",
             sigbus::fault_19_a_file_truncated_under_a_live_map_ends_the_process_with_71,
+        ),
+        trial(
+            "fault_28_a_process_killed_under_load_loses_nothing_acknowledged",
+            killed::fault_28_a_process_killed_under_load_loses_nothing_acknowledged,
         ),
         trial(
             "fault_19_pread_mode_needs_no_handler",

@@ -10,13 +10,16 @@ use raft_proto::{HardState, ReplicaId, Term};
 use crate::record;
 use crate::workload::{Driven, Model, Workload, agrees, disk, key, open, options, seen_all};
 
+const EINTR: i32 = 4;
 const EIO: i32 = 5;
 const EMFILE: i32 = 24;
+const ENOSPC: i32 = 28;
+/// As the system says them.
 const FAULTS: [Fault; 5] = [
-    Fault::Error(ErrorKind::Other),
-    Fault::Error(ErrorKind::StorageFull),
+    Fault::Errno(EIO),
+    Fault::Errno(ENOSPC),
     Fault::Errno(EMFILE),
-    Fault::Error(ErrorKind::Interrupted),
+    Fault::Errno(EINTR),
     Fault::Short,
 ];
 
@@ -66,7 +69,7 @@ fn run_with(has_laggard: bool, call: u64, fault: Fault) -> bool {
                     }
                     Err(LogError::StorageFull) => {
                         // Nothing was taken; the disk has room again when this is tried again.
-                        assert_eq!(fault, Fault::Error(ErrorKind::StorageFull), "{what}");
+                        assert_eq!(fault, Fault::Errno(ENOSPC), "{what}");
                         models.pop();
                         workload.resume(models[models.len() - 1].clone());
                         driven.pass(2_000_000_000);

@@ -11,25 +11,34 @@ use crate::workload::{Driven, Model, Rng, Workload, agrees, disk, open, options,
 #[test]
 fn fault_29_many_lives_lose_nothing_acknowledged() {
     const SEEDS: u64 = 300;
-    let mut lives = 0;
+    let (mut lives, mut moved_bytes) = (0, 0);
     for seed in 0..SEEDS {
-        lives += live(seed);
+        let (own, moved) = live(seed);
+        lives += own;
+        moved_bytes += moved;
     }
+    assert!(
+        moved_bytes > 100_000,
+        "laggards are moved: {moved_bytes} bytes"
+    );
     record("log lives against a map", "seeds", SEEDS);
     assert!(lives > SEEDS * 4, "{lives} lives");
 }
 
-fn live(seed: u64) -> u64 {
+/// The lives of one log: how many there were, and how many bytes of laggards were moved in them.
+fn live(seed: u64) -> (u64, u64) {
     let mut rng = Rng(seed);
     let options = LaneOptions {
         collect_bytes_max: 4 << 10,
         spare_segments: 1 + usize::try_from(seed % 3).expect("small"),
         verify_all: seed.is_multiple_of(2),
+        tail_cache_bytes_max: [0, 16 << 10, 1 << 20][usize::try_from(seed / 3 % 3).expect("small")],
         ..options()
     };
     let disk = disk(seed);
     let mut model = Model::default();
-    let mut lives = 0;
+    let (mut lives, mut moved_bytes) = (0, 0);
+    let has_laggard = seed % 4 == 1;
     for life in 0..8 {
         let what = format!("seed {seed} life {life}");
         let Some((mut driven, recovery)) = opened(&disk, &options, &mut rng) else {
@@ -42,7 +51,9 @@ fn live(seed: u64) -> u64 {
         let found = seen_all(&driven.lane, &recovery).expect("it reads");
         assert!(agrees(&found, &model), "{what}: {found:#?}\nnot {model:#?}");
         let payload_max = [30, 500, 5_000][usize::try_from(rng.below(3)).expect("small")];
+        let payload_max = if has_laggard { 5_000 } else { payload_max };
         let mut workload = Workload::new(rng.next(), 4, payload_max);
+        workload.has_laggard = has_laggard;
         workload.resume(found);
         let mut models = vec![workload.model.clone()];
         let mut acknowledged = 0;
@@ -51,7 +62,8 @@ fn live(seed: u64) -> u64 {
             disk.fault_at(call, Fault::Error(ErrorKind::Other));
         }
         let mut count = 0;
-        'life: for _ in 0..rng.below(40) {
+        let rounds = if has_laggard { 90 } else { 40 };
+        'life: for _ in 0..rng.below(rounds) {
             for _ in 0..1 + rng.below(3) {
                 let submission = workload.draw();
                 models.push(workload.model.clone());
@@ -69,7 +81,19 @@ fn live(seed: u64) -> u64 {
             }
             // Completions come in the order of submission, over all replicas.
             acknowledged = count;
+            if rng.one_in(8) {
+                count += driven
+                    .settle()
+                    .iter()
+                    .filter(|done| done.result.is_ok())
+                    .count();
+                acknowledged = count;
+                if count == models.len() - 1 {
+                    check_live(&driven, &models[count], &what);
+                }
+            }
         }
+        moved_bytes += driven.lane.stats().moved_bytes;
         let is_clean = rng.one_in(4);
         if is_clean && driven.lane.close().is_ok() {
             acknowledged = models.len() - 1;
@@ -84,7 +108,38 @@ fn live(seed: u64) -> u64 {
         drop(lane);
         disk.crash();
     }
-    lives
+    (lives, moved_bytes)
+}
+
+/// What is durable is read as it was written, from the cache of the tail or from the disk.
+fn check_live(driven: &Driven, model: &Model, what: &str) {
+    let reader = driven.lane.reader();
+    for (key, replica) in &model.replicas {
+        let mut found = Vec::new();
+        let ends = replica
+            .entries
+            .keys()
+            .next()
+            .zip(replica.entries.keys().next_back());
+        if let Some((&first, &last)) = ends {
+            let mut next = first;
+            while next <= last {
+                let batches = reader.entries(key.0, key.1, next, last, 3_000);
+                let batches = match batches {
+                    // The call that was to fail.
+                    Err(LogError::Io(_)) => return,
+                    batches => batches.unwrap_or_else(|error| panic!("{what}: {error}")),
+                };
+                for entry in batches.iter().flatten() {
+                    found.push((entry.index(), entry.term(), entry.payload().to_vec()));
+                    next = entry.index().next();
+                }
+            }
+        }
+        let want = replica.entries.iter();
+        let want = want.map(|(index, (term, payload))| (*index, *term, payload.to_vec()));
+        assert!(found == want.collect::<Vec<_>>(), "{what}: {key:?}");
+    }
 }
 
 fn opened(

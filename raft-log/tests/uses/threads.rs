@@ -535,11 +535,10 @@ fn fault_16_nobody_is_told_of_what_still_waits_for_room() {
         let (group, replica) = key(group);
         let mut submission = Submission::new(group, replica, 0);
         let from = Index::new(index);
-        submission.entries = vec![batch(&mut rng, group, Term::new(1), from, 1, 12_000)];
+        submission.entries = vec![batch(&mut rng, group, Term::new(1), from, 1, 8_000)];
         submission
     };
     log.append(entry(1, 1)).expect("there is room");
-    log.append(entry(2, 1)).expect("there is room");
     disk.set_capacity(Some(disk.used_bytes()));
     // All are taken before it is known that there is no room.
     disk.set_hung(true);
@@ -577,4 +576,58 @@ fn fault_16_nobody_is_told_of_what_still_waits_for_room() {
         assert_eq!(told, index, "in order");
     }
     log.close().expect("it closes");
+}
+
+/// A trim waits for no append: not for one that waits for the very room that the trim makes.
+#[test]
+fn fault_16_a_trim_makes_the_room_that_appends_wait_for() {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    const STREAMS: u64 = 40;
+    let options = LaneOptions {
+        segment_size_bytes: 64 << 10,
+        record_bytes_max: 32 << 10,
+        ..LaneOptions::default()
+    };
+    let mut waited = 0;
+    for seed in 0..50 {
+        let disk = disk(seed);
+        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+        let (wal, _) = Wal::open(vfs, DATA.as_ref(), options.clone()).expect("it opens");
+        for stream in 1..=STREAMS {
+            wal.append(stream, &[[7; 2_000]]).expect("there is room");
+        }
+        disk.set_capacity(Some(disk.used_bytes()));
+        // Most come in before it is known that there is no room for all.
+        disk.set_hung(true);
+        let (begun, ended) = (AtomicU64::new(0), AtomicU64::new(0));
+        std::thread::scope(|scope| {
+            for stream in 1..=STREAMS {
+                let (wal, begun, ended) = (&wal, &begun, &ended);
+                scope.spawn(move || {
+                    begun.fetch_add(1, Ordering::Relaxed);
+                    match wal.append(stream, &[[8; 6_000]]) {
+                        Ok(_) | Err(LogError::StorageFull) => {}
+                        Err(error) => panic!("{error}"),
+                    }
+                    ended.fetch_add(1, Ordering::Relaxed);
+                });
+            }
+            while begun.load(Ordering::Relaxed) < STREAMS {
+                std::thread::yield_now();
+            }
+            disk.set_hung(false);
+            while !wal.is_full() && ended.load(Ordering::Relaxed) < STREAMS {
+                std::thread::yield_now();
+            }
+            for stream in 1..=STREAMS {
+                let (_, last) = wal.range(stream).expect("one is there").into_inner();
+                wal.trim(stream, last + 1).expect("it goes in the reserve");
+            }
+            waited += STREAMS - ended.load(Ordering::Relaxed);
+        });
+        if waited > 0 {
+            break;
+        }
+    }
+    assert!(waited > 0, "some waited until all was trimmed");
 }
