@@ -62,6 +62,8 @@ pub(crate) struct Staging {
     /// Who is in it.
     owners: OwnerSet,
     pub(crate) has_entries: bool,
+    /// How many batches: each may want a place in the footer.
+    pub(crate) batches: usize,
     pub(crate) is_close: bool,
     /// Whether it holds entries that the log itself moves.
     pub(crate) has_moved: bool,
@@ -199,6 +201,7 @@ impl Staging {
         let at = self.data_len;
         self.data_len += batch.size_bytes();
         self.has_entries |= !is_moved;
+        self.batches += 1;
         let batch = batch.clone();
         self.changes
             .push((key, Change::Entries { item, at, batch }));

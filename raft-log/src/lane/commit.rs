@@ -95,7 +95,7 @@ impl Lane {
         }
         let next = self.queue.front().unwrap_or(&self.staging);
         let released = RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
-        let (len, changes) = (next.len() + released, next.changes.len());
+        let (len, batches) = (next.len() + released, next.batches);
         // Until the next segment is there, entries leave the reserve to others.
         let is_ahead = self.pool.first().is_some() || self.is_closing;
         let kept = match next.has_entries && !is_ahead {
@@ -103,18 +103,21 @@ impl Lane {
             false => 0,
         };
         if !self.active.is_sealed {
-            let end = self.active.offset + to_u64(aligned(len)) + self.footer_bytes(changes);
+            let end = self.active.offset + to_u64(aligned(len)) + self.footer_bytes(batches);
             if end + kept <= self.active.len {
                 self.begin_record()?;
                 return Ok(true);
             }
         }
-        if !self.make_room(len, changes) {
+        if !self.make_room(len, batches) {
             let gathered = self.queue.iter().chain([&self.staging]);
             let may_wait = gathered
                 .into_iter()
                 .any(|record| record.has_entries || record.has_moved);
-            return Ok(self.hold_if(self.is_pool_full && may_wait, HeldFor::Room));
+            return Ok(match may_wait {
+                true => self.hold_if(self.is_pool_full, HeldFor::Room),
+                false => self.is_pool_full && self.halve_next(),
+            });
         }
         if self.active.is_sealed {
             if self.open_segment().is_err() {
@@ -214,11 +217,11 @@ impl Lane {
     }
 
     /// Whether the next segment is there and holds a checkpoint, `len` bytes and a footer.
-    fn make_room(&mut self, len: usize, changes: usize) -> bool {
+    fn make_room(&mut self, len: usize, batches: usize) -> bool {
         let checkpoint = self.checkpoint_bytes();
         let footer = RECORD_HEADER_BYTES
             + super::seal::SUCCESSOR_ITEM_BYTES
-            + changes * (super::seal::RUNS_ITEM_BYTES + crate::index::LIST_RUN_BYTES);
+            + batches * (super::seal::RUNS_ITEM_BYTES + crate::index::LIST_RUN_BYTES);
         let needed = SEGMENT_HEADER_BYTES
             + checkpoint
             + aligned(len)
@@ -612,19 +615,19 @@ impl Lane {
         let mut staging = std::mem::take(&mut self.staging);
         if self.active.is_sealed {
             let len = staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
-            self.wait_for_room(len, staging.changes.len())?;
+            self.wait_for_room(len, staging.batches)?;
             self.open_segment()?;
         } else {
             let end = self.active.offset
                 + to_u64(aligned(
                     staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES,
                 ))
-                + self.footer_bytes(staging.changes.len());
+                + self.footer_bytes(staging.batches);
             if end > self.active.len {
                 // A sealed segment always has a next one.
                 let len =
                     staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
-                self.wait_for_room(len, staging.changes.len())?;
+                self.wait_for_room(len, staging.batches)?;
                 let sealed = self.seal_now()?;
                 self.sealed(&sealed);
                 self.open_segment()?;
@@ -649,8 +652,8 @@ impl Lane {
         Ok(())
     }
 
-    fn wait_for_room(&mut self, len: usize, changes: usize) -> Result<(), LogError> {
-        if !self.make_room(len, changes) {
+    fn wait_for_room(&mut self, len: usize, batches: usize) -> Result<(), LogError> {
+        if !self.make_room(len, batches) {
             self.pool.make_now()?;
         }
         Ok(())

@@ -4,7 +4,7 @@
 //! were taken before the disk was known to be full wait for a segment. Whoever has something
 //! waiting goes on behind it, in order; all others go on in the reserve.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use rustc_hash::{FxHashMap, FxHashSet};
 
@@ -218,6 +218,32 @@ impl Lane {
             records.append(&mut other.take());
         }
         self.held(reason).put_first(records);
+    }
+
+    /// What is next is too long for what is left of the reserve, and may make the room for what is
+    /// behind it: it goes as two records. `false` if it is of one replica.
+    pub(super) fn halve_next(&mut self) -> bool {
+        if !self.staging.is_empty() {
+            self.enqueue();
+        }
+        let Some(next) = self.queue.pop_front() else {
+            return false;
+        };
+        let done = next.done.iter().map(|(key, _)| *key);
+        let changed = next.changes.iter().map(|(key, _)| *key);
+        let keys: BTreeSet<Key> = done.chain(changed).collect();
+        let middle = keys.iter().nth(keys.len() / 2).filter(|_| keys.len() > 1);
+        let Some(middle) = middle else {
+            self.queue.push_front(next);
+            return false;
+        };
+        let behind = std::mem::take(&mut self.queue);
+        self.queue_bytes = 0;
+        let (first, second) = next.split(|key| key < *middle);
+        for record in [first, second].into_iter().chain(behind) {
+            self.enqueue_part(record);
+        }
+        true
     }
 
     /// Queues what was split off.

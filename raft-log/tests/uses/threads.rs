@@ -1,5 +1,6 @@
 //! The lane on its own thread.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex};
 
@@ -586,6 +587,8 @@ fn fault_16_a_trim_makes_the_room_that_appends_wait_for() {
     let options = LaneOptions {
         segment_size_bytes: 64 << 10,
         record_bytes_max: 32 << 10,
+        // For as many trims, each in a record of its own.
+        reserve_bytes: Some(16 << 10),
         ..LaneOptions::default()
     };
     let mut waited = 0;
@@ -619,11 +622,15 @@ fn fault_16_a_trim_makes_the_room_that_appends_wait_for() {
             while !wal.is_full() && ended.load(Ordering::Relaxed) < STREAMS {
                 std::thread::yield_now();
             }
-            let trim_all = || {
+            let mut trimmed = BTreeMap::new();
+            let mut trim_all = || {
                 // A stream that was trimmed and not appended to since has none.
                 let ranges = (1..=STREAMS).map(|stream| (stream, wal.range(stream)));
                 for (stream, range) in ranges {
-                    if let Some(last) = range.map(|range| *range.end()) {
+                    let last = range.map(|range| *range.end());
+                    if let Some(last) = last
+                        && trimmed.insert(stream, last) != Some(last)
+                    {
                         wal.trim(stream, last + 1).expect("it goes in the reserve");
                     }
                 }
