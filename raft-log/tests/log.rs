@@ -27,10 +27,10 @@ mod leftovers;
 mod model;
 #[path = "log/numbers.rs"]
 mod numbers;
-#[path = "log/opens.rs"]
-mod opens;
 #[path = "log/opening.rs"]
 mod opening;
+#[path = "log/opens.rs"]
+mod opens;
 #[path = "log/space.rs"]
 mod space;
 #[path = "log/split.rs"]
