@@ -147,7 +147,7 @@ fn fault_16_compactions_beyond_the_reserve_go_on() {
     let (mut driven, _) = Driven::open(&disk, &options());
     let mut rng = Rng(5);
     for group in 1..=GROUPS {
-        driven.write(append(&mut rng, group, 1, 300));
+        driven.write(append(&mut rng, group, 1, 3_000));
     }
     driven.settle();
     disk.set_capacity(Some(disk.used_bytes()));
