@@ -1,7 +1,7 @@
 //! What a full disk keeps waiting holds up nobody else.
 
 use raft_log::vfs::Vfs;
-use raft_log::{Completion, LaneOptions, LogError, Submission};
+use raft_log::{LaneOptions, LogError, Submission};
 use raft_proto::{HardState, Index, ReplicaId, Term};
 
 use crate::workload::{Driven, Rng, batch, disk, key, open, options};
@@ -138,38 +138,6 @@ fn fault_16_entries_without_room_hold_up_neither_votes_nor_compaction() {
 }
 
 /// What was gathered into one record with entries for which there is no room, and concerns others.
-/// What compacts them all is longer than the reserve: it goes in parts, each of which makes room for
-/// the next.
-#[test]
-fn fault_16_compactions_beyond_the_reserve_go_on() {
-    const GROUPS: u64 = 400;
-    let disk = disk(5);
-    let (mut driven, _) = Driven::open(&disk, &options());
-    let mut rng = Rng(5);
-    for group in 1..=GROUPS {
-        driven.write(append(&mut rng, group, 1, 3_000));
-    }
-    driven.settle();
-    disk.set_capacity(Some(disk.used_bytes()));
-    let mut index = 2;
-    while !driven.lane.reader().space().is_full() {
-        match driven.lane.submit(append(&mut rng, GROUPS, index, 3_000)) {
-            Ok(()) => index += 1,
-            Err(LogError::StorageFull) => {}
-            Err(error) => panic!("{error}"),
-        }
-        driven.settle();
-    }
-    for group in 1..=GROUPS {
-        driven.lane.submit(compact(group, 1_000, 2)).expect("taken");
-    }
-    driven.pass(10_000_000_000);
-    let ended = driven.lane.take_completions();
-    let is_compaction = |done: &&Completion| done.submission == 1_000 && done.result.is_ok();
-    let compacted = ended.iter().filter(is_compaction).count();
-    assert_eq!(compacted as u64, GROUPS);
-}
-
 #[test]
 fn fault_16_votes_beside_entries_without_room_go_on() {
     let disk = disk(6);
