@@ -15,9 +15,9 @@ pub(crate) const MENDED_BYTES_MAX: usize = 256 << 10;
 
 const fn steps() -> [u32; 256] {
     let mut steps = [0; 256];
-    let mut byte = 0;
+    let (mut byte, mut of) = (0, 0);
     while byte < 256 {
-        let mut left = byte as u32;
+        let mut left: u32 = of;
         let mut bit = 0;
         while bit < 8 {
             left = left >> 1 ^ if left & 1 == 1 { POLYNOMIAL } else { 0 };
@@ -25,6 +25,7 @@ const fn steps() -> [u32; 256] {
         }
         steps[byte] = left;
         byte += 1;
+        of += 1;
     }
     steps
 }
@@ -62,7 +63,9 @@ mod tests {
     #[test]
     fn every_flipped_bit_is_found_and_no_two_are_taken_for_one() {
         for (len, behind) in [(1, 0), (60, 16), (700, 16), (5_000, 3)] {
-            let mut bytes: Vec<u8> = (0..len + behind).map(|at| (at * 37 % 251) as u8).collect();
+            let mut bytes: Vec<u8> = (0..len + behind)
+                .map(|at: usize| (at * 37 % 251).to_le_bytes()[0])
+                .collect();
             let whole = crc32c_append(0, &bytes);
             for byte in (0..len).step_by(1 + len / 500) {
                 for bit in 0..8 {
