@@ -412,7 +412,7 @@ impl VoteFile {
             && !found.has_lost_slots
             && !found.is_unreadable
             && !found.has_gone
-            && this.slots.len() + votes.len() <= this.capacity;
+            && !this.is_short(votes);
         for change in votes {
             this.set(*change);
         }
@@ -495,7 +495,7 @@ impl VoteFile {
         !self.has_room(self.capacity / 8)
     }
 
-    /// Whether the file must grow before `more` replicas are new to it.
+    /// Whether the file must grow before `changes`: of replicas that have a place it need not.
     pub(crate) fn is_short(&self, changes: &[VoteChange]) -> bool {
         let is_new = |key: &Key| !self.by_key.contains_key(key);
         let new = changes.iter().map(|change| change.key).filter(is_new);

@@ -100,6 +100,37 @@ fn fault_16_a_full_disk_with_slots_of_those_who_are_gone_opens() {
     assert_eq!(used.count(), 3, "with room it is made without them");
 }
 
+/// Votes that the log has and the vote file has not take no new places in it.
+#[test]
+fn fault_16_a_full_disk_opens_after_a_crash_in_an_election_storm() {
+    // More than half of the places.
+    const GROUPS: u64 = 700;
+    let disk = disk(4);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    for term in [2, 3] {
+        if term == 3 {
+            disk.record_crash_points();
+        }
+        for group in 1..=GROUPS {
+            driven.lane.submit(vote(group, term)).expect("taken");
+        }
+        driven.settle();
+    }
+    let mut newer = std::collections::BTreeSet::new();
+    for point in disk.take_crash_points() {
+        let disk = Arc::new(point);
+        disk.crash();
+        disk.set_capacity(Some(disk.used_bytes()));
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        assert_eq!(recovery.report.damaged, []);
+        let terms = recovery.replicas.values();
+        let terms = terms.map(|found| found.hard_state.term.get());
+        assert!(terms.clone().all(|term| term == 2 || term == 3));
+        newer.insert(terms.filter(|term| *term == 3).count());
+    }
+    assert!(newer.contains(&700), "{newer:?}");
+}
+
 /// The first write of a segment, of which not all reached the disk, is kept aside like any other.
 #[test]
 fn fault_1_a_torn_first_write_of_a_segment_is_kept_aside() {
