@@ -457,6 +457,8 @@ impl Lane {
         self.now = self.now.max(now);
         let mut is_busy = self.latched.is_none() && self.pool.maintain(self.now);
         is_busy |= self.begin_or_latch();
+        // A spare that turned out too small is made again: of that an event tells, of nothing none.
+        is_busy |= self.latched.is_none() && self.pool.maintain(self.now);
         AtDisk {
             vfs: Arc::clone(&self.vfs),
             now,

@@ -10,6 +10,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use raft_log::vfs::{Op, ReadMode, StdVfs, Vfs};
@@ -405,6 +406,40 @@ fn a_record_that_waits_for_a_segment_is_woken_by_it() {
     }
     assert!(waits > 0, "each spare is made while records wait");
     log.check(1, 60, BYTES);
+}
+
+/// A spare that is too small for what comes is made again, and that is told too.
+#[test]
+fn a_record_larger_than_a_segment_is_woken_by_its_own() {
+    const BYTES: usize = 100_000;
+    let dir = tempfile::tempdir().expect("a directory");
+    let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::new());
+    let options = LaneOptions {
+        segment_size_bytes: 64 << 10,
+        ..options()
+    };
+    let (lane, _) = Lane::open(vfs, dir.path(), options).expect("it opens");
+    let mut log = Log { lane, now: Time(0) };
+    let (wake, woken) = std::sync::mpsc::channel();
+    log.lane.wake_by(Arc::new(move || {
+        wake.send(()).ok();
+    }));
+    for index in 1..=8 {
+        log.lane.submit(append(index, BYTES)).expect("it is taken");
+        loop {
+            // What was told before the poll is no reason for another one.
+            while woken.try_recv().is_ok() {}
+            let progress = log.lane.poll(log.now);
+            if !log.lane.take_completions().is_empty() {
+                break;
+            }
+            if matches!(progress, Progress::Idle { .. }) {
+                let told = woken.recv_timeout(Duration::from_secs(20));
+                told.expect("an event comes");
+            }
+        }
+    }
+    log.check(1, 8, BYTES);
 }
 
 /// The segments of lane 0, in order.
