@@ -189,7 +189,11 @@ impl<'a> SegmentBytes<'a> {
         lsn: Option<u64>,
     ) -> Result<Option<Record>, LogError> {
         let mut record = match self.record(offset)? {
-            Ok(record) if record.table.is_none() => record,
+            Ok(record)
+                if record.table.is_none() && lsn.is_none_or(|lsn| record.header.lsn == lsn) =>
+            {
+                record
+            }
             Ok(_) => return Ok(None),
             Err(Stop) => {
                 let head = self.bytes(offset, RECORD_HEADER_BYTES)?;
