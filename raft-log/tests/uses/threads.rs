@@ -585,10 +585,10 @@ fn fault_16_a_trim_makes_the_room_that_appends_wait_for() {
     use std::sync::atomic::{AtomicU64, Ordering};
     const STREAMS: u64 = 40;
     let options = LaneOptions {
-        segment_size_bytes: 64 << 10,
+        segment_size_bytes: 256 << 10,
         record_bytes_max: 32 << 10,
-        // For as many trims, each in a record of its own.
-        reserve_bytes: Some(16 << 10),
+        // For three times as many trims, each in a record of its own.
+        reserve_bytes: Some(64 << 10),
         ..LaneOptions::default()
     };
     let mut waited = 0;
@@ -597,7 +597,7 @@ fn fault_16_a_trim_makes_the_room_that_appends_wait_for() {
         let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
         let (wal, _) = Wal::open(vfs, DATA.as_ref(), options.clone()).expect("it opens");
         for stream in 1..=STREAMS {
-            wal.append(stream, &[[7; 2_000]]).expect("there is room");
+            wal.append(stream, &[[7; 8_000]]).expect("there is room");
         }
         disk.set_capacity(Some(disk.used_bytes()));
         // Most come in before it is known that there is no room for all.
@@ -608,7 +608,7 @@ fn fault_16_a_trim_makes_the_room_that_appends_wait_for() {
                 let (wal, begun, ended) = (&wal, &begun, &ended);
                 scope.spawn(move || {
                     begun.fetch_add(1, Ordering::Relaxed);
-                    match wal.append(stream, &[[8; 6_000]]) {
+                    match wal.append(stream, &[[8; 24_000]]) {
                         Ok(_) | Err(LogError::StorageFull) => {}
                         Err(error) => panic!("{error}"),
                     }
