@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use raft_proto::Index;
 use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::item::Key;
@@ -163,11 +164,13 @@ impl Lane {
 
     /// What waits may wait for the very room that a compaction behind it makes: what of it concerns
     /// durable entries alone goes first, and is said again in its turn.
-    fn compact_early(&mut self, key: Key, index: raft_proto::Index) {
+    fn compact_early(&mut self, key: Key, index: Index) {
         let last = {
             let tables = self.tables();
             let found = tables.replicas.get(&key);
-            found.map(|replica| replica.state.last.index)
+            let state = found.map(|replica| &replica.state);
+            let state = state.filter(|state| state.first < index);
+            state.map(|state| state.last.index)
         };
         if let Some(last) = last {
             let index = index.min(last.next());
@@ -217,7 +220,19 @@ impl Lane {
             // Its later ones wait for something else: all wait together, or the order is lost.
             records.append(&mut other.take());
         }
+        let changes = records.iter().flat_map(|record| &record.changes);
+        let compactions: Vec<(Key, Index)> = changes
+            .filter_map(|(key, change)| match change {
+                Change::Compact(index) => Some((*key, *index)),
+                _ => None,
+            })
+            .collect();
         self.held(reason).put_first(records);
+        for (key, index) in compactions {
+            if self.held(reason).keys.get(&key) == Some(&true) {
+                self.compact_early(key, index);
+            }
+        }
     }
 
     /// What is next is too long for what is left of the reserve, and may make the room for what is

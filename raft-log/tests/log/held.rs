@@ -137,6 +137,26 @@ fn fault_16_entries_without_room_hold_up_neither_votes_nor_compaction() {
     assert_eq!(state.first, Index::new(41));
 }
 
+/// The compaction came before it was known that there is no room, in one gathering with entries.
+#[test]
+fn fault_16_a_compaction_gathered_with_entries_without_room_makes_it() {
+    let disk = disk(3);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(3);
+    for index in 1..=12 {
+        driven.write(append(&mut rng, 1, index, 6_000));
+    }
+    disk.set_capacity(Some(disk.used_bytes()));
+    for index in 13..=60 {
+        let submission = append(&mut rng, 1, index, 6_000);
+        driven.lane.submit(submission).expect("it is taken");
+    }
+    driven.lane.submit(compact(1, 61, 61)).expect("it is taken");
+    driven.pass(60 * SECOND);
+    assert_eq!(done(&mut driven).len(), 49);
+    assert!(!driven.lane.stats().is_full, "it resumes by itself");
+}
+
 /// What was gathered into one record with entries for which there is no room, and concerns others.
 #[test]
 fn fault_16_votes_beside_entries_without_room_go_on() {
