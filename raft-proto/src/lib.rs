@@ -113,6 +113,7 @@ mod snapshots;
 mod status;
 #[cfg(feature = "__steps")]
 mod steps;
+mod switch;
 #[cfg(feature = "trace")]
 mod trace;
 mod types;
