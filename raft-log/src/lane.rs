@@ -455,9 +455,9 @@ impl Lane {
     /// next record.
     pub fn poll_begin(&mut self, now: Time) -> AtDisk {
         self.now = self.now.max(now);
-        let mut is_busy = self.latched.is_none() && self.pool.maintain(self.now);
-        is_busy |= self.begin_or_latch();
-        // A spare that turned out too small is made again: of that an event tells, of nothing none.
+        let mut is_busy = self.begin_or_latch();
+        // Behind it, so that a spare that turned out too small is made again at once: of that an
+        // event tells, of nothing none.
         is_busy |= self.latched.is_none() && self.pool.maintain(self.now);
         AtDisk {
             vfs: Arc::clone(&self.vfs),
