@@ -24,9 +24,12 @@ use crate::segment::{
 use crate::state::{Damage, Health, ReplicaState};
 use crate::vfs::{FileId, Vfs, read_through};
 
+mod behind;
 mod mend;
 mod scan;
+mod sealed;
 mod segment_bytes;
+mod take;
 
 pub(crate) use mend::{Opening, mend};
 pub(crate) use segment_bytes::{Record, SegmentBytes};
