@@ -32,7 +32,9 @@ pub struct LaneOptions {
     /// 16 GiB, default 16 MiB. 0: nothing is verified after an open, and a scrub that is asked for
     /// goes at the default rate.
     pub scrub_bytes_per_s: u64,
-    /// Bytes of recent entries kept in memory. Up to 1 GiB, default 4 MiB.
+    /// Bytes of recent entries kept in memory. Up to 1 GiB, default 4 MiB. Batches of 16 KiB and more
+    /// are kept in the buffers in which they were submitted: one that is a small part of its buffer
+    /// keeps all of that.
     pub tail_cache_bytes_max: usize,
     /// Bytes of footers kept in memory. Up to 1 GiB, default 4 MiB.
     pub footer_cache_bytes_max: usize,

@@ -366,8 +366,9 @@ impl ListCache {
     }
 }
 
-/// The most recent batches as they were submitted, bounded in bytes: reads of the tail touch
-/// neither disk nor checksum.
+/// The most recent batches, bounded in bytes: reads of the tail touch neither disk nor checksum.
+///
+/// A batch may lie in a far larger buffer, which it keeps alive: small ones are copied.
 #[derive(Debug)]
 pub(crate) struct TailCache {
     inner: Mutex<TailInner>,
@@ -383,6 +384,9 @@ struct TailInner {
 }
 
 type Position = (u64, u64);
+
+/// Batches from this size on stay in the buffers they came in.
+const COPY_BELOW_BYTES: usize = 16 << 10;
 
 impl TailCache {
     pub(crate) fn new(bytes_max: usize) -> Self {
@@ -402,9 +406,23 @@ impl TailCache {
     }
 
     /// Takes batches in the order in which they lie on the disk, behind those of earlier calls.
-    pub(crate) fn insert_all(&self, batches: impl Iterator<Item = (Position, Batch)>) {
-        if self.bytes_max == 0 {
+    pub(crate) fn insert_all(&self, mut batches: Vec<(Position, Batch)>) {
+        let mut room = self.bytes_max;
+        let fits = |(_, batch): &&(Position, Batch)| {
+            let left = room.checked_sub(cached_bytes(batch));
+            room = left.unwrap_or(room);
+            left.is_some()
+        };
+        let newest = batches.iter().rev().take_while(fits).count();
+        batches.drain(..batches.len() - newest);
+        if batches.is_empty() {
             return;
+        }
+        let copied = |batch: &Batch| batch.size_bytes() < COPY_BELOW_BYTES;
+        let small = batches.iter().filter(|(_, batch)| copied(batch));
+        let mut buffer = BytesMut::with_capacity(small.map(|(_, batch)| batch.size_bytes()).sum());
+        for (_, batch) in batches.iter_mut().filter(|(_, batch)| copied(batch)) {
+            *batch = batch.copy_into(&mut buffer);
         }
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         for (position, batch) in batches {
@@ -430,8 +448,12 @@ fn cached_bytes(batch: &Batch) -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use bytes::Bytes;
+    use raft_proto::{BatchBuilder, EntryId, EntryKind, GroupId, ReplicaId, Term};
+
     use super::*;
-    use raft_proto::{EntryId, GroupId, ReplicaId, Term};
 
     fn key() -> Key {
         let (group, replica) = (GroupId::new(1), ReplicaId::new(1));
@@ -574,5 +596,43 @@ mod tests {
         let inner = cache.inner.lock().expect("no panic");
         assert!(inner.bytes <= 10 * size_of::<ListRun>());
         assert_eq!(inner.order.len(), inner.lists.len());
+    }
+
+    #[test]
+    fn a_small_part_of_a_large_buffer_does_not_keep_it() {
+        struct Counted(Vec<u8>, Arc<AtomicUsize>);
+        impl AsRef<[u8]> for Counted {
+            fn as_ref(&self) -> &[u8] {
+                &self.0
+            }
+        }
+        impl Drop for Counted {
+            fn drop(&mut self) {
+                self.1.fetch_sub(self.0.len(), Ordering::Relaxed);
+            }
+        }
+        let kept = Arc::new(AtomicUsize::new(0));
+        let cache = TailCache::new(1 << 20);
+        let group = key().0;
+        let received = |index: u64, len: usize| {
+            let mut builder = BatchBuilder::new(group, Term::new(1), Index::new(index), 0);
+            builder.push(EntryKind::Command, 0, None, &vec![7; len]);
+            let batch = builder.finish().expect("one");
+            let mut buffer = vec![0; 64 << 10];
+            buffer[..batch.size_bytes()].copy_from_slice(batch.bytes());
+            kept.fetch_add(buffer.len(), Ordering::Relaxed);
+            let buffer = Bytes::from_owner(Counted(buffer, Arc::clone(&kept)));
+            Batch::decode(group, buffer.slice(..batch.size_bytes())).expect("as it was")
+        };
+        for index in 1..=3_000 {
+            let small = ((1, 2 * index), received(index, 100));
+            let large = ((1, 2 * index + 1), received(index, 20 << 10));
+            cache.insert_all(vec![small, large]);
+        }
+        let found = cache.find(1, 6_000).expect("the last but one is kept");
+        assert_eq!(found.first().index, Index::new(3_000));
+        let kept = kept.load(Ordering::Relaxed);
+        assert!(kept > 0, "large ones stay where they are");
+        assert!(kept <= 4 << 20, "1 MiB of batches keeps {kept} bytes alive");
     }
 }

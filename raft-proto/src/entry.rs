@@ -410,6 +410,17 @@ impl Batch {
         self.marks.0 & 1 == 1
     }
 
+    /// The same frames, copied to the end of `buffer` and taken from it: they keep nothing else of
+    /// what they lay in. With room for several, `buffer` is one allocation for all of them.
+    #[must_use]
+    pub fn copy_into(&self, buffer: &mut BytesMut) -> Self {
+        buffer.put_slice(&self.bytes);
+        Self {
+            bytes: buffer.split().freeze(),
+            ..*self
+        }
+    }
+
     /// The same places with the commands left out, as a witness holds them. Membership changes
     /// stay: a witness votes.
     pub(crate) fn without_commands(&self, group: GroupId) -> Self {

@@ -548,7 +548,7 @@ impl Lane {
             }
         }
         self.earn(freed);
-        self.shared.tail.insert_all(recent.into_iter());
+        self.shared.tail.insert_all(recent);
         self.release(&std::mem::take(&mut staging.released));
         if may_free {
             self.find_dead();
