@@ -378,6 +378,10 @@ impl VoteFile {
         data_dir: &Path,
         lane: u16,
         identity: u64,
+    pub(crate) fn close(&self, vfs: &dyn Vfs) {
+        vfs.close(self.file);
+    }
+
         found: &VotesFound,
         votes: &[VoteChange],
         ahead: &BTreeSet<Key>,

@@ -263,6 +263,7 @@ impl Drop for Lane {
             self.vfs.wait_for_all();
         }
     }
+        self.votes.close(self.vfs.as_ref());
 }
 
 impl Lane {

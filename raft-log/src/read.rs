@@ -53,6 +53,16 @@ impl Shared {
     }
 }
 
+impl Drop for Shared {
+    /// Lane and readers are gone; what was read may live on.
+    fn drop(&mut self) {
+        let segments = std::mem::take(&mut self.write().segments);
+        for info in segments.values() {
+            self.vfs.close(info.file);
+        }
+    }
+}
+
 /// Whether the lane has room for entries; cheap to clone and to ask.
 ///
 /// Ask before an entry gets an index: what was given an index is to be submitted.

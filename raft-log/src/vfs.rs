@@ -19,6 +19,7 @@ use std::sync::Weak;
 use bytes::Bytes;
 use raft_proto::Time;
 
+mod claims;
 mod handles;
 mod map;
 mod medium;

@@ -6,6 +6,8 @@
 mod filled;
 #[path = "uses/gate.rs"]
 mod gate;
+#[path = "uses/lives.rs"]
+mod lives;
 #[path = "uses/reads.rs"]
 mod reads;
 #[path = "uses/scrub.rs"]

@@ -16,6 +16,7 @@ use std::sync::{Mutex, OnceLock, PoisonError};
 use bytes::Bytes;
 use memmap2::{Advice, Mmap, MmapOptions};
 
+use super::claims::Claim;
 use crate::segment::segment_number;
 use crate::sync::Arc;
 
@@ -25,6 +26,7 @@ pub(super) struct Map {
     map: Mmap,
     /// What the signal handler knows of it; `None` if there are too many maps to name.
     known: Option<&'static Known>,
+    _claim: Arc<Claim>,
 }
 
 /// A part of a map that outlives whoever reads it: keeps the map alive.
@@ -43,17 +45,27 @@ impl AsRef<[u8]> for Slice {
 }
 
 impl Map {
-    pub(super) fn new(file: &File, path: &Path, len: usize) -> io::Result<Self> {
+    pub(super) fn new(
+        file: &File,
+        path: &Path,
+        len: usize,
+        claim: &Arc<Claim>,
+    ) -> io::Result<Self> {
         // SAFETY: the map is read-only, and its bytes are borrowed by range only (see `Slice`).
         // The ranges asked for lie below the durable watermark: the log never writes them again
-        // before the file is retired, and reuses a retired file only when no slice of it is left.
+        // before the file is retired, and reuses a retired file only when no slice of it is left, whichever handle of the file
+        // it came through (see `Claim`).
         // Another process that writes or truncates the file could break this; the data directory's
         // lock keeps our own kind out, and bytes are checked before they are believed.
-        // Guarded by the tests `slices_stay_valid_when_the_file_is_unlinked` and
-        // `a_shared_file_is_not_recycled`.
+        // Guarded by the tests `slices_stay_valid_when_the_file_is_unlinked`,
+        // `a_shared_file_is_not_recycled` and `slices_outlive_the_log_that_gave_them`.
         let map = unsafe { MmapOptions::new().len(len).map(file) }?;
         let known = Known::enter(&map, path);
-        Ok(Self { map, known })
+        Ok(Self {
+            map,
+            known,
+            _claim: Arc::clone(claim),
+        })
     }
 
     pub(super) fn len(&self) -> usize {
@@ -284,7 +296,8 @@ mod tests {
         std::fs::create_dir(dir.path().join("3")).expect("made");
         std::fs::write(&path, [7; 9000]).expect("written");
         let file = File::open(&path).expect("open");
-        let map = Map::new(&file, &path, 9000).expect("mapped");
+        let claim = Arc::new(Claim::new(&file).expect("claimed"));
+        let map = Map::new(&file, &path, 9000, &claim).expect("mapped");
         let start = map.map.as_ptr().addr();
         let (known, offset) = Known::find(start + 8999).expect("it is known");
         assert_eq!(offset, 8999);

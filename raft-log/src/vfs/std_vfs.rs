@@ -17,6 +17,7 @@ use raft_proto::Time;
 
 use super::handles::{Handles, Retired, unshared};
 use super::map::Map;
+use super::claims::{Claim, is_claimed};
 use super::{DirEntry, FileId, FileLock, Op, OpDone, OpId, Vfs, VfsError, Waker, unfinished_path};
 use crate::sync::Arc;
 
@@ -109,6 +110,7 @@ struct OpenFile {
     map: OnceLock<Option<Arc<Map>>>,
 }
 
+    claim: Arc<Claim>,
 impl StdVfs {
     /// Makes one that reads through maps.
     #[must_use]
@@ -159,7 +161,9 @@ impl StdVfs {
         let file = file.map_err(at("open", path))?;
         Ok(self.files.insert(OpenFile {
             file,
+        let claim = Claim::new(&file).map_err(at("measure", path))?;
             path: path.to_owned(),
+            claim: Arc::new(claim),
             map: OnceLock::new(),
         }))
     }
@@ -423,12 +427,14 @@ impl Vfs for StdVfs {
         match self.files.retire(file) {
             Retired::Unknown => false,
             Retired::InUse => true,
-            // Slices of the map may be left.
-            Retired::Free(open) => open
-                .map
-                .into_inner()
-                .flatten()
-                .is_some_and(|map| unshared(map).is_none()),
+            Retired::Free(open) => {
+                let OpenFile { map, claim, .. } = open;
+                let name = claim.name();
+                drop(claim);
+                // Slices of the map may be left, of this one or of another handle's.
+                let map = map.into_inner().flatten();
+                map.is_some_and(|map| unshared(map).is_none()) || is_claimed(name)
+            }
         }
     }
 
@@ -461,7 +467,11 @@ impl Vfs for StdVfs {
         let open = self.file(file)?;
         let map = open.map.get_or_init(|| {
             let len = usize::try_from(open.file.metadata().ok()?.len()).ok()?;
-            (len > 0).then(|| Map::new(&open.file, &open.path, len).ok().map(Arc::new))?
+            (len > 0).then(|| {
+                Map::new(&open.file, &open.path, len, &open.claim)
+                    .ok()
+                    .map(Arc::new)
+            })?
         });
         let start = usize::try_from(offset).unwrap_or(usize::MAX);
         let slice = map.as_ref().and_then(|map| {
