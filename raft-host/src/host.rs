@@ -477,7 +477,7 @@ fn open_storage(
         vfs,
         data_dir: config.data_dir.clone(),
         lane: LaneOptions {
-            identity: log_identity(&data_dir.identity),
+            identity: Some(log_identity(&data_dir.identity)),
             ..config.log.clone()
         },
         outbound: Arc::clone(&outward) as _,

@@ -8,9 +8,9 @@ use crate::record::RECORD_BYTES_HARD_MAX;
 pub struct LaneOptions {
     /// The lane's number.
     pub lane: u16,
-    /// Names the whole log, so that a segment of another one is told apart: draw it once per data
-    /// directory. Default 0.
-    pub identity: u64,
+    /// Names the whole log, so that a segment of another one is told apart. Default `None`: what its
+    /// files bear; a new log draws one ([`Vfs::random`](crate::vfs::Vfs::random)).
+    pub identity: Option<u64>,
     /// Size of a segment file. 64 KiB to 4 GiB, default 64 MiB. A record that does not fit gets a
     /// segment of its own size.
     pub segment_size_bytes: u64,
@@ -47,7 +47,7 @@ impl Default for LaneOptions {
     fn default() -> Self {
         Self {
             lane: 0,
-            identity: 0,
+            identity: None,
             segment_size_bytes: 64 << 20,
             record_bytes_max: 8 << 20,
             spare_segments: 1,
@@ -63,6 +63,11 @@ impl Default for LaneOptions {
 }
 
 impl LaneOptions {
+    /// The log's identity; that of an open lane was found or drawn.
+    pub(crate) fn log_identity(&self) -> u64 {
+        self.identity.unwrap_or_default()
+    }
+
     /// Checks every bound.
     ///
     /// # Errors

@@ -1,6 +1,7 @@
 //! The vote file: each replica's term and vote in two slots. See FORMAT.md, "Votes".
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
@@ -214,6 +215,21 @@ pub(crate) fn load(
     result.map(|()| found)
 }
 
+/// The identity that the vote file bears, if there is one whose header can be read.
+pub(crate) fn identity(vfs: &dyn Vfs, data_dir: &Path, lane: u16) -> Result<Option<u64>, LogError> {
+    let path = vote_path(data_dir, lane);
+    let file = match vfs.open(&path, false) {
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => return Ok(None),
+        opened => opened?,
+    };
+    let head = read_through(vfs, file, 0, HEADER_BYTES);
+    vfs.close(file);
+    let bears = read_header(&head?.0, &path)?;
+    Ok(bears
+        .filter(|bears| bears.lane == lane)
+        .map(|bears| bears.identity))
+}
+
 fn load_slots(
     vfs: &dyn Vfs,
     file: FileId,
@@ -233,16 +249,15 @@ fn load_slots(
     };
     let head = read(0, HEADER_BYTES)?;
     let len = vfs.len(file)?;
-    let capacity = match read_header(&head, path, lane, identity)? {
-        FileHeader::Ours(capacity) => capacity,
-        lost => {
-            found.has_lost_slots = true;
-            found.is_foreign = lost == FileHeader::Foreign;
-            if !found.is_foreign {
-                found.damage.push((0, "the vote file's header is lost"));
-            }
-            return Ok(());
+    let header = read_header(&head, path)?;
+    let is_ours = |header: &FileHeader| header.lane == lane && header.identity == identity;
+    let Some(FileHeader { capacity, .. }) = header.filter(is_ours) else {
+        found.has_lost_slots = true;
+        found.is_foreign = header.is_some();
+        if !found.is_foreign {
+            found.damage.push((0, "the vote file's header is lost"));
         }
+        return Ok(());
     };
     // The length bounds what is read, whatever the header says.
     if capacity > CAPACITY_MAX || len < file_bytes(capacity) {
@@ -325,28 +340,24 @@ const TORN: &str = "one of a replica's two vote slots is lost";
 
 /// What the beginning of the file says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FileHeader {
-    /// With this capacity.
-    Ours(usize),
-    Foreign,
-    Lost,
-}
-
-fn read_header(
-    bytes: &[u8],
-    path: &Path,
+struct FileHeader {
     lane: u16,
     identity: u64,
-) -> Result<FileHeader, LogError> {
+    /// In slots.
+    capacity: usize,
+}
+
+/// Reads the header; `None` if it is lost.
+fn read_header(bytes: &[u8], path: &Path) -> Result<Option<FileHeader>, LogError> {
     let Some((covered, mut crc)) = bytes.split_at_checked(HEADER_BYTES - 4) else {
-        return Ok(FileHeader::Lost);
+        return Ok(None);
     };
     let mut fields = covered;
     if crc.len() != 4
         || crc.get_u32_le() != crc32c_append(0, covered)
         || fields.get_u64_le() != HEADER_MAGIC
     {
-        return Ok(FileHeader::Lost);
+        return Ok(None);
     }
     let version = fields.get_u32_le();
     if version != VERSION {
@@ -357,19 +368,20 @@ fn read_header(
             version,
         });
     }
-    let found_lane = fields.get_u16_le();
+    let lane = fields.get_u16_le();
     fields.advance(2);
-    let found_identity = fields.get_u64_le();
-    let capacity = usize::try_from(fields.get_u64_le()).unwrap_or(usize::MAX);
-    let is_ours = found_lane == lane && found_identity == identity;
-    Ok(if is_ours {
-        FileHeader::Ours(capacity)
-    } else {
-        FileHeader::Foreign
-    })
+    Ok(Some(FileHeader {
+        lane,
+        identity: fields.get_u64_le(),
+        capacity: usize::try_from(fields.get_u64_le()).unwrap_or(usize::MAX),
+    }))
 }
 
 impl VoteFile {
+    pub(crate) fn close(&self, vfs: &dyn Vfs) {
+        vfs.close(self.file);
+    }
+
     /// Opens the file for writing, or makes it; `votes` is what each replica's slots are to say.
     /// Everything is durable in both halves on return, one half after the other; of `ahead`, whose
     /// vote the log does not have yet, in half A alone.
@@ -378,10 +390,6 @@ impl VoteFile {
         data_dir: &Path,
         lane: u16,
         identity: u64,
-    pub(crate) fn close(&self, vfs: &dyn Vfs) {
-        vfs.close(self.file);
-    }
-
         found: &VotesFound,
         votes: &[VoteChange],
         ahead: &BTreeSet<Key>,

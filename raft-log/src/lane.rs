@@ -19,6 +19,7 @@ use rustc_hash::FxHashMap;
 use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::hard_state::VoteFile;
+use crate::identity;
 use crate::index::Tables;
 use crate::item::{ENTRIES_ITEM_BYTES, Item, Key};
 use crate::owners::Lately;
@@ -262,8 +263,8 @@ impl Drop for Lane {
         if self.pool.is_busy() {
             self.vfs.wait_for_all();
         }
-    }
         self.votes.close(self.vfs.as_ref());
+    }
 }
 
 impl Lane {
@@ -278,7 +279,7 @@ impl Lane {
     pub fn open(
         vfs: Arc<dyn Vfs>,
         data_dir: &Path,
-        options: LaneOptions,
+        mut options: LaneOptions,
     ) -> Result<(Self, Recovery), LogError> {
         options.check()?;
         let dir = lane_dir(data_dir, options.lane);
@@ -286,6 +287,10 @@ impl Lane {
         let lock_path = lock_path(data_dir, options.lane);
         let lock = vfs.lock(&lock_path, false)?;
         let lock = lock.ok_or(LogError::InUse { path: lock_path })?;
+        if options.identity.is_none() {
+            let found = identity::of_files(vfs.as_ref(), data_dir, options.lane)?;
+            options.identity = Some(found.map_or_else(|| vfs.random(), Ok)?);
+        }
         let analysis = recovery::analyse(vfs.as_ref(), data_dir, &options)?;
         let recovered = recovery::mend(&vfs, data_dir, &options, analysis)?;
         let shared = Arc::new(Shared::new(Arc::clone(&vfs), &options, recovered.tables));

@@ -80,6 +80,7 @@ mod config;
 mod error;
 mod flip;
 mod hard_state;
+mod identity;
 mod index;
 mod item;
 mod lane;

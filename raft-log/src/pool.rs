@@ -80,7 +80,7 @@ impl Pool {
             vfs,
             dir,
             lane: options.lane,
-            identity: options.identity,
+            identity: options.log_identity(),
             segment_size_bytes: options.segment_size_bytes,
             spares_wanted: options.spare_segments,
             spares,

@@ -194,7 +194,7 @@ pub(crate) fn analyse(
     options: &LaneOptions,
 ) -> Result<Analysis, LogError> {
     let dir = lane_dir(data_dir, options.lane);
-    let votes = hard_state::load(vfs, data_dir, options.lane, options.identity)?;
+    let votes = hard_state::load(vfs, data_dir, options.lane, options.log_identity())?;
     let mut walk = Walk {
         vfs,
         options,
@@ -297,7 +297,7 @@ impl Walk<'_> {
                 }
             };
             let is_foreign = header.is_some_and(|header| {
-                header.lane != self.options.lane || header.identity != self.options.identity
+                header.lane != self.options.lane || header.identity != self.options.log_identity()
             });
             if is_foreign {
                 self.vfs.close(file);

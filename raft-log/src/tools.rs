@@ -24,11 +24,11 @@ use raft_proto::{Batch, EntryRef, GroupId, Index, ReplicaId};
 
 use crate::config::LaneOptions;
 use crate::error::LogError;
-use crate::read::{LogReader, Shared, lane_dir, lock_path};
+use crate::identity;
+use crate::read::{LogReader, Shared, lock_path};
 use crate::recovery::{RecoveryReport, analyse};
-use crate::segment::{HeaderFound, SEGMENT_HEADER_BYTES, SegmentHeader, segment_number};
 use crate::state::ReplicaState;
-use crate::vfs::{FileLock, Vfs, read_through};
+use crate::vfs::{FileLock, Vfs};
 
 /// What is there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -255,7 +255,7 @@ impl Looked {
         let lock_path = lock_path(data_dir, lane);
         let lock = vfs.lock(&lock_path, true)?;
         let lock = lock.ok_or(LogError::InUse { path: lock_path })?;
-        let Some(identity) = identity(vfs.as_ref(), data_dir, lane)? else {
+        let Some(identity) = identity::of_files(vfs.as_ref(), data_dir, lane)? else {
             return Err(LogError::NoLog {
                 path: data_dir.to_owned(),
                 lane,
@@ -263,7 +263,7 @@ impl Looked {
         };
         let options = LaneOptions {
             lane,
-            identity,
+            identity: Some(identity),
             verify_all,
             ..LaneOptions::default()
         };
@@ -372,31 +372,6 @@ impl Drop for Looked {
             self.vfs.close(*file);
         }
     }
-}
-
-/// The identity that most of the lane's segments bear; the lowest of several equally frequent.
-fn identity(vfs: &dyn Vfs, data_dir: &Path, lane: u16) -> Result<Option<u64>, LogError> {
-    let dir = lane_dir(data_dir, lane);
-    let mut counts = std::collections::BTreeMap::<u64, usize>::new();
-    for entry in vfs.list(&dir)? {
-        if !entry.is_file || segment_number(&entry.name).is_none() {
-            continue;
-        }
-        let file = vfs.open(&dir.join(&entry.name), false)?;
-        let head = read_through(vfs, file, 0, SEGMENT_HEADER_BYTES);
-        vfs.close(file);
-        if let HeaderFound::Whole(header) | HeaderFound::Half(header) =
-            SegmentHeader::decode(&head?.0)
-            && header.lane == lane
-        {
-            *counts.entry(header.identity).or_default() += 1;
-        }
-    }
-    let most = counts.values().copied().max();
-    let mut identities = counts.into_iter();
-    Ok(identities
-        .find(|(_, count)| Some(*count) == most)
-        .map(|(identity, _)| identity))
 }
 
 fn to_u64(len: usize) -> u64 {

@@ -188,6 +188,8 @@ pub trait Vfs: Send + Sync + Debug {
             _ => self.open(path, true),
         }
     }
+    /// A number that nobody else draws: from the operating system, or from the simulation's seed.
+    fn random(&self) -> Result<u64, VfsError>;
     /// Locks a file against other processes, and against whoever locks it again in this one, until
     /// the lock is dropped; `None` if it is taken. A shared one only looks: it makes no file and
     /// keeps no other shared one away. A file system that no other process sees has nothing to lock.

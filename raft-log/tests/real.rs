@@ -125,7 +125,7 @@ fn options() -> LaneOptions {
         segment_size_bytes: MIB,
         record_bytes_max: 256 << 10,
         tail_cache_bytes_max: 0,
-        identity: 7,
+        identity: Some(7),
         ..LaneOptions::default()
     }
 }

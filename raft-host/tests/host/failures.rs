@@ -77,6 +77,9 @@ mod failing_disk {
     }
 
     impl Vfs for FailingDisk {
+        fn random(&self) -> Result<u64, VfsError> {
+            self.disk.random()
+        }
         fn create_dir_all(&self, path: &Path) -> Result<(), VfsError> {
             self.disk.create_dir_all(path)
         }

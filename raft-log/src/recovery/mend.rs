@@ -343,7 +343,7 @@ fn renew(
     if !is_untouched {
         header.is_recycled = true;
         header.incarnation = incarnation(
-            options.identity,
+            options.log_identity(),
             options.lane,
             header.number,
             header.incarnation,
@@ -429,7 +429,7 @@ fn open_votes_as(
         vfs,
         data_dir,
         options.lane,
-        options.identity,
+        options.log_identity(),
         found,
         &changes,
         voted,

@@ -649,6 +649,10 @@ fn error(op: &'static str, path: &Path, kind: io::ErrorKind) -> VfsError {
 }
 
 impl Vfs for SimVfs {
+    fn random(&self) -> Result<u64, VfsError> {
+        Ok(next(&mut self.lock().rng))
+    }
+
     fn create_dir_all(&self, path: &Path) -> Result<(), VfsError> {
         let mut state = self.lock();
         state.call("create directory", path, 0)?;

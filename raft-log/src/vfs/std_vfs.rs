@@ -14,10 +14,12 @@ use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use bytes::{Bytes, BytesMut};
 use raft_proto::Time;
+use rustix::io::Errno;
+use rustix::rand::{GetRandomFlags, getrandom};
 
+use super::claims::{Claim, is_claimed};
 use super::handles::{Handles, Retired, unshared};
 use super::map::Map;
-use super::claims::{Claim, is_claimed};
 use super::{DirEntry, FileId, FileLock, Op, OpDone, OpId, Vfs, VfsError, Waker, unfinished_path};
 use crate::sync::Arc;
 
@@ -108,9 +110,9 @@ struct OpenFile {
     path: PathBuf,
     /// Made at the first shared read; `None` if the system refused.
     map: OnceLock<Option<Arc<Map>>>,
+    claim: Arc<Claim>,
 }
 
-    claim: Arc<Claim>,
 impl StdVfs {
     /// Makes one that reads through maps.
     #[must_use]
@@ -159,11 +161,11 @@ impl StdVfs {
 
     fn opened(&self, path: &Path, file: io::Result<File>) -> Result<FileId, VfsError> {
         let file = file.map_err(at("open", path))?;
-        Ok(self.files.insert(OpenFile {
-            file,
         let claim = Claim::new(&file).map_err(at("measure", path))?;
-            path: path.to_owned(),
+        Ok(self.files.insert(OpenFile {
             claim: Arc::new(claim),
+            file,
+            path: path.to_owned(),
             map: OnceLock::new(),
         }))
     }
@@ -280,7 +282,7 @@ fn rename_to_free_name(from: &Path, to: &Path) -> Result<(), VfsError> {
 fn fill_with_zeroes(file: &File, path: &Path, len: u64) -> Result<(), VfsError> {
     match rustix::fs::fallocate(file, rustix::fs::FallocateFlags::empty(), 0, len) {
         // Without it the zeroes themselves allocate.
-        Ok(()) | Err(rustix::io::Errno::OPNOTSUPP) => {}
+        Ok(()) | Err(Errno::OPNOTSUPP) => {}
         Err(error) => return Err(at("allocate", path)(error.into())),
     }
     let mut offset = 0;
@@ -324,7 +326,7 @@ fn write_all(file: &File, mut offset: u64, buffers: &[Bytes]) -> io::Result<()> 
         let mut written = match rustix::io::pwritev(file, &slices, offset) {
             Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
             Ok(written) => written,
-            Err(rustix::io::Errno::INTR) => continue,
+            Err(Errno::INTR) => continue,
             Err(error) => return Err(error.into()),
         };
         offset += u64::try_from(written).expect("a length fits");
@@ -343,6 +345,14 @@ fn write_all(file: &File, mut offset: u64, buffers: &[Bytes]) -> io::Result<()> 
 }
 
 impl Vfs for StdVfs {
+    fn random(&self) -> Result<u64, VfsError> {
+        let mut bytes = [0; 8];
+        let drawn = getrandom(&mut bytes, GetRandomFlags::empty());
+        let random = |source: Errno| at("draw a random number", "".as_ref())(source.into());
+        // So few are given at once, or none.
+        drawn.map(|_| u64::from_le_bytes(bytes)).map_err(random)
+    }
+
     fn create_dir_all(&self, path: &Path) -> Result<(), VfsError> {
         self.check_writable("create directory", path)?;
         fs::create_dir_all(path).map_err(at("create directory", path))
@@ -414,7 +424,7 @@ impl Vfs for StdVfs {
         };
         match rustix::fs::flock(&file, operation) {
             Ok(()) => Ok(Some(FileLock { file: Some(file) })),
-            Err(rustix::io::Errno::WOULDBLOCK) => Ok(None),
+            Err(Errno::WOULDBLOCK) => Ok(None),
             Err(error) => Err(at("lock", path)(error.into())),
         }
     }

@@ -462,7 +462,7 @@ fn fault_7_exchanged_renamed_and_foreign_segments_are_named_and_left_alone() {
     // A segment of another log under the right name.
     let other = disk(1);
     let options = raft_log::LaneOptions {
-        identity: 8,
+        identity: Some(8),
         ..options()
     };
     let (mut driven, _) = Driven::open(&other, &options);

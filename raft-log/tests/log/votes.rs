@@ -174,7 +174,7 @@ fn fault_7_a_vote_file_of_another_log_is_named_and_kept_aside() {
     let ours = voted();
     let other = disk(3);
     let options_of_other = raft_log::LaneOptions {
-        identity: 8,
+        identity: Some(8),
         ..options()
     };
     let (mut driven, _) = Driven::open(&other, &options_of_other);

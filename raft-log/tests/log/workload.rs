@@ -297,7 +297,7 @@ pub fn options() -> LaneOptions {
         segment_size_bytes: 64 << 10,
         record_bytes_max: 32 << 10,
         tail_cache_bytes_max: 0,
-        identity: 7,
+        identity: Some(7),
         ..LaneOptions::default()
     }
 }

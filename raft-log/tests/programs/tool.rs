@@ -20,7 +20,7 @@ fn options() -> LaneOptions {
     LaneOptions {
         segment_size_bytes: 64 << 10,
         record_bytes_max: 32 << 10,
-        identity: 99,
+        identity: Some(99),
         ..LaneOptions::default()
     }
 }

@@ -62,6 +62,10 @@ impl Drop for Shut<'_> {
 }
 
 impl Vfs for Gate {
+    fn random(&self) -> Result<u64, VfsError> {
+        self.disk.random()
+    }
+
     fn create_dir_all(&self, path: &Path) -> Result<(), VfsError> {
         self.disk.create_dir_all(path)
     }

@@ -49,6 +49,11 @@ impl Dying {
 const DEAD: u64 = u64::MAX;
 
 impl Vfs for Dying {
+    fn random(&self) -> Result<u64, VfsError> {
+        self.alive("random")?;
+        self.disk.random()
+    }
+
     fn create_dir_all(&self, path: &Path) -> Result<(), VfsError> {
         self.alive("create")?;
         self.disk.create_dir_all(path)
