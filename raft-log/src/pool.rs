@@ -12,7 +12,7 @@ use crate::segment::{NUMBER_MAX, SegmentHeader, incarnation, segment_path};
 use crate::vfs::{FileId, Op, OpId, Vfs, VfsError, unfinished_path};
 
 /// Dead segments kept for recycling; more are removed.
-const DEAD_MAX: usize = 2;
+pub(crate) const DEAD_MAX: usize = 2;
 /// More than are given out between two segments: spares, and what is made again.
 const NUMBERS_AHEAD: u64 = 64;
 /// How long after a failure the next attempt comes.
@@ -73,7 +73,7 @@ impl Pool {
         dir: PathBuf,
         options: &LaneOptions,
         next_number: u64,
-        spares: VecDeque<Spare>,
+        (spares, dead): (VecDeque<Spare>, Vec<Dead>),
         lives: u64,
     ) -> Self {
         Self {
@@ -85,7 +85,7 @@ impl Pool {
             spares_wanted: options.spare_segments,
             spares,
             making: None,
-            dead: Vec::new(),
+            dead,
             removing: Vec::new(),
             next_number,
             needed: 0,
@@ -297,18 +297,14 @@ impl Pool {
             None => (self.next_number, 0),
         };
         let header = self.header(number, len, before, false);
-        let path = segment_path(&self.dir, number);
-        // Beside the small one, whose absence would be taken for a loss.
-        let unfinished = unfinished_path(&path);
-        let file = self.vfs.create(&unfinished)?;
-        let made = self
-            .vfs
-            .prepare(file, len)
-            .and_then(|()| self.vfs.write(file, 0, &header.encode()))
-            .and_then(|()| self.vfs.sync(file))
-            .and_then(|()| self.vfs.replace(&unfinished, &path))
-            .and_then(|()| self.vfs.sync_dir(&self.dir));
-        self.vfs.close(file);
+        let mut made = self.write_now(&header);
+        if made.as_ref().is_err_and(VfsError::is_storage_full) && !self.dead.is_empty() {
+            // Nobody needs them, and they may be too small to become this one.
+            for dead in self.dead.drain(..) {
+                self.vfs.remove_file(&dead.path)?;
+            }
+            made = self.write_now(&header);
+        }
         made?;
         self.next_number = self.next_number.max(number + 1);
         self.spares.push_front(Spare {
@@ -317,6 +313,22 @@ impl Pool {
             incarnation: header.incarnation,
         });
         Ok(())
+    }
+
+    fn write_now(&self, header: &SegmentHeader) -> Result<(), VfsError> {
+        let path = segment_path(&self.dir, header.number);
+        // Beside the small one, whose absence would be taken for a loss.
+        let unfinished = unfinished_path(&path);
+        let file = self.vfs.create(&unfinished)?;
+        let made = self
+            .vfs
+            .prepare(file, header.len)
+            .and_then(|()| self.vfs.write(file, 0, &header.encode()))
+            .and_then(|()| self.vfs.sync(file))
+            .and_then(|()| self.vfs.replace(&unfinished, &path))
+            .and_then(|()| self.vfs.sync_dir(&self.dir));
+        self.vfs.close(file);
+        made
     }
 
     /// Whether a file is on its way, to be one or to be none.
@@ -338,4 +350,39 @@ pub(crate) enum Made {
     Full,
     /// Nothing to act on.
     Nothing,
+}
+
+#[cfg(all(test, feature = "sim", not(loom)))]
+mod tests {
+    use super::*;
+    use crate::vfs::SimVfs;
+    use std::path::Path;
+
+    #[test]
+    fn on_a_full_disk_the_next_segment_takes_the_room_of_a_dead_one() {
+        let disk = Arc::new(SimVfs::new(1));
+        let dir = Path::new("/data");
+        disk.create_dir_all(dir).expect("an empty disk");
+        let options = LaneOptions {
+            segment_size_bytes: 64 << 10,
+            ..LaneOptions::default()
+        };
+        let path = segment_path(dir, 1);
+        let file = disk.create(&path).expect("there is room");
+        disk.prepare(file, options.segment_size_bytes)
+            .expect("there is room");
+        disk.close(file);
+        let dead = Dead {
+            path: path.clone(),
+            len: options.segment_size_bytes,
+            incarnation: 7,
+        };
+        disk.set_capacity(Some(disk.used_bytes()));
+        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+        let ahead = (VecDeque::new(), vec![dead]);
+        let mut pool = Pool::new(vfs, dir.to_owned(), &options, 2, ahead, 0);
+        pool.make_now().expect("the dead one makes room");
+        assert_eq!(pool.first(), Some(2));
+        disk.open(&path, false).expect_err("it is gone");
+    }
 }

@@ -13,7 +13,7 @@ use crate::hard_state::{VoteFile, vote_path};
 use crate::index::Tables;
 use crate::item::Key;
 use crate::lane::Active;
-use crate::pool::{Pool, Spare};
+use crate::pool::{DEAD_MAX, Dead, Pool, Spare};
 use crate::read::lane_dir;
 use crate::record::Place;
 use crate::segment::{TRAILER_BYTES, Trailer, UNFINISHED_SUFFIX, incarnation, segment_path};
@@ -97,14 +97,7 @@ pub(crate) fn mend(
         }
         vfs.sync(active.file)?;
     }
-    let has_dead = !dead.is_empty();
-    for number in dead {
-        vfs.close(files[&number].file);
-        vfs.remove_file(&segment_path(&dir, number))?;
-    }
-    if has_dead {
-        vfs.sync_dir(&dir)?;
-    }
+    let reusable = bury(vfs.as_ref(), &dir, options, &files, &dead)?;
     for number in unreadable {
         // Nothing can be read from it, and nothing of it is thrown away.
         let Some(lost) = files.remove(&number) else {
@@ -149,7 +142,8 @@ pub(crate) fn mend(
     }
     let made = spares.back().map_or(0, |spare| spare.number + 1);
     let next = made.max(numbers_end);
-    let pool = Pool::new(Arc::clone(vfs), dir, options, next, spares, last_lsn);
+    let ahead = (spares, reusable);
+    let pool = Pool::new(Arc::clone(vfs), dir, options, next, ahead, last_lsn);
     let active = active.unwrap_or_else(|| Active::none(newest));
     Ok(Recovered {
         tables,
@@ -160,6 +154,43 @@ pub(crate) fn mend(
         report,
         opening,
     })
+}
+
+/// Removes segments that nothing needs, save those that can become others: their room is made.
+fn bury(
+    vfs: &dyn Vfs,
+    dir: &Path,
+    options: &LaneOptions,
+    files: &BTreeMap<u64, SegmentFile>,
+    dead: &[u64],
+) -> Result<Vec<Dead>, LogError> {
+    let mut reusable = Vec::new();
+    let mut is_changed = false;
+    for number in dead {
+        let file = &files[number];
+        let path = segment_path(dir, *number);
+        vfs.close(file.file);
+        let header = file.header.filter(|header| {
+            header.number == *number
+                && !file.is_short
+                && file.len == options.segment_size_bytes
+                && reusable.len() < DEAD_MAX
+        });
+        if let Some(header) = header {
+            reusable.push(Dead {
+                path,
+                len: file.len,
+                incarnation: header.incarnation,
+            });
+        } else {
+            vfs.remove_file(&path)?;
+            is_changed = true;
+        }
+    }
+    if is_changed {
+        vfs.sync_dir(dir)?;
+    }
+    Ok(reusable)
 }
 
 /// Files that were to become segments and did not.

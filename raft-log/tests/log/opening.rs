@@ -1,6 +1,9 @@
 //! What an open reads: tables and footers of what is sealed, whatever lies between.
 
-use raft_log::{LaneOptions, Submission};
+use std::io::ErrorKind;
+
+use raft_log::vfs::Fault;
+use raft_log::{LaneOptions, RecoveryReport, Submission};
 use raft_proto::{Index, Term};
 
 use crate::workload::{Driven, Rng, batch, disk, key, open};
@@ -52,4 +55,32 @@ fn an_open_reads_tables_and_footers_alone() {
         assert!(few < 4 * SEGMENT, "{few} bytes");
         assert!(many < all / 5, "{many} of {all} bytes");
     }
+}
+
+#[test]
+fn segments_that_died_before_a_close_become_others_after_the_open() {
+    let disk = disk(2);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(2);
+    let mut next = 1;
+    let mut turn_over = |driven: &mut Driven, segments: u64| {
+        let end = driven.lane.stats().sealed_segments + segments;
+        while driven.lane.stats().sealed_segments < end {
+            let mut submission = Submission::new(key(1).0, key(1).1, next);
+            let (term, from) = (Term::new(1), Index::new(next));
+            submission.entries = vec![batch(&mut rng, key(1).0, term, from, 1, 4_000)];
+            next = submission.entries[0].last().index.next().get();
+            submission.compact_before = Some(from);
+            driven.write(submission);
+            driven.settle();
+        }
+    };
+    turn_over(&mut driven, 5);
+    driven.lane.close().expect("it closes");
+    let used = disk.used_bytes();
+    disk.fault_every("remove", Some(Fault::Error(ErrorKind::Other)));
+    let (mut driven, recovery) = Driven::open(&disk, &options());
+    assert_eq!(recovery.report, RecoveryReport::default());
+    turn_over(&mut driven, 5);
+    assert_eq!(disk.used_bytes(), used, "no file more, and none less");
 }
