@@ -3,6 +3,9 @@
 use crate::error::LogError;
 use crate::record::RECORD_BYTES_HARD_MAX;
 
+/// Some hundred compactions.
+const LAST_RESERVE_BYTES: u64 = 16 << 10;
+
 /// Settings of a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LaneOptions {
@@ -19,8 +22,9 @@ pub struct LaneOptions {
     pub record_bytes_max: usize,
     /// Segments kept prepared ahead. 1 to 16, default 1.
     pub spare_segments: usize,
-    /// What of the active segment is kept for votes, terms and compaction while the disk is full.
-    /// Up to half a segment; default a sixteenth of one.
+    /// What of the active segment is kept for votes, terms and compaction while the disk is full:
+    /// the last quarter of it, 16 KiB at most, for what makes room alone. Up to half a segment;
+    /// default a sixteenth of one.
     pub reserve_bytes: Option<u64>,
     /// How long after the last append a burst counts as ended, in nanoseconds: a watermark record
     /// is written then. 1 ms to 60 s, default 100 ms.
@@ -161,6 +165,11 @@ impl LaneOptions {
 
     pub(crate) fn reserve(&self) -> u64 {
         self.reserve_bytes.unwrap_or(self.segment_size_bytes / 16)
+    }
+
+    /// What of the reserve is kept for opens, closes, and what makes room.
+    pub(crate) fn last_reserve(&self) -> u64 {
+        (self.reserve() / 4).min(LAST_RESERVE_BYTES)
     }
 }
 

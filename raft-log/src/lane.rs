@@ -546,8 +546,9 @@ impl Lane {
         let is_stalled = is_waiting && !self.is_woken;
         let lacks_slots = !self.no_slot.is_empty() || self.lacks_slots();
         let grows = (is_waiting && lacks_slots).then_some(self.votes_grow_at);
-        let watermark = (self.is_drained() && self.owes_watermark())
-            .then(|| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
+        let watermark = self.owed_watermark();
+        let watermark =
+            watermark.map(|_| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
         let stalled = is_stalled.then(|| self.now.plus_nanos(1_000_000));
         let due = [
             watermark,
@@ -557,12 +558,6 @@ impl Lane {
             self.scrub_at(),
         ];
         due.into_iter().flatten().min()
-    }
-
-    fn owes_watermark(&self) -> bool {
-        self.watermark_lsn < self.synced_lsn
-            || self.votes.has_behind()
-            || !self.to_release.is_empty()
     }
 
     fn latch(&mut self, reason: &str) {
@@ -632,29 +627,47 @@ impl Lane {
     /// # Errors
     ///
     /// [`LogError::Latched`]: some of it is not durable. [`LogError::StorageFull`]: there is no
-    /// room for what is gathered.
+    /// room for all that is gathered; what there is room for is durable. If a full disk has no room
+    /// for the watermark record alone, it is left out, and the next open is one as behind a crash.
     pub fn close(mut self) -> Result<(), LogError> {
         self.finish()
     }
 
     /// As [`Lane::close`]; what ended meanwhile can still be taken.
     pub(crate) fn finish(&mut self) -> Result<(), LogError> {
-        const ATTEMPTS_MAX: usize = 3;
-        let mut attempts = 0;
+        self.is_closing = true;
         self.unhold(HeldFor::Room);
         self.unhold(HeldFor::Slot);
-        self.stage_close();
-        while self.latched.is_none()
-            && (self.flight.is_some() || !self.queue.is_empty() || !self.staging.is_empty())
-        {
+        self.drain();
+        let is_left = !self.is_drained() || self.has_held();
+        if self.latched.is_none() {
+            self.stage_close();
+            self.drain();
+        }
+        match self.latched.take() {
+            Some(reason) => Err(LogError::Latched(reason)),
+            None if is_left => Err(LogError::StorageFull),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes what is gathered, as far as a full disk has room for it, and waits for the disk.
+    fn drain(&mut self) {
+        const ATTEMPTS_MAX: usize = 3;
+        let mut attempts = 0;
+        let is_awaited = |lane: &Self| {
+            let may_go_on = lane.has_held() && lane.pool.is_making();
+            lane.flight.is_some() || !lane.is_drained() || may_go_on
+        };
+        while self.latched.is_none() && is_awaited(self) {
             let now = self.now;
-            self.begin_or_latch();
+            let is_begun = self.begin_or_latch();
             self.pool.maintain(now);
             let done = self.vfs.completions(Time(u64::MAX));
-            if done.is_empty() && self.flight.is_none() {
-                let is_full = self.is_votes_full || self.is_pool_full && !self.pool.is_making();
-                if is_full {
-                    return Err(LogError::StorageFull);
+            if done.is_empty() && self.flight.is_none() && !is_begun {
+                let is_full = self.is_votes_full || self.is_pool_full;
+                if is_full && !self.pool.is_making() {
+                    return;
                 }
                 if self.pool.retry_at().is_some() || self.lacks_slots() {
                     // The next segment or vote file could not be made: nobody waits for the time of the next
@@ -673,16 +686,12 @@ impl Lane {
                 self.on_done(done);
             }
         }
-        self.latched
-            .take()
-            .map_or(Ok(()), |reason| Err(LogError::Latched(reason)))
     }
 
     fn stage_close(&mut self) {
         if !self.staging.is_empty() {
             self.enqueue();
         }
-        self.is_closing = true;
         let limits = self.limits();
         self.staging.item(None, &Item::Limits(limits));
         self.staging.is_close = true;

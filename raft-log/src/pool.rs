@@ -292,7 +292,7 @@ impl Pool {
     /// Makes the next spare while the caller waits: at open there is nothing else to do.
     pub(crate) fn make_now(&mut self) -> Result<(), VfsError> {
         let len = self.needed.max(self.segment_size_bytes);
-        let (number, before) = match self.spares.pop_front() {
+        let (number, before) = match self.spares.front() {
             Some(small) => (small.number, small.incarnation),
             None => (self.next_number, 0),
         };
@@ -306,6 +306,7 @@ impl Pool {
             made = self.write_now(&header);
         }
         made?;
+        self.spares.pop_front();
         self.next_number = self.next_number.max(number + 1);
         self.spares.push_front(Spare {
             number,
@@ -328,6 +329,10 @@ impl Pool {
             .and_then(|()| self.vfs.replace(&unfinished, &path))
             .and_then(|()| self.vfs.sync_dir(&self.dir));
         self.vfs.close(file);
+        if made.is_err() {
+            // It takes room that others need; if it cannot go, the next open removes it.
+            drop(self.vfs.remove_file(&unfinished));
+        }
         made
     }
 

@@ -5,7 +5,9 @@ use bytes::{Bytes, BytesMut};
 use raft_proto::{Batch, EntryId, HardState, Index, ReplicaId, Term, TermRun, crc32c_append};
 use rustc_hash::FxHashSet;
 
-use crate::item::{EntriesItem, Item, Key, Owner, put_entries, put_item};
+use crate::item::{
+    ENTRIES_ITEM_BYTES, EntriesItem, ITEM_HEADER_BYTES, Item, Key, Owner, put_entries, put_item,
+};
 use crate::owners::{Lately, OwnerSet};
 use crate::record::{Place, RECORD_HEADER_BYTES, RecordHeader, RecordKind, padding};
 use crate::state::{Health, SnapshotsRecord, Submission};
@@ -30,6 +32,34 @@ pub(crate) enum Change {
     Health(Health),
 }
 
+impl Change {
+    /// What it takes of a record.
+    pub(crate) fn bytes(&self) -> usize {
+        match self {
+            Self::Entries { item, batch, .. } => {
+                let terms = 16 * item.term_changes.len();
+                let memberships = 8 * item.membership_entries.len();
+                ENTRIES_ITEM_BYTES + terms + memberships + batch.size_bytes()
+            }
+            Self::Reset(_) => ITEM_HEADER_BYTES + 16,
+            Self::HardState(_) => ITEM_HEADER_BYTES + 24,
+            Self::Snapshots(record) => ITEM_HEADER_BYTES + record.bytes(),
+            Self::Compact(_) => ITEM_HEADER_BYTES + 8,
+            Self::Tombstone => ITEM_HEADER_BYTES,
+            Self::Health(_) => ITEM_HEADER_BYTES + 40,
+        }
+    }
+
+    /// Whether what it says may free a segment.
+    pub(crate) const fn makes_room(&self) -> bool {
+        match self {
+            Self::Entries { item, .. } => item.is_moved,
+            Self::Reset(_) | Self::Compact(_) | Self::Tombstone => true,
+            Self::HardState(_) | Self::Snapshots(_) | Self::Health(_) => false,
+        }
+    }
+}
+
 /// A term and vote to be written beside the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct VoteChange {
@@ -38,6 +68,18 @@ pub(crate) struct VoteChange {
     pub(crate) vote: Option<ReplicaId>,
     /// The replica never votes again.
     pub(crate) is_fenced: bool,
+}
+
+impl VoteChange {
+    /// What a replica's slots are to say.
+    pub(crate) const fn new(key: Key, hard_state: HardState) -> Self {
+        Self {
+            key,
+            term: hard_state.term,
+            vote: hard_state.vote,
+            is_fenced: false,
+        }
+    }
 }
 
 /// A record being gathered.
@@ -65,6 +107,10 @@ pub(crate) struct Staging {
     /// How many batches: each may want a place in the footer.
     pub(crate) batches: usize,
     pub(crate) is_close: bool,
+    /// Its entries go in half of the reserve, for what depends on them.
+    pub(crate) is_urgent: bool,
+    /// The lane's own, but no watermark record: a full disk has no room for one.
+    pub(crate) is_plain: bool,
     /// Whether it holds entries that the log itself moves.
     pub(crate) has_moved: bool,
 }
@@ -138,14 +184,24 @@ impl Staging {
             Change::Tombstone => Item::Tombstone,
             Change::Health(health) => Item::Health(health.clone()),
         };
+        self.head();
+        let before = self.len();
         self.item(Some(key), &item);
+        debug_assert_eq!(self.len() - before, change.bytes(), "{change:?}");
         self.changes.push((key, change));
     }
 
     /// The same as two records: what concerns the replicas that are `taken`, and the rest. What the
     /// log itself moves is in neither.
     pub(crate) fn split(self, taken: impl Fn(Key) -> bool) -> (Self, Self) {
-        let mut parts = [Self::default(), Self::default()];
+        let mut parts = (Self::default(), Self::default());
+        self.deal(taken, &mut parts.0, &mut parts.1);
+        parts
+    }
+
+    /// As [`Staging::split`], behind what the two records hold.
+    pub(crate) fn deal(self, taken: impl Fn(Key) -> bool, ours: &mut Self, others: &mut Self) {
+        let parts = [ours, others];
         let of = |key| usize::from(!taken(key));
         for (key, change) in self.changes {
             let is_moved = matches!(&change, Change::Entries { item, .. } if item.is_moved);
@@ -159,7 +215,27 @@ impl Staging {
         for (key, submission) in self.done {
             parts[of(key)].done(key, submission);
         }
-        parts.into()
+    }
+
+    /// Whose it is, each as often as it says something of him.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = Key> {
+        let done = self.done.iter().map(|(key, _)| *key);
+        done.chain(self.changes.iter().map(|(key, _)| *key))
+    }
+
+    /// Whether it is the log's own, and concerns no replica.
+    pub(crate) fn is_lanes(&self) -> bool {
+        self.done.is_empty() && self.changes.is_empty()
+    }
+
+    /// Whether all whom it concerns free something by it.
+    pub(crate) fn makes_room(&self) -> bool {
+        let makers = self
+            .changes
+            .iter()
+            .filter(|(_, change)| change.makes_room());
+        let makers: FxHashSet<Key> = makers.map(|(key, _)| *key).collect();
+        !self.has_entries && self.keys().all(|key| makers.contains(&key))
     }
 
     /// The replicas whose own entries are in it.
@@ -190,6 +266,8 @@ impl Staging {
             membership_entries: membership_entries(batch),
         };
         self.owners.insert(key);
+        self.head();
+        let before = self.len();
         put_entries(self.head(), key, &item);
         self.data_crc = crc32c_append(self.data_crc, batch.bytes());
         if batch.size_bytes() < COPY_BELOW_BYTES {
@@ -203,8 +281,9 @@ impl Staging {
         self.has_entries |= !is_moved;
         self.batches += 1;
         let batch = batch.clone();
-        self.changes
-            .push((key, Change::Entries { item, at, batch }));
+        let change = Change::Entries { item, at, batch };
+        debug_assert_eq!(self.len() - before, change.bytes(), "{change:?}");
+        self.changes.push((key, change));
     }
 
     /// Stages bytes as they are: a footer's lists.

@@ -22,6 +22,16 @@ pub struct SnapshotsRecord {
     pub retained: Vec<SnapshotRecord>,
 }
 
+impl SnapshotsRecord {
+    /// What its item says.
+    pub(crate) fn bytes(&self) -> usize {
+        let retained = self.retained.iter();
+        4 + retained
+            .map(|snapshot| 20 + snapshot.membership.len())
+            .sum::<usize>()
+    }
+}
+
 /// What one replica wants durable, all of it at once: one record holds it. Entries of more than
 /// [`LaneOptions::record_bytes_max`](crate::LaneOptions::record_bytes_max), or than half a segment,
 /// take several: then term and vote are durable first, the entries batch by batch, and the commit

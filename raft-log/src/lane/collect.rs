@@ -83,10 +83,10 @@ impl Lane {
         self.collect_credit = (self.collect_credit + bytes).min(most);
     }
 
-    /// What may be moved on a full disk: as much as fits beside half of the reserve, and only if a
+    /// What may be moved on a full disk: as much as fits beside what compactions need, and only if a
     /// segment is free then.
     fn room_to_collect(&self) -> u64 {
-        let kept = self.options.reserve() / 2 + self.footer_bytes(16) + 1024;
+        let kept = self.options.last_reserve() + self.footer_bytes(16) + 1024;
         let left = self.active.len.saturating_sub(self.active.offset);
         left.saturating_sub(kept)
     }

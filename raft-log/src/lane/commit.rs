@@ -21,6 +21,12 @@ static FILLER: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
 /// What a watermark's filler and second record take, at most.
 const WATERMARK_BYTES: usize = SECTOR_BYTES + 2 * RECORD_ALIGN;
 
+/// Released segments that one record names, at most.
+const RELEASED_MAX: usize = 16;
+
+/// What of the last reserve a record that names released segments takes, at most.
+const RELEASE_BYTES: u64 = 256;
+
 /// What a checkpoint says of limits.
 const LIMITS_ITEM_BYTES: usize = ITEM_HEADER_BYTES + 16;
 
@@ -45,12 +51,7 @@ fn to_u64(len: usize) -> u64 {
 impl Lane {
     /// Remembers a changed term or vote for the vote file.
     pub(super) fn note_vote(&mut self, key: Key, hard_state: HardState) {
-        let change = VoteChange {
-            key,
-            term: hard_state.term,
-            vote: hard_state.vote,
-            is_fenced: false,
-        };
+        let change = VoteChange::new(key, hard_state);
         // What is on its way or queued may say the same already: one slot written twice is no
         // harm, one not written would be.
         if self.votes.is_news(&change) {
@@ -81,6 +82,7 @@ impl Lane {
     /// Begins the next write, if there is something to write and room for it.
     pub(super) fn begin(&mut self) -> Result<bool, LogError> {
         self.grow_votes_ahead()?;
+        self.release_urgent();
         self.stage_watermark();
         self.settle_votes_before_close();
         let next = self.queue.front().unwrap_or(&self.staging);
@@ -90,34 +92,20 @@ impl Lane {
         if self.votes.is_short(&next.votes) {
             let votes = next.votes.clone();
             if !self.grow_votes(&votes)? {
-                return Ok(self.hold_if(self.is_votes_full, HeldFor::Slot));
+                if self.is_votes_full {
+                    self.hold(HeldFor::Slot);
+                }
+                return Ok(self.is_votes_full);
             }
         }
         let next = self.queue.front().unwrap_or(&self.staging);
-        let released = RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
-        let (len, batches) = (next.len() + released, next.batches);
-        // Until the next segment is there, entries leave the reserve to others.
-        let is_ahead = self.pool.first().is_some() || self.is_closing;
-        let kept = match next.has_entries && !is_ahead {
-            true => self.options.reserve(),
-            false => 0,
-        };
-        if !self.active.is_sealed {
-            let end = self.active.offset + to_u64(aligned(len)) + self.footer_bytes(batches);
-            if end + kept <= self.active.len {
-                self.begin_record()?;
-                return Ok(true);
-            }
+        if self.has_room_for(next) {
+            self.begin_record()?;
+            return Ok(true);
         }
+        let (len, batches) = (self.record_bytes(next), next.batches);
         if !self.make_room(len, batches) {
-            let gathered = self.queue.iter().chain([&self.staging]);
-            let may_wait = gathered
-                .into_iter()
-                .any(|record| record.has_entries || record.has_moved);
-            return Ok(match may_wait {
-                true => self.hold_if(self.is_pool_full, HeldFor::Room),
-                false => self.is_pool_full && self.halve_next(),
-            });
+            return Ok(self.is_pool_full && self.set_aside());
         }
         if self.active.is_sealed {
             if self.open_segment().is_err() {
@@ -183,7 +171,7 @@ impl Lane {
         let is_awaited = !self.no_slot.is_empty();
         let is_peace = || {
             let is_over = self.now >= self.last_record_at.plus_nanos(self.options.burst_end_nanos);
-            is_over && self.is_drained() && !self.owes_watermark() && !self.is_closing
+            is_over && self.is_drained() && self.owed_watermark().is_none() && !self.is_closing
         };
         if is_awaited || (self.votes.is_low() && is_peace()) {
             let votes = self.no_slot.votes();
@@ -198,22 +186,95 @@ impl Lane {
         self.votes.is_short(&next.votes)
     }
 
-    /// Sets aside what is gathered, so that others go on; whether it did.
-    fn hold_if(&mut self, is_full: bool, reason: HeldFor) -> bool {
-        let is_held = is_full && !self.is_closing;
-        if is_held {
-            self.hold(reason);
-        }
-        is_held
-    }
-
     /// At the end of a burst, and when the release of segments must not wait.
     fn stage_watermark(&mut self) {
         let is_over = self.now >= self.last_record_at.plus_nanos(self.options.burst_end_nanos);
         let is_pressing = self.shared.is_full() && !self.to_release.is_empty();
-        if self.is_drained() && self.owes_watermark() && (is_over || is_pressing) {
-            self.staging.item(None, &Item::Released(Vec::new()));
+        if (is_over || is_pressing)
+            && let Some(watermark) = self.owed_watermark()
+        {
+            self.staging = watermark;
         }
+    }
+
+    /// The watermark record that is owed, if nothing else is gathered. On a full disk without room
+    /// for it, it is owed on, and segments are released without.
+    pub(super) fn owed_watermark(&self) -> Option<Staging> {
+        let is_owed = self.watermark_lsn < self.synced_lsn
+            || self.votes.has_behind()
+            || !self.to_release.is_empty();
+        if !is_owed || !self.is_drained() {
+            return None;
+        }
+        let mut watermark = Staging::default();
+        watermark.item(None, &Item::Released(Vec::new()));
+        if self.is_pool_full && !self.has_next_segment() && !self.has_room_for(&watermark) {
+            watermark.is_plain = true;
+            if self.to_release.is_empty() || !self.has_room_for(&watermark) {
+                return None;
+            }
+        }
+        Some(watermark)
+    }
+
+    /// Whether the segment behind the active one is made.
+    pub(super) fn has_next_segment(&self) -> bool {
+        self.pool.first().is_some()
+    }
+
+    /// Whether the active segment has room for a record, and for what others need more.
+    fn has_room_for(&self, record: &Staging) -> bool {
+        let (len, batches) = (self.record_bytes(record), record.batches);
+        let has = |kept| self.has_bytes(len, batches, kept);
+        // Whatever it is, or as much as it is.
+        has(self.options.reserve()) || has(0) && has(self.kept_behind(record))
+    }
+
+    /// Whether the active segment has room for a record that says so much, beside what is `kept`.
+    pub(super) fn has_place(&self, bytes: usize, batches: usize, kept: u64) -> bool {
+        let len = RECORD_HEADER_BYTES + bytes + self.released_bytes();
+        self.has_bytes(len, batches, kept)
+    }
+
+    /// Whether the active segment has room for `len` bytes, for the footer then, and for what is
+    /// `kept`.
+    fn has_bytes(&self, len: usize, batches: usize, kept: u64) -> bool {
+        let end = self.active.offset + to_u64(aligned(len)) + self.footer_bytes(batches);
+        !self.active.is_sealed && end + kept <= self.active.len
+    }
+
+    /// What a record takes, and what is added to it when it is written.
+    fn record_bytes(&self, record: &Staging) -> usize {
+        let is_watermark = record.is_lanes() && !record.is_plain;
+        // In peace as much is left behind any record.
+        let has_watermark = is_watermark || !self.is_pool_full;
+        let watermark = if has_watermark { WATERMARK_BYTES } else { 0 };
+        record.len() + self.released_bytes() + watermark
+    }
+
+    fn released_bytes(&self) -> usize {
+        RECORD_ALIGN + 8 * self.to_release.len().min(RELEASED_MAX)
+    }
+
+    /// What a record leaves to others while there is no next segment: to votes, to what makes room,
+    /// to its release, in this order.
+    fn kept_behind(&self, record: &Staging) -> u64 {
+        let (all, last) = (self.options.reserve(), self.options.last_reserve());
+        match () {
+            () if self.has_next_segment() => 0,
+            () if record.has_entries && record.is_urgent => all / 2,
+            () if record.has_entries => all,
+            () if record.is_close => last / 2,
+            () if record.is_lanes() && !self.to_release.is_empty() => 0,
+            () if record.is_lanes() => last,
+            () if record.makes_room() => self.kept_for_release(),
+            () => last,
+        }
+    }
+
+    /// What is left for the release of the segments that a record frees.
+    pub(super) fn kept_for_release(&self) -> u64 {
+        (self.options.last_reserve() / 4).min(RELEASE_BYTES)
     }
 
     /// Whether the next segment is there and holds a checkpoint, `len` bytes and a footer.
@@ -281,7 +342,7 @@ impl Lane {
             }
             None => std::mem::take(&mut self.staging),
         };
-        let kind = if staging.done.is_empty() && staging.changes.is_empty() {
+        let kind = if staging.is_lanes() && !staging.is_plain {
             RecordKind::Watermark
         } else {
             RecordKind::Data
@@ -354,7 +415,8 @@ impl Lane {
             buffers.append(&mut self.frame(RecordKind::Checkpoint, &mut checkpoint).0);
         }
         if !self.to_release.is_empty() {
-            let released = std::mem::take(&mut self.to_release);
+            let count = self.to_release.len().min(RELEASED_MAX);
+            let released: Vec<u64> = self.to_release.drain(..count).collect();
             staging.item(None, &Item::Released(released.clone()));
             staging.released = released;
         }
@@ -594,8 +656,10 @@ impl Lane {
         self.to_release.extend(dead);
     }
 
-    /// Writes the record that ends an open, and waits until it is durable.
+    /// Writes the record that ends an open, if there is room for it, and waits until it is durable.
     pub(super) fn finish_open(&mut self, opening: Opening) -> Result<(), LogError> {
+        // Before the log has them, the vote file's second half may not.
+        let must_say = !opening.hard_states.is_empty();
         for (key, hard_state) in opening.hard_states {
             self.staging.change(key, Change::HardState(hard_state));
         }
@@ -613,25 +677,8 @@ impl Lane {
         self.staging.item(None, &Item::Limits(limits));
         self.find_dead();
         let mut staging = std::mem::take(&mut self.staging);
-        if self.active.is_sealed {
-            let len = staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
-            self.wait_for_room(len, staging.batches)?;
-            self.open_segment()?;
-        } else {
-            let end = self.active.offset
-                + to_u64(aligned(
-                    staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES,
-                ))
-                + self.footer_bytes(staging.batches);
-            if end > self.active.len {
-                // A sealed segment always has a next one.
-                let len =
-                    staging.len() + RECORD_ALIGN + 8 * self.to_release.len() + WATERMARK_BYTES;
-                self.wait_for_room(len, staging.batches)?;
-                let sealed = self.seal_now()?;
-                self.sealed(&sealed);
-                self.open_segment()?;
-            }
+        if !self.make_room_for_open(&staging, must_say)? {
+            return Ok(());
         }
         let written = self.write_out(RecordKind::Watermark, &mut staging);
         let mut offset = written.offset;
@@ -652,10 +699,39 @@ impl Lane {
         Ok(())
     }
 
-    fn wait_for_room(&mut self, len: usize, batches: usize) -> Result<(), LogError> {
-        if !self.make_room(len, batches) {
-            self.pool.make_now()?;
+    /// Whether there is room for the record that ends an open, in the active segment or in the next
+    /// one. On a full disk an open goes without it, if there is nothing that it must say: opens would
+    /// use up what others need, and nothing else would ever be opened.
+    fn make_room_for_open(&mut self, record: &Staging, must_say: bool) -> Result<bool, LogError> {
+        let len = record.len() + self.released_bytes() + WATERMARK_BYTES;
+        let kept = match self.has_next_segment() {
+            true => 0,
+            false => self.options.last_reserve(),
+        };
+        if self.has_bytes(len, 0, kept) {
+            return Ok(true);
         }
-        Ok(())
+        if !self.make_room(len, 0)
+            && let Err(error) = self.pool.make_now()
+        {
+            if self.active.is_sealed || !error.is_storage_full() {
+                return Err(error.into());
+            }
+            self.is_pool_full = true;
+            self.note_full();
+            self.pool.try_again(self.now);
+            return match self.has_bytes(len, 0, 0) {
+                _ if !must_say => Ok(false),
+                true => Ok(true),
+                false => Err(error.into()),
+            };
+        }
+        if !self.active.is_sealed {
+            // A sealed segment always has a next one.
+            let sealed = self.seal_now()?;
+            self.sealed(&sealed);
+        }
+        self.open_segment()?;
+        Ok(true)
     }
 }

@@ -4,7 +4,7 @@
 //! were taken before the disk was known to be full wait for a segment. Whoever has something
 //! waiting goes on behind it, in order; all others go on in the reserve.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use raft_proto::Index;
 use rustc_hash::{FxHashMap, FxHashSet};
@@ -20,8 +20,36 @@ pub(super) struct Held {
     staging: Staging,
     queue: VecDeque<Staging>,
     queue_bytes: usize,
-    /// Whether a compaction of the replica says nothing of what waits.
-    keys: FxHashMap<Key, bool>,
+    keys: FxHashMap<Key, Waiting>,
+    /// Of whom a term or vote waits, or what makes room, perhaps behind entries.
+    urgent: BTreeSet<Key>,
+}
+
+/// What waits of one replica.
+#[derive(Clone, Copy, Debug)]
+struct Waiting {
+    /// A compaction says nothing of it.
+    may_pass: bool,
+    /// What it takes of a record, at most.
+    bytes: usize,
+    batches: usize,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self {
+            may_pass: true,
+            bytes: 0,
+            batches: 0,
+        }
+    }
+}
+
+/// What is gathered of one replica.
+#[derive(Clone, Copy, Debug, Default)]
+struct Gathered {
+    bytes: usize,
+    makes_room: bool,
 }
 
 /// For what a record waits.
@@ -63,17 +91,33 @@ impl Held {
 
     /// Puts whole records before those that wait.
     fn put_first(&mut self, records: Vec<Staging>) {
-        for record in records.into_iter().rev() {
+        for record in &records {
             for (key, change) in &record.changes {
-                let may_pass = !matches!(
+                let waiting = self.keys.entry(*key).or_default();
+                waiting.may_pass &= !matches!(
                     change,
                     Change::Snapshots(_) | Change::Reset(_) | Change::Tombstone
                 );
-                *self.keys.entry(*key).or_insert(true) &= may_pass;
+                waiting.bytes += change.bytes();
+                waiting.batches += usize::from(matches!(change, Change::Entries { .. }));
             }
             for (key, _) in &record.done {
-                self.keys.entry(*key).or_insert(true);
+                self.keys.entry(*key).or_default();
             }
+            // What was let go on for this, and comes back, does not go on for it again.
+            if !record.is_urgent {
+                let changes = record.changes.iter();
+                let ends = changes.filter(|(_, change)| is_end(change));
+                self.urgent.extend(ends.map(|(key, _)| *key));
+                self.urgent.extend(record.votes.iter().map(|vote| vote.key));
+            }
+        }
+        self.put_back(records);
+    }
+
+    /// Puts back records that were taken from here.
+    fn put_back(&mut self, records: Vec<Staging>) {
+        for record in records.into_iter().rev() {
             self.queue_bytes += record.len();
             self.queue.push_front(record);
         }
@@ -81,9 +125,17 @@ impl Held {
 
     /// Takes all that waits.
     fn take(&mut self) -> Vec<Staging> {
-        let held = std::mem::take(self);
-        let last = (!held.staging.is_empty()).then_some(held.staging);
-        held.queue.into_iter().chain(last).collect()
+        self.keys.clear();
+        self.urgent.clear();
+        self.take_records()
+    }
+
+    /// Takes the records; whose they are is still known.
+    fn take_records(&mut self) -> Vec<Staging> {
+        self.queue_bytes = 0;
+        let last = std::mem::take(&mut self.staging);
+        let last = (!last.is_empty()).then_some(last);
+        self.queue.drain(..).chain(last).collect()
     }
 
     /// Takes the submissions of all that waits.
@@ -91,6 +143,11 @@ impl Held {
         let held = self.take().into_iter();
         held.flat_map(|record| record.done).collect()
     }
+}
+
+/// Whether all that a replica's log held is dropped.
+const fn is_end(change: &Change) -> bool {
+    matches!(change, Change::Reset(_) | Change::Tombstone)
 }
 
 impl Lane {
@@ -141,25 +198,29 @@ impl Lane {
     /// Stages a submission behind what waits for the same.
     pub(super) fn stage_held(&mut self, reason: HeldFor, submission: &Submission) {
         let key = (submission.group, submission.replica);
-        let is_vote = submission.hard_state.is_some();
-        if reason == HeldFor::Room && is_vote && self.release_little(key) {
-            return self.stage(submission);
-        }
-        let may_pass = submission.snapshots.is_none()
-            && submission.restart_after.is_none()
-            && !submission.tombstone;
+        let is_end = submission.restart_after.is_some() || submission.tombstone;
+        let votes = submission.hard_state.into_iter();
+        let mut votes = votes.map(|hard_state| VoteChange::new(key, hard_state));
+        let is_urgent = is_end || votes.any(|vote| self.votes.is_news(&vote));
         let held = self.held(reason);
-        let may_pass_all = *held
-            .keys
-            .entry(key)
-            .and_modify(|all| *all &= may_pass)
-            .or_insert(may_pass);
-        if let Some(index) = submission.compact_before.filter(|_| may_pass_all) {
+        let before = held.len();
+        let waiting = held.keys.entry(key).or_default();
+        waiting.may_pass &= submission.snapshots.is_none() && !is_end;
+        let may_pass = waiting.may_pass;
+        if let Some(index) = submission.compact_before.filter(|_| may_pass) {
             self.compact_early(key, index);
         }
         self.swap_held(reason);
         self.stage(submission);
         self.swap_held(reason);
+        let held = self.held(reason);
+        let bytes = held.len() - before;
+        let waiting = held.keys.entry(key).or_default();
+        waiting.bytes += bytes;
+        waiting.batches += submission.entries.len();
+        if is_urgent {
+            held.urgent.insert(key);
+        }
     }
 
     /// What waits may wait for the very room that a compaction behind it makes: what of it concerns
@@ -186,6 +247,78 @@ impl Lane {
         *self.held(reason) = held;
     }
 
+    /// There is no room for what is next. Whose entries lack it waits with all that he submitted;
+    /// if there are none, what fits goes first. Whether anything else is next now.
+    pub(super) fn set_aside(&mut self) -> bool {
+        let gathered = || self.gathered();
+        if gathered().any(|record| record.has_entries || record.has_moved) {
+            self.hold(HeldFor::Room);
+            return true;
+        }
+        if gathered().all(Staging::is_lanes) {
+            return false;
+        }
+        let mut of = BTreeMap::<Key, Gathered>::new();
+        for record in gathered() {
+            for (key, change) in &record.changes {
+                let all = of.entry(*key).or_default();
+                all.bytes += change.bytes();
+                all.makes_room |= change.makes_room();
+            }
+            for (key, _) in &record.done {
+                of.entry(*key).or_default();
+            }
+        }
+        let taken = self.fitting(&of, true);
+        if !taken.is_empty() {
+            let others = self.join(&taken);
+            others
+                .into_iter()
+                .for_each(|other| self.enqueue_part(other));
+            return true;
+        }
+        let taken = self.fitting(&of, false);
+        let others = self.join(&taken);
+        self.hold_all(HeldFor::Room, others);
+        true
+    }
+
+    /// Those of whom all goes into one record now: of whoever makes room, or of the others.
+    fn fitting(&self, of: &BTreeMap<Key, Gathered>, makes_room: bool) -> FxHashSet<Key> {
+        let kept = match makes_room {
+            true => self.kept_for_release(),
+            false => self.options.last_reserve(),
+        };
+        let mut bytes = 0;
+        let mut taken = FxHashSet::default();
+        for (key, gathered) in of {
+            let is_asked_for = gathered.makes_room == makes_room;
+            if is_asked_for && self.has_place(bytes + gathered.bytes, 0, kept) {
+                bytes += gathered.bytes;
+                taken.insert(*key);
+            }
+        }
+        taken
+    }
+
+    /// Joins all that is gathered of those who are `taken` into one record, which is next. Returns
+    /// the records of the others; what the lane says of itself is dropped, and said again.
+    fn join(&mut self, taken: &FxHashSet<Key>) -> Vec<Staging> {
+        if !self.staging.is_empty() {
+            self.enqueue();
+        }
+        self.queue_bytes = 0;
+        let mut ours = Staging::default();
+        let mut others = Vec::new();
+        for record in std::mem::take(&mut self.queue) {
+            let mut other = Staging::default();
+            record.deal(|key| taken.contains(&key), &mut ours, &mut other);
+            others.extend((!other.is_empty()).then_some(other));
+        }
+        self.enqueue_part(ours);
+        others
+    }
+
     /// Those wait for whom something gathered lacks room, with all that they submitted; what comes
     /// from others is written before it. What the log itself would move stays where it is.
     pub(super) fn hold(&mut self, reason: HeldFor) {
@@ -204,10 +337,17 @@ impl Lane {
         };
         let mut records = Vec::new();
         for record in gathered {
-            let (held, free) = record.split(|key| waits.contains(&key));
+            let is_urgent = record.is_urgent;
+            let (mut held, mut free) = record.split(|key| waits.contains(&key));
+            (held.is_urgent, free.is_urgent) = (is_urgent, is_urgent);
             records.extend((!held.is_empty()).then_some(held));
             self.enqueue_part(free);
         }
+        self.hold_all(reason, records);
+    }
+
+    /// What is gathered of some replicas waits.
+    fn hold_all(&mut self, reason: HeldFor, mut records: Vec<Staging>) {
         let other = match reason {
             HeldFor::Slot => &mut self.no_room,
             HeldFor::Room => &mut self.no_slot,
@@ -229,36 +369,11 @@ impl Lane {
             .collect();
         self.held(reason).put_first(records);
         for (key, index) in compactions {
-            if self.held(reason).keys.get(&key) == Some(&true) {
+            let waiting = self.held(reason).keys.get(&key);
+            if waiting.is_some_and(|waiting| waiting.may_pass) {
                 self.compact_early(key, index);
             }
         }
-    }
-
-    /// What is next is too long for what is left of the reserve, and may make the room for what is
-    /// behind it: it goes as two records. `false` if it is of one replica.
-    pub(super) fn halve_next(&mut self) -> bool {
-        if !self.staging.is_empty() {
-            self.enqueue();
-        }
-        let Some(next) = self.queue.pop_front() else {
-            return false;
-        };
-        let done = next.done.iter().map(|(key, _)| *key);
-        let changed = next.changes.iter().map(|(key, _)| *key);
-        let keys: BTreeSet<Key> = done.chain(changed).collect();
-        let middle = keys.iter().nth(keys.len() / 2).filter(|_| keys.len() > 1);
-        let Some(middle) = middle else {
-            self.queue.push_front(next);
-            return false;
-        };
-        let behind = std::mem::take(&mut self.queue);
-        self.queue_bytes = 0;
-        let (first, second) = next.split(|key| key < *middle);
-        for record in [first, second].into_iter().chain(behind) {
-            self.enqueue_part(record);
-        }
-        true
     }
 
     /// Queues what was split off.
@@ -272,42 +387,63 @@ impl Lane {
         self.queue.push_back(record);
     }
 
-    /// Whether what a replica has waiting for room is so little that it goes in the reserve, half of
-    /// which is left to others.
-    fn is_little(&self, key: Key) -> bool {
-        let waiting = self.no_room.queue.iter().chain([&self.no_room.staging]);
-        let changes = waiting.flat_map(|record| &record.changes);
-        let (mut count, mut bytes) = (2, self.queue_bytes + self.staging.len());
-        for (_, change) in changes.filter(|(of, _)| *of == key) {
-            count += 1;
-            bytes += 128;
-            if let Change::Entries { batch, .. } = change {
-                bytes += batch.size_bytes();
-            }
+    /// Whose term or vote waits for room, behind few entries perhaps, goes on in the reserve: half
+    /// of it is left to others.
+    pub(super) fn release_urgent(&mut self) {
+        if self.no_room.urgent.is_empty() || self.has_next_segment() {
+            return;
         }
-        let taken = self.active.offset
-            + u64::try_from(bytes).unwrap_or(u64::MAX / 2)
-            + self.footer_bytes(count)
-            + self.options.reserve() / 2;
-        !self.active.is_sealed && taken <= self.active.len
+        let mut taken = self.urgent_fitting(false);
+        let has_entries = taken.is_empty();
+        if has_entries {
+            taken = self.urgent_fitting(true);
+        }
+        if taken.is_empty() {
+            return;
+        }
+        for key in &taken {
+            self.no_room.keys.remove(key);
+            self.no_room.urgent.remove(key);
+        }
+        let mut ours = Staging::default();
+        let mut left = Vec::new();
+        for record in self.no_room.take_records() {
+            if !record.keys().any(|key| taken.contains(&key)) {
+                left.push(record);
+                continue;
+            }
+            let mut other = Staging::default();
+            other.is_urgent = record.is_urgent;
+            record.deal(|key| taken.contains(&key), &mut ours, &mut other);
+            left.extend((!other.is_empty()).then_some(other));
+        }
+        self.no_room.put_back(left);
+        ours.is_urgent = true;
+        let behind = std::mem::take(&mut self.queue);
+        self.enqueue_part(ours);
+        self.queue.extend(behind);
     }
 
-    /// Lets a replica whose term or vote waits behind a few entries of its own go on.
-    fn release_little(&mut self, key: Key) -> bool {
-        if !self.is_little(key) {
-            return false;
+    /// Of those who are urgent, with entries or without, as many as one record has room for.
+    fn urgent_fitting(&self, has_entries: bool) -> FxHashSet<Key> {
+        let kept = match has_entries {
+            true => self.options.reserve() / 2,
+            false => self.options.last_reserve(),
+        };
+        let (mut bytes, mut batches) = (0, 0);
+        let mut taken = FxHashSet::default();
+        for key in &self.no_room.urgent {
+            let Some(waiting) = self.no_room.keys.get(key) else {
+                continue;
+            };
+            let more = (bytes + waiting.bytes, batches + waiting.batches);
+            let is_asked_for = (waiting.batches > 0) == has_entries;
+            if is_asked_for && self.has_place(more.0, more.1, kept) {
+                (bytes, batches) = more;
+                taken.insert(*key);
+            }
         }
-        if !self.staging.is_empty() {
-            self.enqueue();
-        }
-        let mut left = Vec::new();
-        for record in self.no_room.take() {
-            let (ours, rest) = record.split(|of| of == key);
-            left.extend((!rest.is_empty()).then_some(rest));
-            self.enqueue_part(ours);
-        }
-        self.no_room.put_first(left);
-        true
+        taken
     }
 
     /// What waited is written next, behind what is gathered.

@@ -1,8 +1,11 @@
 //! What a full disk keeps waiting holds up nobody else.
 
-use raft_log::vfs::Vfs;
-use raft_log::{LaneOptions, LogError, Submission};
-use raft_proto::{HardState, Index, ReplicaId, Term};
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use raft_log::vfs::{Fault, SimVfs, Vfs};
+use raft_log::{LaneOptions, LogError, SnapshotRecord, SnapshotsRecord, Submission};
+use raft_proto::{EntryId, HardState, Index, ReplicaId, Term};
 
 use crate::workload::{Driven, Rng, batch, disk, key, open, options};
 
@@ -235,6 +238,251 @@ fn fault_16_a_vote_behind_few_entries_without_room_takes_them_along() {
         .reader()
         .entries(key(2).0, key(2).1, Index::new(1), Index::new(3), 1 << 20);
     all.expect("they are there");
+}
+
+/// A small append of the same replica is what no room is left for: half of the reserve is there for
+/// the vote behind it.
+#[test]
+fn fault_16_a_vote_behind_an_append_that_just_lacks_room_takes_it_along() {
+    let disk = disk(8);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(8);
+    disk.set_capacity(Some(disk.used_bytes()));
+    // Whether it is full is not known yet.
+    disk.fault_every("open", Some(Fault::Errno(24)));
+    let mut taken = 0;
+    while driven.lane.pending_bytes() < 1_000 {
+        assert!(taken < 1_000, "it fills up");
+        taken += 1;
+        let submission = append(&mut rng, 1, taken, 300);
+        driven.lane.submit(submission).expect("it is taken");
+        driven.pass(SECOND / 100);
+    }
+    done(&mut driven);
+    disk.fault_every("open", None);
+    driven.pass(3 * SECOND);
+    done(&mut driven);
+    assert!(driven.lane.stats().is_full);
+    assert!(driven.lane.pending_bytes() > 0, "it waits for room");
+    for term in [4, 5] {
+        driven.lane.submit(vote(1, term)).expect("it is taken");
+    }
+    driven.pass(SECOND / 10);
+    assert!(done(&mut driven).len() > 2);
+    assert_eq!(driven.lane.pending_bytes(), 0);
+    assert!(driven.lane.stats().is_full);
+    drop(driven);
+    disk.crash();
+    let (_, recovery) = open(&disk, &options()).expect("it opens");
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    let state = &recovery.replicas[&key(1)];
+    assert_eq!(state.hard_state.term, Term::new(5));
+    assert_eq!(state.last.index, Index::new(taken));
+}
+
+/// The vote came before it was known that there is no room, in one gathering with its entries.
+#[test]
+fn fault_16_a_vote_gathered_with_few_entries_without_room_takes_them_along() {
+    let disk = disk(9);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(9);
+    driven.write(append(&mut rng, 1, 1, 3_000));
+    disk.set_capacity(Some(disk.used_bytes()));
+    for index in 2..=40 {
+        let submission = append(&mut rng, 1, index, 6_000);
+        driven.lane.submit(submission).expect("it is taken");
+    }
+    driven
+        .lane
+        .submit(append(&mut rng, 2, 1, 300))
+        .expect("taken");
+    driven.lane.submit(vote(2, 5)).expect("it is taken");
+    driven
+        .lane
+        .submit(append(&mut rng, 3, 1, 300))
+        .expect("taken");
+    driven.pass(SECOND);
+    assert!(driven.lane.stats().is_full);
+    let done = done(&mut driven);
+    let others: Vec<u64> = done.into_iter().filter(|&group| group > 1).collect();
+    assert_eq!(
+        others,
+        [2, 2],
+        "who votes does not wait, who does not waits"
+    );
+    drop(driven);
+    disk.crash();
+    let (_, recovery) = open(&disk, &options()).expect("it opens");
+    let state = &recovery.replicas[&key(2)];
+    assert_eq!(state.hard_state.term, Term::new(5));
+    assert_eq!(state.last.index, Index::new(1));
+}
+
+/// A disk with room for three segments, and as many entries of one group as there is room for.
+fn filled(seed: u64, options: &LaneOptions) -> (Arc<SimVfs>, Driven) {
+    let disk = disk(seed);
+    let (mut driven, _) = Driven::open(&disk, options);
+    let mut rng = Rng(seed);
+    let mut index = 0;
+    disk.set_capacity(Some(disk.used_bytes() + 2 * options.segment_size_bytes));
+    loop {
+        index += 1;
+        let submission = append(&mut rng, 1, index, 6_000);
+        if driven.lane.submit(submission).is_err() {
+            break;
+        }
+        driven.pass(SECOND / 100);
+    }
+    driven.pass(SECOND);
+    driven.lane.take_completions();
+    assert_eq!(driven.lane.pending_bytes(), 0);
+    (disk, driven)
+}
+
+/// A full disk, and as many votes as there is room for: 16 KiB at most are left for what makes room.
+fn exhausted(seed: u64, options: &LaneOptions) -> (Arc<SimVfs>, Driven, u64) {
+    let (disk, mut driven) = filled(seed, options);
+    let mut term = 0;
+    while driven.lane.pending_bytes() == 0 {
+        assert!(term < 10_000, "it fills up");
+        term += 1;
+        driven.lane.submit(vote(2, term)).expect("it is taken");
+        driven.pass(SECOND / 10);
+    }
+    assert_eq!(done(&mut driven).len() as u64, term - 1, "one waits");
+    assert!(driven.lane.stats().is_full);
+    (disk, driven, term - 1)
+}
+
+#[test]
+fn fault_16_where_votes_have_no_room_left_a_compaction_makes_it() {
+    for reserve in [4 << 10, 16 << 10, 32 << 10] {
+        let options = LaneOptions {
+            reserve_bytes: Some(reserve),
+            ..options()
+        };
+        let (disk, mut driven, term) = exhausted(10, &options);
+        // It passes the vote that waits, of its own replica too.
+        driven.lane.submit(compact(2, 1, 1)).expect("it is taken");
+        driven
+            .lane
+            .submit(compact(1, 1_000, 1_000))
+            .expect("it is taken");
+        driven.pass(5 * SECOND);
+        assert_eq!(driven.lane.pending_bytes(), 0, "reserve {reserve}");
+        assert!(!driven.lane.stats().is_full, "it resumes by itself");
+        let mut done = done(&mut driven);
+        done.sort_unstable();
+        assert_eq!(done, [1, 2, 2]);
+        drop(driven);
+        disk.crash();
+        let (_, recovery) = open(&disk, &options).expect("it opens");
+        assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+        let state = &recovery.replicas[&key(2)];
+        assert_eq!(state.hard_state.term, Term::new(term + 1));
+    }
+}
+
+/// What a host does whose supervisor starts it again and again.
+#[test]
+fn fault_16_where_votes_have_no_room_left_it_opens_without_end() {
+    const LIVES: u64 = 1_000;
+    for is_closed in [false, true] {
+        let options = options();
+        let (disk, mut driven, term) = exhausted(11, &options);
+        let used = disk.used_bytes();
+        for life in 0..LIVES {
+            if is_closed {
+                let closed = driven.lane.close();
+                assert_eq!(closed.is_err(), life == 0, "a vote waits: {closed:?}");
+            } else {
+                drop(driven);
+            }
+            disk.crash();
+            let recovery;
+            (driven, recovery) = Driven::open(&disk, &options);
+            assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+            let state = &recovery.replicas[&key(2)];
+            assert_eq!(state.hard_state.term, Term::new(term), "life {life}");
+            assert_eq!(disk.used_bytes(), used);
+            if life % 100 == 0 {
+                // It writes what an idle lane does.
+                driven.pass(SECOND);
+            }
+        }
+        let refused = driven.lane.submit(append(&mut Rng(1), 3, 1, 10));
+        assert!(matches!(refused, Err(LogError::StorageFull)), "{refused:?}");
+        driven
+            .lane
+            .submit(compact(1, 1, 1_000))
+            .expect("it is taken");
+        driven.pass(5 * SECOND);
+        assert_eq!(done(&mut driven), [1]);
+        assert!(!driven.lane.stats().is_full, "it resumes by itself");
+        driven.write(append(&mut Rng(1), 3, 1, 10));
+    }
+    crate::record("log opens of a full disk", "opens", 2 * LIVES);
+}
+
+/// A vote whose first slot was written, and its record was not, has to be recorded by the open.
+#[test]
+fn fault_16_a_crash_at_any_of_the_last_votes_leaves_room_to_open() {
+    let options = options();
+    let (disk, mut driven) = filled(13, &options);
+    let mut term = 0;
+    let mut found = BTreeSet::new();
+    disk.record_crash_points();
+    while driven.lane.pending_bytes() == 0 {
+        term += 1;
+        driven.lane.submit(vote(2, term)).expect("it is taken");
+        driven.pass(SECOND / 10);
+    }
+    let durable = done(&mut driven).len() as u64;
+    let points = disk.take_crash_points();
+    assert!(points.len() > 20, "{}", points.len());
+    for point in points {
+        for keeps_odd in [false, true] {
+            let disk = Arc::new(point.fork());
+            disk.crash_keeping(|unit| (unit % 2 == 1) == keeps_odd);
+            disk.set_capacity(Some(disk.used_bytes()));
+            for _ in 0..2 {
+                let (_, recovery) = open(&disk, &options).expect("it opens");
+                assert_eq!(recovery.report.damaged, []);
+                let state = recovery.replicas.get(&key(2));
+                let term = state.map_or(0, |state| state.hard_state.term.get());
+                found.insert(term);
+                disk.crash();
+            }
+        }
+    }
+    assert!(found.contains(&durable), "{found:?} of {durable}");
+}
+
+/// A compaction that needs more than there is, and votes behind it that do not.
+#[test]
+fn fault_16_what_fits_passes_what_does_not() {
+    let (_, mut driven) = filled(12, &options());
+    let mut large = compact(3, 1, 1);
+    large.snapshots = Some(SnapshotsRecord {
+        retained: vec![SnapshotRecord {
+            id: EntryId::new(Term::new(1), Index::new(1)),
+            membership: vec![7; 20_000].into(),
+        }],
+    });
+    driven.lane.submit(large).expect("it waits");
+    driven.lane.submit(vote(2, 1)).expect("it is taken");
+    driven.pass(SECOND);
+    assert_eq!(done(&mut driven), [2]);
+    driven.lane.submit(vote(2, 2)).expect("it is taken");
+    driven
+        .lane
+        .submit(compact(1, 1, 1_000))
+        .expect("it is taken");
+    driven.pass(5 * SECOND);
+    let mut done = done(&mut driven);
+    done.sort_unstable();
+    assert_eq!(done, [1, 2, 3]);
+    assert!(!driven.lane.stats().is_full, "it resumes by itself");
 }
 
 /// A file system that cannot rename to a name that is free, and one that fails now and then.
