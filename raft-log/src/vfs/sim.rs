@@ -721,7 +721,11 @@ impl Vfs for SimVfs {
     fn close(&self, file: FileId) {
         let mut state = self.lock();
         state.note("close", Path::new(""), file.0);
-        state.open.remove(&file);
+        // A write that is under way goes on, as it does where a thread is at it.
+        let is_written = |op: &Op| matches!(op, Op::Write { file: to, .. } if *to == file);
+        if !state.pending.values().any(is_written) {
+            state.open.remove(&file);
+        }
     }
 
     fn len(&self, file: FileId) -> Result<u64, VfsError> {
