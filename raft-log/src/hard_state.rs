@@ -11,6 +11,7 @@ use rustc_hash::FxHashMap;
 use crate::error::LogError;
 use crate::item::Key;
 use crate::record::is_zero;
+use crate::segment::SECTOR_BYTES;
 use crate::staging::VoteChange;
 use crate::vfs::{FileId, Vfs, read_through, unfinished_path};
 
@@ -23,6 +24,7 @@ const VERSION: u32 = 1;
 const CAPACITY_MIN: usize = 1024;
 const CAPACITY_MAX: usize = 1 << 24;
 const FLAG_FENCED: u32 = 1;
+const SLOTS_PER_SECTOR: usize = SECTOR_BYTES / SLOT_BYTES;
 /// Slots to be written that lie no further apart than this go with one write.
 const GAP_SLOTS_MAX: usize = 64;
 
@@ -138,7 +140,7 @@ pub(crate) struct VotesFound {
     /// Slots that nobody can be read from, or a file that is not whole or not there: any replica
     /// may have had its vote in them.
     pub(crate) has_lost_slots: bool,
-    /// A part of the file cannot be read: it is made anew.
+    /// A part of the file cannot be read: it is made anew, if there is room.
     is_unreadable: bool,
     /// The file is another lane's, or another data directory's.
     pub(crate) is_foreign: bool,
@@ -148,20 +150,11 @@ pub(crate) struct VotesFound {
     pub(crate) torn: Vec<(u64, &'static str)>,
     /// There was a file.
     pub(crate) exists: bool,
-    /// Slots of replicas that are gone have a place in the file: it is made anew without them.
-    has_gone: bool,
-    sequence_of: BTreeMap<Key, usize>,
+    places: BTreeMap<Key, usize>,
+    /// Places that hold something, and nobody knows whose it was.
+    lost: BTreeSet<usize>,
+    /// 0: there is no file, or none that is ours and whole.
     capacity: usize,
-}
-
-impl VotesFound {
-    /// Whoever is gone needs no slot.
-    pub(crate) fn forget(&mut self, gone: &BTreeSet<Key>) {
-        for key in gone {
-            self.has_gone |= self.replicas.remove(key).is_some();
-            self.sequence_of.remove(key);
-        }
-    }
 }
 
 /// The open vote file. The lane writes and syncs it together with its own records.
@@ -172,8 +165,13 @@ pub(crate) struct VoteFile {
     lane: u16,
     identity: u64,
     capacity: usize,
-    slots: Vec<Slot>,
+    /// By place.
+    slots: Vec<Option<Slot>>,
     by_key: FxHashMap<Key, usize>,
+    /// Empty places before the last slot.
+    free: BTreeSet<usize>,
+    /// The same that hold something nobody knows the owner of, until the open is done: taken last.
+    lost: BTreeSet<usize>,
     /// Slots whose half B is older than half A.
     behind: BTreeSet<usize>,
 }
@@ -288,15 +286,30 @@ fn load_slots(
             // Half A is written first: it is lost.
             (None, Some(b)) => (b, true),
             (Some(_), Some(_)) => {
-                found.has_lost_slots = true;
+                found.lose(at);
                 continue;
             }
             (None, None) => {
-                found.has_lost_slots |= a_used || b_used;
+                if a_used || b_used {
+                    found.lose(at);
+                }
                 continue;
             }
         };
-        found.sequence_of.insert(first.key, at);
+        if let Some(other) = found.replicas.get(&first.key) {
+            // Older content in one of the two: what is newer was put where it lies for good.
+            found.damage.push((
+                offset(capacity, Half::A, at),
+                "a replica has two places in the vote file",
+            ));
+            let (other, place) = (other.newest, found.places[&first.key]);
+            let is_older = (first.term, first.is_fenced) < (other.term, other.is_fenced);
+            found.lose(if is_older { at } else { place });
+            if is_older {
+                continue;
+            }
+        }
+        found.places.insert(first.key, at);
         let vote = VoteFound {
             newest: first,
             second: b,
@@ -308,6 +321,17 @@ fn load_slots(
 }
 
 impl VotesFound {
+    /// There is a file and nothing in it can be told: its header is lost, or its end.
+    const fn is_worthless(&self) -> bool {
+        self.exists && !self.is_foreign && self.capacity == 0
+    }
+
+    /// Nobody knows whose the slot at `at` was.
+    fn lose(&mut self, at: usize) {
+        self.has_lost_slots = true;
+        self.lost.insert(at);
+    }
+
     /// Notes what is lost of the slot at `at`. Half A is written and synced before half B: a crash
     /// leaves one half torn at most, beside the other as it was, and B never without A.
     fn judge(
@@ -337,6 +361,18 @@ impl VotesFound {
 }
 
 const TORN: &str = "one of a replica's two vote slots is lost";
+
+/// A slot as it lies in the file: zeroes, if nobody's.
+fn encoded(slot: Option<&Slot>, half: Half, at: usize) -> [u8; SLOT_BYTES] {
+    slot.map_or([0; SLOT_BYTES], |slot| slot.encode(half, at))
+}
+
+fn sync_parent(vfs: &dyn Vfs, path: &Path) -> Result<(), LogError> {
+    match path.parent() {
+        Some(parent) => Ok(vfs.sync_dir(parent)?),
+        None => Ok(()),
+    }
+}
 
 /// What the beginning of the file says of it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -377,79 +413,123 @@ fn read_header(bytes: &[u8], path: &Path) -> Result<Option<FileHeader>, LogError
     }))
 }
 
+/// What the slots are to say when a file is open.
+#[derive(Debug, Default)]
+pub(crate) struct VotesWanted {
+    /// What the file does not say yet.
+    pub(crate) changes: Vec<VoteChange>,
+    /// Whose vote the log does not have yet.
+    pub(crate) ahead: BTreeSet<Key>,
+    /// Who needs no slot any more.
+    pub(crate) gone: BTreeSet<Key>,
+}
+
 impl VoteFile {
     pub(crate) fn close(&self, vfs: &dyn Vfs) {
         vfs.close(self.file);
     }
 
-    /// Opens the file for writing, or makes it; `votes` is what each replica's slots are to say.
-    /// Everything is durable in both halves on return, one half after the other; of `ahead`, whose
-    /// vote the log does not have yet, in half A alone.
+    /// Opens the file for writing, or makes it. Everything is durable in both halves on return, one
+    /// half after the other; of those who are ahead of the log, in half A alone.
+    ///
+    /// A full disk needs no other file: the one that is there stays as it is, with the slots of
+    /// those who are gone, or leaves its room to another if nothing in it can be told.
     pub(crate) fn open(
         vfs: &dyn Vfs,
         data_dir: &Path,
-        lane: u16,
-        identity: u64,
+        (lane, identity): (u16, u64),
         found: &VotesFound,
-        votes: &[VoteChange],
-        ahead: &BTreeSet<Key>,
+        wanted: &VotesWanted,
     ) -> Result<Self, LogError> {
-        let mut this = Self {
-            path: vote_path(data_dir, lane),
+        let mut this = Self::of_found(vote_path(data_dir, lane), (lane, identity), found);
+        for change in &wanted.changes {
+            this.set(*change);
+        }
+        let place = |key: &Key| this.by_key.get(key).copied();
+        this.behind = wanted.ahead.iter().filter_map(place).collect();
+        let has_places = found.capacity > 0 && this.slots.len() <= found.capacity;
+        let is_fine = has_places
+            && !found.is_unreadable
+            && !wanted.gone.iter().any(|key| this.has_slot(*key));
+        if !is_fine {
+            match this.rewritten(vfs, &wanted.gone, &wanted.ahead, found.capacity) {
+                Err(LogError::Io(error)) if error.is_storage_full() => {
+                    if found.is_worthless() {
+                        vfs.remove_file(&this.path)?;
+                        sync_parent(vfs, &this.path)?;
+                        return this.rewritten(vfs, &wanted.gone, &wanted.ahead, 0);
+                    }
+                    if !has_places {
+                        return Err(error.into());
+                    }
+                }
+                rewritten => return rewritten,
+            }
+        }
+        this.write_in_place(vfs, found)?;
+        Ok(this)
+    }
+
+    /// The file as it was found.
+    fn of_found(path: PathBuf, (lane, identity): (u16, u64), found: &VotesFound) -> Self {
+        let places = found.places.values().chain(&found.lost);
+        let end = places.max().map_or(0, |last| last + 1);
+        let mut slots = vec![None; end];
+        for (key, at) in &found.places {
+            slots[*at] = Some(found.replicas[key].newest);
+        }
+        let is_free = |at: &usize| slots[*at].is_none() && !found.lost.contains(at);
+        Self {
+            path,
             file: FileId(0),
             lane,
             identity,
             capacity: found.capacity,
-            slots: Vec::new(),
-            by_key: FxHashMap::default(),
+            free: (0..end).filter(is_free).collect(),
+            lost: found.lost.clone(),
+            by_key: found.places.iter().map(|(key, at)| (*key, *at)).collect(),
+            slots,
             behind: BTreeSet::new(),
+        }
+    }
+
+    /// Writes every slot where it is, and nothing where nobody's is. What is new comes first, where
+    /// it hides nothing: until then, what is lost must tell so again after a crash.
+    fn write_in_place(&mut self, vfs: &dyn Vfs, found: &VotesFound) -> Result<(), LogError> {
+        let file = vfs.open(&self.path, false)?;
+        self.file = file;
+        let is_new = |at: &usize| {
+            let slot = self.slots[*at].filter(|_| !found.lost.contains(at));
+            slot.is_some_and(|slot| !found.places.contains_key(&slot.key))
         };
-        // Slots stay where they are: a crash in between leaves each replica one whole slot.
-        let places = found.sequence_of.values().copied().max();
-        let is_dense = places.map_or(0, |last| last + 1) == found.sequence_of.len();
-        if is_dense && found.capacity > 0 && !found.has_gone {
-            let mut by_place: Vec<(usize, Key)> = found
-                .sequence_of
-                .iter()
-                .map(|(key, at)| (*at, *key))
-                .collect();
-            by_place.sort_unstable();
-            for (at, key) in by_place {
-                this.slots.push(found.replicas[&key].newest);
-                this.by_key.insert(key, at);
+        let new: Vec<usize> = (0..self.slots.len()).filter(is_new).collect();
+        if !new.is_empty() {
+            for write in self.writes_within(&new, Half::A, 1) {
+                vfs.write(file, write.offset, &write.data)?;
             }
+            vfs.sync(file)?;
         }
-        let is_usable = is_dense
-            && found.capacity > 0
-            && !found.has_lost_slots
-            && !found.is_unreadable
-            && !found.has_gone
-            && !this.is_short(votes);
-        for change in votes {
-            this.set(*change);
+        for half in [Half::A, Half::B] {
+            let image = self.image(half, found);
+            vfs.write(file, offset(self.capacity, half, 0), &image)?;
+            vfs.sync(file)?;
         }
-        if !is_usable {
-            for vote in found.replicas.values() {
-                if !this.by_key.contains_key(&vote.newest.key) {
-                    this.by_key.insert(vote.newest.key, this.slots.len());
-                    this.slots.push(vote.newest);
-                }
-            }
+        self.free.append(&mut self.lost);
+        Ok(())
+    }
+
+    /// All slots of a half, in whole sectors; those in half B that are behind as they were.
+    fn image(&self, half: Half, found: &VotesFound) -> Vec<u8> {
+        let places = self.slots.len().next_multiple_of(SLOTS_PER_SECTOR);
+        let mut out = Vec::with_capacity(places * SLOT_BYTES);
+        for (at, slot) in self.slots.iter().enumerate() {
+            let is_behind = half == Half::B && self.behind.contains(&at);
+            let said = || found.replicas.get(&slot.as_ref()?.key)?.second;
+            let slot = if is_behind { said() } else { *slot };
+            out.extend_from_slice(&encoded(slot.as_ref(), half, at));
         }
-        this.behind = ahead
-            .iter()
-            .filter_map(|key| this.by_key.get(key).copied())
-            .collect();
-        if is_usable {
-            this.file = vfs.open(&this.path, false)?;
-            for half in [Half::A, Half::B] {
-                this.write_all(vfs, this.file, half)?;
-                vfs.sync(this.file)?;
-            }
-        } else {
-            this.rewrite(vfs)?;
-        }
-        Ok(this)
+        out.resize(places.min(self.capacity) * SLOT_BYTES, 0);
+        out
     }
 
     /// Takes changes; returns the slots concerned.
@@ -461,30 +541,39 @@ impl VoteFile {
     }
 
     fn set(&mut self, change: VoteChange) -> usize {
-        let next = self.slots.len();
-        let at = *self.by_key.entry(change.key).or_insert(next);
-        let before = self.slots.get(at);
-        let sequence = before.map_or(0, |slot| slot.sequence) + 1;
-        let slot = Slot {
-            sequence,
+        let at = match self.by_key.get(&change.key) {
+            Some(at) => *at,
+            None => self.new_place(),
+        };
+        self.by_key.insert(change.key, at);
+        let before = self.slots[at];
+        self.slots[at] = Some(Slot {
+            sequence: before.map_or(0, |slot| slot.sequence) + 1,
             key: change.key,
             term: change.term,
             vote: change.vote,
             // Whoever is fenced stays so, whatever is said of its term.
             is_fenced: change.is_fenced || before.is_some_and(|slot| slot.is_fenced),
-        };
-        if at == next {
-            self.slots.push(slot);
-        } else {
-            self.slots[at] = slot;
-        }
+        });
         at
+    }
+
+    fn new_place(&mut self) -> usize {
+        if let Some(at) = self.free.pop_first() {
+            return at;
+        }
+        let is_full = self.slots.len() >= self.capacity;
+        if is_full && let Some(at) = self.lost.pop_first() {
+            return at;
+        }
+        self.slots.push(None);
+        self.slots.len() - 1
     }
 
     /// Whether `changes` would say anything new.
     pub(crate) fn is_news(&self, change: &VoteChange) -> bool {
-        let slot = self.by_key.get(&change.key).map(|&at| &self.slots[at]);
-        match slot {
+        let at = self.by_key.get(&change.key);
+        match at.and_then(|&at| self.slots[at]) {
             Some(slot) => {
                 (slot.term, slot.vote) != (change.term, change.vote)
                     || (change.is_fenced && !slot.is_fenced)
@@ -499,7 +588,7 @@ impl VoteFile {
 
     /// Whether there is a place for so many new replicas.
     pub(crate) fn has_room(&self, more: usize) -> bool {
-        self.slots.len() + more <= self.capacity
+        self.by_key.len() + more <= self.capacity
     }
 
     /// Whether so few places are left that a larger file should be made ahead.
@@ -522,70 +611,76 @@ impl VoteFile {
         changes: &[VoteChange],
         gone: &BTreeSet<Key>,
     ) -> Result<(), LogError> {
-        let kept = self.slots.iter().filter(|slot| !gone.contains(&slot.key));
-        let slots: Vec<Slot> = kept.copied().collect();
-        let needed = slots.len() + changes.len();
         // Room for as many again, so that this is rare.
-        let capacity = if 2 * needed > self.capacity {
-            2 * needed
-        } else {
-            self.capacity
-        };
-        let mut new = Self {
-            path: self.path.clone(),
-            by_key: (0..).zip(&slots).map(|(at, slot)| (slot.key, at)).collect(),
-            slots,
-            capacity,
-            // Every slot is durable in half A, and in the log.
-            behind: BTreeSet::new(),
-            ..*self
-        };
-        new.rewrite(vfs)?;
+        let capacity = 2 * (self.all_but(gone).count() + changes.len());
+        // Every slot is durable in half A, and in the log.
+        let new = self.rewritten(vfs, gone, &BTreeSet::new(), capacity)?;
         vfs.close(self.file);
         *self = new;
         Ok(())
     }
 
-    fn rewrite(&mut self, vfs: &dyn Vfs) -> Result<(), LogError> {
-        self.capacity = self
-            .capacity
-            .max(self.slots.len())
-            .next_power_of_two()
-            .max(CAPACITY_MIN);
-        let temporary = unfinished_path(&self.path);
+    fn all_but(&self, gone: &BTreeSet<Key>) -> impl Iterator<Item = &Slot> {
+        let all = self.slots.iter().flatten();
+        all.filter(|slot| !gone.contains(&slot.key))
+    }
+
+    /// A new file beside this one, put in its place: with all slots but those of who is `gone`, in
+    /// half B without those of who is `ahead`, and with room for `capacity` at least.
+    fn rewritten(
+        &self,
+        vfs: &dyn Vfs,
+        gone: &BTreeSet<Key>,
+        ahead: &BTreeSet<Key>,
+        capacity: usize,
+    ) -> Result<Self, LogError> {
+        let slots: Vec<Option<Slot>> = self.all_but(gone).copied().map(Some).collect();
+        let by_key: FxHashMap<Key, usize> = (0..)
+            .zip(slots.iter().flatten())
+            .map(|(at, slot)| (slot.key, at))
+            .collect();
+        let capacity = capacity.max(self.capacity).max(slots.len());
+        let mut new = Self {
+            path: self.path.clone(),
+            file: FileId(0),
+            lane: self.lane,
+            identity: self.identity,
+            capacity: capacity.next_power_of_two().max(CAPACITY_MIN),
+            behind: ahead
+                .iter()
+                .filter_map(|key| by_key.get(key).copied())
+                .collect(),
+            slots,
+            by_key,
+            free: BTreeSet::new(),
+            lost: BTreeSet::new(),
+        };
+        let temporary = unfinished_path(&new.path);
         let file = vfs.create(&temporary)?;
-        if let Err(error) = self.fill(vfs, file, &temporary) {
+        if let Err(error) = new.fill(vfs, file, &temporary) {
             vfs.close(file);
             // It takes room that somebody needs; if it cannot go, the next one is made over it.
             drop(vfs.remove_file(&temporary));
             return Err(error);
         }
-        self.file = file;
-        Ok(())
+        new.file = file;
+        Ok(new)
     }
 
     /// Writes a new file and puts it in the place of the old one.
     fn fill(&self, vfs: &dyn Vfs, file: FileId, temporary: &Path) -> Result<(), LogError> {
         vfs.prepare(file, file_bytes(self.capacity))?;
         vfs.write(file, 0, &header(self.lane, self.identity, self.capacity))?;
-        self.write_all(vfs, file, Half::A)?;
-        self.write_all(vfs, file, Half::B)?;
+        for half in [Half::A, Half::B] {
+            let is_written = |at: &usize| half == Half::A || !self.behind.contains(at);
+            let all: Vec<usize> = (0..self.slots.len()).filter(is_written).collect();
+            for write in self.writes(&all, half) {
+                vfs.write(file, write.offset, &write.data)?;
+            }
+        }
         vfs.sync(file)?;
         vfs.replace(temporary, &self.path)?;
-        if let Some(parent) = self.path.parent() {
-            vfs.sync_dir(parent)?;
-        }
-        Ok(())
-    }
-
-    /// Writes every slot; in half B those aside that are behind.
-    fn write_all(&self, vfs: &dyn Vfs, file: FileId, half: Half) -> Result<(), LogError> {
-        let is_written = |slot: &usize| half == Half::A || !self.behind.contains(slot);
-        let all: Vec<usize> = (0..self.slots.len()).filter(is_written).collect();
-        for write in self.writes(&all, half) {
-            vfs.write(file, write.offset, &write.data)?;
-        }
-        Ok(())
+        sync_parent(vfs, &self.path)
     }
 
     pub(crate) const fn file(&self) -> FileId {
@@ -594,14 +689,19 @@ impl VoteFile {
 
     /// The writes that put `slots`, ascending, into a half: one for each cluster.
     pub(crate) fn writes(&self, slots: &[usize], half: Half) -> Vec<VoteWrite> {
-        let mut writes = Vec::new();
-        let mut rest = slots;
         // What lies between in half A is durable there already, so that writing it again is
         // nothing new; in half B it may be ahead of half A's sync.
         let gap_max = match half {
             Half::A => GAP_SLOTS_MAX,
             Half::B => 1,
         };
+        self.writes_within(slots, half, gap_max)
+    }
+
+    /// The same, with what lies between those that are no further apart than `gap_max`.
+    fn writes_within(&self, slots: &[usize], half: Half, gap_max: usize) -> Vec<VoteWrite> {
+        let mut writes = Vec::new();
+        let mut rest = slots;
         while let Some(&first) = rest.first() {
             let mut taken = 1;
             while rest
@@ -614,7 +714,7 @@ impl VoteFile {
             rest = &rest[taken..];
             let mut data = BytesMut::with_capacity((last + 1 - first) * SLOT_BYTES);
             for at in first..=last {
-                data.put_slice(&self.slots[at].encode(half, at));
+                data.put_slice(&encoded(self.slots[at].as_ref(), half, at));
             }
             writes.push(VoteWrite {
                 offset: offset(self.capacity, half, first),

@@ -39,6 +39,8 @@ mod split;
 mod tail;
 #[path = "log/votes.rs"]
 mod votes;
+#[path = "log/votes_full.rs"]
+mod votes_full;
 #[path = "log/workload.rs"]
 mod workload;
 

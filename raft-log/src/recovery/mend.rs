@@ -1,7 +1,7 @@
 //! Mending after an analysis: cut, zero, write again, sync; then the lane can go on.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft_proto::{HardState, Term};
@@ -9,7 +9,7 @@ use raft_proto::{HardState, Term};
 use super::{Analysis, Cut, RecoveryReport, SegmentFile, VotesFound};
 use crate::config::LaneOptions;
 use crate::error::LogError;
-use crate::hard_state::{VoteFile, vote_path};
+use crate::hard_state::{VoteFile, VotesWanted, vote_path};
 use crate::index::Tables;
 use crate::item::Key;
 use crate::lane::Active;
@@ -25,6 +25,8 @@ pub(crate) const CUT_SUFFIX: &str = ".cut";
 pub(crate) const DAMAGED_SUFFIX: &str = ".damaged";
 /// Of the vote file of another lane or data directory.
 const FOREIGN_SUFFIX: &str = ".foreign";
+/// So many of them are kept: an operator is to look at them before there are more.
+const FOREIGN_VOTES_MAX: u64 = 8;
 /// Cut tails kept aside; the oldest go first.
 const CUTS_MAX: usize = 8;
 const WINDOW_BYTES: usize = 1 << 20;
@@ -80,22 +82,35 @@ pub(crate) fn mend(
         voted,
     } = analysis;
     let mut opening = Opening::default();
+    let foreign_votes = match votes_found.is_foreign {
+        true => Some(foreign_votes_aside(vfs.as_ref(), data_dir, options)?),
+        false => None,
+    };
     remove_unfinished(vfs.as_ref(), &dir)?;
     if let Some(active) = &active {
-        let is_appended_to = !active.is_sealed;
-        if is_appended_to {
-            let from = (active.number, active.file);
-            report.torn_bytes_dropped += keep_aside(vfs.as_ref(), &dir, from, cut, last_lsn)?;
-            clear_tail(vfs.as_ref(), active, cut)?;
-            opening.cut = (active.number, cut.offset, cut.bytes);
-        }
-        if is_appended_to || footer.is_some() {
+        if !active.is_sealed || footer.is_some() {
             write_again(vfs.as_ref(), active.file, unproven_at, active.offset)?;
         }
         if let Some((offset, lsn)) = footer {
             write_trailer(vfs.as_ref(), active, offset, lsn)?;
         }
         vfs.sync(active.file)?;
+    }
+    // Before anything is cut that makes votes suspect: what is unknown now must stay so.
+    if let Some(aside) = foreign_votes {
+        vfs.replace(&vote_path(data_dir, options.lane), &aside)?;
+        vfs.sync_dir(data_dir)?;
+    }
+    let wanted = votes_wanted(&tables, &votes_found, &voted);
+    let ids = (options.lane, options.log_identity());
+    let votes = VoteFile::open(vfs.as_ref(), data_dir, ids, &votes_found, &wanted)?;
+    if let Some(active) = &active
+        && !active.is_sealed
+    {
+        let from = (active.number, active.file);
+        report.torn_bytes_dropped += keep_aside(vfs.as_ref(), &dir, from, cut, last_lsn)?;
+        clear_tail(vfs.as_ref(), active, cut)?;
+        opening.cut = (active.number, cut.offset, cut.bytes);
     }
     let reusable = bury(vfs.as_ref(), &dir, options, &files, &dead)?;
     for number in unreadable {
@@ -124,14 +139,6 @@ pub(crate) fn mend(
         is_untouched: is_closed,
     };
     let spares = spares(vfs.as_ref(), &dir, options, &files, next)?;
-    let votes = open_votes(
-        vfs.as_ref(),
-        data_dir,
-        options,
-        &tables,
-        votes_found,
-        &voted,
-    )?;
     for key in voted {
         let hard_state = tables.replicas[&key].state.hard_state;
         opening.hard_states.push((key, hard_state));
@@ -389,59 +396,25 @@ fn renew(
     })
 }
 
-/// Opens the vote file without the slots of whoever is gone: with them, if a full disk has no room
-/// for another file.
-fn open_votes(
-    vfs: &dyn Vfs,
-    data_dir: &Path,
-    options: &LaneOptions,
-    tables: &Tables,
-    found: VotesFound,
-    voted: &BTreeSet<Key>,
-) -> Result<VoteFile, LogError> {
-    if found.is_foreign {
-        set_foreign_votes_aside(vfs, data_dir, options.lane)?;
-    }
-    let open = |found: &VotesFound| open_votes_as(vfs, data_dir, options, tables, found, voted);
-    let mut live = found.clone();
-    live.forget(&tables.tombstones());
-    match open(&live) {
-        Err(LogError::Io(error)) if error.is_storage_full() => open(&found),
-        opened => opened,
-    }
-}
-
-fn set_foreign_votes_aside(vfs: &dyn Vfs, data_dir: &Path, lane: u16) -> Result<(), LogError> {
-    let path = vote_path(data_dir, lane);
-    let mut aside = path.clone().into_os_string();
-    aside.push(FOREIGN_SUFFIX);
-    vfs.replace(&path, Path::new(&aside))?;
-    Ok(vfs.sync_dir(data_dir)?)
-}
-
-fn open_votes_as(
-    vfs: &dyn Vfs,
-    data_dir: &Path,
-    options: &LaneOptions,
-    tables: &Tables,
-    found: &VotesFound,
-    voted: &BTreeSet<Key>,
-) -> Result<VoteFile, LogError> {
+/// What the vote file is to say: of whom the log says otherwise, and of whom it says nothing.
+fn votes_wanted(tables: &Tables, found: &VotesFound, voted: &BTreeSet<Key>) -> VotesWanted {
+    let gone = tables.tombstones();
     let mut changes = Vec::new();
     for key in tables.keys() {
         let state = &tables.replicas[&key].state;
-        let is_fenced = state.health == Health::VoteUnknown;
+        let hard_state = state.hard_state;
         let change = VoteChange {
             key,
-            term: state.hard_state.term,
-            vote: state.hard_state.vote,
-            is_fenced,
+            term: hard_state.term,
+            vote: hard_state.vote,
+            is_fenced: state.health == Health::VoteUnknown,
         };
         let is_told = found.replicas.get(&key).is_some_and(|vote| {
             let slot = vote.newest;
-            (slot.term, slot.vote, slot.is_fenced) == (change.term, change.vote, is_fenced)
+            (slot.term, slot.vote, slot.is_fenced) == (change.term, change.vote, change.is_fenced)
         });
-        if !is_told && (change.term > Term::ZERO || is_fenced) {
+        let says_something = change.term > Term::ZERO || change.is_fenced;
+        if !is_told && says_something && !gone.contains(&key) {
             changes.push(change);
         }
     }
@@ -456,15 +429,35 @@ fn open_votes_as(
             });
         }
     }
-    VoteFile::open(
-        vfs,
-        data_dir,
-        options.lane,
-        options.log_identity(),
-        found,
-        &changes,
-        voted,
-    )
+    VotesWanted {
+        changes,
+        ahead: voted.clone(),
+        gone,
+    }
+}
+
+/// Where the vote file of another lane or data directory is kept, if one is there. Nothing that lies
+/// there already is written over.
+fn foreign_votes_aside(
+    vfs: &dyn Vfs,
+    data_dir: &Path,
+    options: &LaneOptions,
+) -> Result<PathBuf, LogError> {
+    let path = vote_path(data_dir, options.lane);
+    let taken: BTreeSet<String> = vfs.list(data_dir)?.into_iter().map(|e| e.name).collect();
+    let base = path.file_name().unwrap_or_default().to_string_lossy();
+    let names = (1..=FOREIGN_VOTES_MAX).map(|number| match number {
+        1 => format!("{base}{FOREIGN_SUFFIX}"),
+        number => format!("{base}{FOREIGN_SUFFIX}.{number}"),
+    });
+    let names: Vec<String> = names.collect();
+    match names.iter().find(|name| !taken.contains(*name)) {
+        Some(free) => Ok(data_dir.join(free)),
+        None => Err(LogError::Foreign {
+            path: data_dir.to_owned(),
+            files: names,
+        }),
+    }
 }
 
 fn to_u64(len: usize) -> u64 {

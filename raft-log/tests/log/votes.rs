@@ -8,7 +8,7 @@ use raft_proto::{GroupId, HardState, ReplicaId, Term};
 
 use crate::workload::{DATA, Driven, Key, disk, key, open, options};
 
-fn vote(key: Key, number: u64, term: u64) -> Submission {
+pub fn vote(key: Key, number: u64, term: u64) -> Submission {
     let mut submission = Submission::new(key.0, key.1, number);
     submission.hard_state = Some(HardState {
         term: Term::new(term),
@@ -56,7 +56,7 @@ fn ten_thousand_votes_cost_one_write_and_one_sync() {
 }
 
 /// A log in which two replicas have voted, closed; the last record is a vote of the first.
-fn voted() -> Arc<raft_log::vfs::SimVfs> {
+pub fn voted() -> Arc<raft_log::vfs::SimVfs> {
     let disk = disk(2);
     let (mut driven, _) = Driven::open(&disk, &options());
     driven.write(vote(key(1), 1, 3));
@@ -66,8 +66,8 @@ fn voted() -> Arc<raft_log::vfs::SimVfs> {
     disk
 }
 
-const HALF_A: usize = 4096;
-const HALF_B: usize = 4096 + 64 * 1024;
+pub const HALF_A: usize = 4096;
+pub const HALF_B: usize = 4096 + 64 * 1024;
 
 fn flip(disk: &raft_log::vfs::SimVfs, byte: usize) {
     disk.flip_bit(&Path::new(DATA).join("votes"), byte, 2);
