@@ -234,10 +234,10 @@ fn drive(desk: &Desk) -> Result<(), LogError> {
 }
 
 /// How long the first of those who were just told may take to submit again: about what it takes
-/// to wake a thread.
-const FIRST_GAP: Duration = Duration::from_micros(40);
-/// How long the next one may take.
-const NEXT_GAP: Duration = Duration::from_micros(15);
+/// to wake a thread on a processor that sleeps too.
+const FIRST_GAP: Duration = Duration::from_micros(80);
+/// How long the next one may take: about what it takes to turn from one thread to another, twice.
+const NEXT_GAP: Duration = Duration::from_micros(40);
 
 /// Waits while those who were just told submit again, until `all` are there, `longest` at most:
 /// who does so at once, as most do, would else find the next sync begun without it, and wait for
