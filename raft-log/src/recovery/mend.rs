@@ -176,9 +176,11 @@ fn bury(
     for number in dead {
         let file = &files[number];
         let path = segment_path(dir, *number);
-        vfs.close(file.file);
+        // Whoever read from it in an earlier life of this process keeps what it read.
+        let is_held = vfs.retire(file.file);
         let header = file.header.filter(|header| {
             header.number == *number
+                && !is_held
                 && !file.is_short
                 && file.len == options.segment_size_bytes
                 && reusable.len() < DEAD_MAX

@@ -1,6 +1,7 @@
 //! Several lives of a log in one process, on the real file system: what was read in one holds in the
 //! next, no file stays open behind one, and another log's segments are not taken for its own.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -83,6 +84,42 @@ fn slices_outlive_the_log_that_gave_them() {
             log.close().expect("it closes");
         }
     }
+}
+
+#[test]
+fn what_is_held_of_a_segment_found_dead_by_an_open_is_not_written_over() {
+    let (dir, aside) = (tempfile::tempdir(), tempfile::tempdir());
+    let (dir, aside) = (dir.expect("a directory"), aside.expect("a directory"));
+    let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::new());
+    let log = open(&vfs, dir.path());
+    append(&log, 1..=6, 1, true);
+    let held = read(&log.reader(), 6);
+    let lane = dir.path().join("log/0");
+    let segments: Vec<_> = std::fs::read_dir(&lane).expect("it is there").collect();
+    for segment in segments {
+        let segment = segment.expect("it is there");
+        let kept = aside.path().join(segment.file_name());
+        std::fs::hard_link(segment.path(), kept).expect("linked");
+    }
+    append(&log, 7..=20, 2, false);
+    log.close().expect("it closes");
+    // As a process leaves them that died before it removed what was released.
+    let mut dead = 0;
+    for kept in std::fs::read_dir(aside.path()).expect("it is there") {
+        let kept = kept.expect("it is there");
+        if kept.metadata().expect("it is there").nlink() == 1 {
+            std::fs::rename(kept.path(), lane.join(kept.file_name())).expect("renamed");
+            dead += 1;
+        }
+    }
+    assert!(dead > 0, "some died, and were held");
+    let log = open(&vfs, dir.path());
+    append(&log, 21..=60, 3, false);
+    for batch in &held {
+        let holds = |payload: &[u8]| payload.iter().all(|byte| *byte == 1);
+        assert!(batch.iter().map(|entry| entry.payload()).all(holds));
+    }
+    log.close().expect("it closes");
 }
 
 #[test]
