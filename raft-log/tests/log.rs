@@ -19,6 +19,8 @@ mod golden;
 mod gone;
 #[path = "log/held.rs"]
 mod held;
+#[path = "log/lanes.rs"]
+mod lanes;
 #[path = "log/large.rs"]
 mod large;
 #[path = "log/leftovers.rs"]
@@ -37,6 +39,8 @@ mod space;
 mod split;
 #[path = "log/tail.rs"]
 mod tail;
+#[path = "log/tracked.rs"]
+mod tracked;
 #[path = "log/votes.rs"]
 mod votes;
 #[path = "log/votes_full.rs"]

@@ -1,163 +1,536 @@
-//! Many lives of one log against a map: random operations, crashes and errors.
+//! Many lives of one log against a map: random operations, crashes and errors, on one lane and on
+//! two, read back in every way there is.
 
-use std::io::ErrorKind;
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
 
-use raft_log::vfs::Fault;
-use raft_log::{LaneOptions, LogError};
+use raft_log::vfs::{Fault, ReadMode, SimVfs, StdVfs, Vfs};
+use raft_log::{Lane, LaneOptions, LogError, LogReader, Progress, Submission};
+use raft_proto::{Index, Time};
 
+use crate::lanes::OfLane;
 use crate::record;
-use crate::workload::{Driven, Model, Rng, Workload, agrees, disk, open, options, seen_all};
+use crate::tracked::Tracks;
+use crate::workload::{DATA, Key, Model, ModelReplica, Rng, Workload, disk, options, seen_all};
+
+/// As the system says them.
+const FAULTS: [(&str, Fault); 5] = [
+    ("EIO", Fault::Errno(5)),
+    ("ENOSPC", Fault::Errno(28)),
+    ("EMFILE", Fault::Errno(24)),
+    ("EINTR", Fault::Errno(4)),
+    ("short count", Fault::Short),
+];
+
+/// How often what happened.
+#[derive(Debug, Default)]
+struct Tally(BTreeMap<&'static str, u64>);
+
+impl Tally {
+    fn add(&mut self, what: &'static str, count: u64) {
+        *self.0.entry(what).or_default() += count;
+    }
+
+    fn of(&self, what: &str) -> u64 {
+        self.0.get(what).copied().unwrap_or_default()
+    }
+
+    /// Sums of all that is named.
+    fn sum(&self, names: &[&str]) -> u64 {
+        names.iter().map(|name| self.of(name)).sum()
+    }
+
+    /// Fails on what never happened.
+    fn demand(&self, names: &[&str]) {
+        for name in names {
+            assert!(self.of(name) > 0, "no {name}: {self:?}");
+        }
+    }
+
+    /// What a submission asks of a replica.
+    fn operations(&mut self, submission: &Submission, before: Option<&ModelReplica>) {
+        let blank = ModelReplica::blank();
+        let before = before.unwrap_or(&blank);
+        let state = submission.hard_state;
+        self.add(
+            "votes",
+            u64::from(state.is_some_and(|it| it.vote.is_some())),
+        );
+        let commits = state.is_some_and(|it| it.commit > before.hard_state.commit);
+        self.add("commits", u64::from(commits));
+        let is_over = |batch: &raft_proto::Batch| batch.first().index <= before.last.index;
+        let restarts = submission.restart_after.is_some();
+        let overwrites = !restarts && submission.entries.first().is_some_and(is_over);
+        self.add("overwrites", u64::from(overwrites));
+        let appends = submission.entries.len() - usize::from(overwrites);
+        self.add("appends", u64::try_from(appends).expect("small"));
+        self.add("restarts behind a snapshot", u64::from(restarts));
+        self.add("snapshots", u64::from(submission.snapshots.is_some()));
+        let compacts = submission.compact_before.is_some();
+        self.add("compactions", u64::from(compacts));
+        self.add("removals", u64::from(submission.tombstone));
+        let is_second = submission.replica.get() % 10 > 0;
+        let is_new = submission.submission == 1;
+        self.add("creations after a removal", u64::from(is_second && is_new));
+    }
+}
+
+const OPERATIONS: [&str; 9] = [
+    "votes",
+    "commits",
+    "overwrites",
+    "appends",
+    "restarts behind a snapshot",
+    "snapshots",
+    "compactions",
+    "removals",
+    "creations after a removal",
+];
+const READS: [&str; 4] = ["entries read", "entries iterated", "terms", "terms before"];
+
+/// One lane in use.
+struct Used {
+    lane: Lane,
+    workload: Workload,
+    tracks: Tracks,
+}
+
+/// Lanes of one directory, in use at a time.
+struct World {
+    /// The simulated disk, if it is one.
+    disk: Option<Arc<SimVfs>>,
+    lanes: Vec<Used>,
+    now: Time,
+}
+
+/// The vfs of each lane.
+fn each_lane(disk: &Arc<SimVfs>, lanes: usize) -> Vec<Arc<dyn Vfs>> {
+    let all = OfLane::all(disk, lanes).into_iter();
+    all.map(|vfs| -> Arc<dyn Vfs> { vfs }).collect()
+}
+
+fn of_lane(options: &LaneOptions, lane: usize) -> LaneOptions {
+    LaneOptions {
+        lane: u16::try_from(lane).expect("few"),
+        ..options.clone()
+    }
+}
+
+impl World {
+    /// Opens all lanes and holds what they found against what is known.
+    fn open(
+        vfs: &[Arc<dyn Vfs>],
+        dir: &Path,
+        options: &LaneOptions,
+        known: Vec<(Workload, Tracks)>,
+        what: &str,
+    ) -> Result<(Self, Vec<Model>), (LogError, Vec<(Workload, Tracks)>)> {
+        let mut opened = Vec::new();
+        for (at, vfs) in vfs.iter().enumerate() {
+            match Lane::open(Arc::clone(vfs), dir, of_lane(options, at)) {
+                Ok(lane) => opened.push(lane),
+                Err(error) => return Err((error, known)),
+            }
+        }
+        let (mut lanes, mut models) = (Vec::new(), Vec::new());
+        for ((lane, recovery), (mut workload, tracks)) in opened.into_iter().zip(known) {
+            let report = &recovery.report;
+            let is_sound = report.damaged.is_empty() && report.missing.is_empty();
+            assert!(is_sound, "{what}: no crash is damage: {report:?}");
+            let found = seen_all(&lane, &recovery).expect("it reads");
+            tracks.check(&found, what);
+            workload.resume(found.clone());
+            let tracks = Tracks::new(&found);
+            models.push(found);
+            lanes.push(Used {
+                lane,
+                workload,
+                tracks,
+            });
+        }
+        let world = Self {
+            disk: None,
+            lanes,
+            now: Time(0),
+        };
+        Ok((world, models))
+    }
+
+    /// One poll of each lane, and on to the next moment at which something happens.
+    fn step(&mut self) {
+        let mut next: Option<Time> = None;
+        let mut is_busy = false;
+        for used in &mut self.lanes {
+            match used.lane.poll(self.now) {
+                Progress::More => is_busy = true,
+                Progress::Idle { until } => next = [next, until].into_iter().flatten().min(),
+            }
+        }
+        if is_busy {
+            return;
+        }
+        match &self.disk {
+            Some(disk) => {
+                let due = disk.next_completion_time();
+                let next = [next, due].into_iter().flatten().min();
+                self.now = self.now.max(next.unwrap_or(self.now));
+                disk.set_now(self.now);
+            }
+            None => {
+                self.now = self.now.plus_nanos(1_000_000);
+                std::thread::yield_now();
+            }
+        }
+    }
+
+    /// Takes what has ended.
+    fn take(&mut self) {
+        for used in &mut self.lanes {
+            for done in used.lane.take_completions() {
+                used.tracks.complete(&done);
+            }
+        }
+    }
+
+    /// Until all that was submitted has ended, or nothing more can for now. Whether it has.
+    fn settle(&mut self) -> bool {
+        for _ in 0..2_000 {
+            self.step();
+            self.take();
+            if self.lanes.iter().all(|used| used.tracks.is_settled()) {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// A submission to one of the lanes. `false`: it is latched.
+    fn submit(&mut self, at: usize, options: &LaneOptions, tally: &mut Tally, what: &str) -> bool {
+        let used = &mut self.lanes[at];
+        let before = used.workload.model.clone();
+        let is_full = used.lane.reader().space().is_full();
+        let submission = used.workload.draw();
+        used.tracks.submit(&submission, options);
+        let copy = submission.clone();
+        match used.lane.submit(submission) {
+            Ok(()) => {
+                let key = (copy.group, copy.replica);
+                tally.operations(&copy, before.replicas.get(&key));
+                tally.add("taken on a full disk", u64::from(is_full));
+                true
+            }
+            Err(LogError::Latched(_)) => {
+                used.tracks.refuse(&copy, options);
+                used.workload.model = before;
+                false
+            }
+            Err(LogError::StorageFull) => {
+                tally.add("refused on a full disk", 1);
+                used.tracks.refuse(&copy, options);
+                used.workload.model = before;
+                true
+            }
+            Err(error) => panic!("{what}: {error}"),
+        }
+    }
+
+    /// Reads all that is durable, in every way there is, when nothing else is on its way.
+    fn check_reads(&self, rng: &mut Rng, tally: &mut Tally, what: &str) {
+        for used in self
+            .lanes
+            .iter()
+            .filter(|used| used.tracks.is_acknowledged())
+        {
+            let reader = used.lane.reader();
+            for (key, replica) in &used.tracks.newest().replicas {
+                match check_replica(&reader, *key, replica, rng, tally, what) {
+                    Ok(()) => {}
+                    // The call that was to fail.
+                    Err(LogError::Io(_)) => tally.add("reads that failed", 1),
+                    Err(error) => panic!("{what}: {key:?}: {error}"),
+                }
+            }
+        }
+    }
+
+    /// Ends the life. A clean close makes all durable that was submitted.
+    fn end(self, is_clean: bool, tally: &mut Tally) -> Vec<(Workload, Tracks)> {
+        let mut known = Vec::new();
+        for mut used in self.lanes {
+            tally.add("bytes of laggards moved", used.lane.stats().moved_bytes);
+            if is_clean {
+                for done in used.lane.take_completions() {
+                    used.tracks.complete(&done);
+                }
+                if used.lane.close().is_ok() {
+                    tally.add("clean closes", 1);
+                    used.tracks.acknowledge_all();
+                }
+            }
+            known.push((used.workload, used.tracks));
+        }
+        known
+    }
+}
+
+fn check_replica(
+    reader: &LogReader,
+    key: Key,
+    replica: &ModelReplica,
+    rng: &mut Rng,
+    tally: &mut Tally,
+    what: &str,
+) -> Result<(), LogError> {
+    let ends = replica.entries.keys().next().copied();
+    let Some((first, last)) = ends.zip(replica.entries.keys().next_back().copied()) else {
+        assert_eq!(reader.range(key.0, key.1), None, "{what}: {key:?}");
+        return Ok(());
+    };
+    assert_eq!(
+        reader.range(key.0, key.1),
+        Some((first, last)),
+        "{what}: {key:?}"
+    );
+    let mut want = replica.entries.iter();
+    let mut check = |entry: raft_proto::EntryRef<'_>| {
+        let (index, (term, payload)) = want.next().expect("no more than there are");
+        let found = (entry.index(), entry.term(), entry.payload());
+        assert!(found == (*index, *term, &payload[..]), "{what}: {key:?}");
+    };
+    if rng.one_in(2) {
+        let bytes_max = [1, 3_000, usize::MAX][usize::try_from(rng.below(3)).expect("small")];
+        let mut next = first;
+        while next <= last {
+            let batches = reader.entries(key.0, key.1, next, last, bytes_max)?;
+            for entry in batches.iter().flatten() {
+                check(entry);
+                next = entry.index().next();
+                tally.add("entries read", 1);
+            }
+        }
+    } else {
+        for batch in reader.batches(key.0, key.1, first, last) {
+            for entry in &batch? {
+                check(entry);
+                tally.add("entries iterated", 1);
+            }
+        }
+    }
+    assert_eq!(want.next(), None, "{what}: {key:?}: all of them");
+    for (index, (term, _)) in &replica.entries {
+        assert_eq!(reader.term(key.0, key.1, *index), Some(*term), "{what}");
+        tally.add("terms", 1);
+    }
+    // Of the one before the first the term is known where that was held once.
+    let before = first.previous().unwrap_or(Index::ZERO);
+    let known = reader.term(key.0, key.1, before);
+    tally.add("terms before", u64::from(known.is_some()));
+    assert_eq!(reader.term(key.0, key.1, last.next()), None, "{what}");
+    Ok(())
+}
+
+fn blank_lanes(seed: u64, lanes: usize, payload_max: u64) -> Vec<(Workload, Tracks)> {
+    let one = |at: usize| {
+        let at = u64::try_from(at).expect("few");
+        let mut workload = Workload::new(seed ^ at << 32, 4, payload_max);
+        // The second lane always has a laggard, the first now and then.
+        workload.has_laggard = at == 1 || seed % 4 == 1;
+        workload.has_tombstones = true;
+        workload.has_split = true;
+        (workload, Tracks::default())
+    };
+    (0..lanes).map(one).collect()
+}
+
+fn drawn_options(seed: u64) -> LaneOptions {
+    let small = |number: u64| usize::try_from(number).expect("small");
+    LaneOptions {
+        collect_bytes_max: 4 << 10,
+        spare_segments: 1 + small(seed % 3),
+        verify_all: seed.is_multiple_of(2),
+        tail_cache_bytes_max: [0, 16 << 10, 1 << 20][small(seed / 3 % 3)],
+        ..options()
+    }
+}
 
 #[test]
 fn fault_29_many_lives_lose_nothing_acknowledged() {
     const SEEDS: u64 = 300;
-    let (mut lives, mut moved_bytes) = (0, 0);
+    let mut tally = Tally::default();
     for seed in 0..SEEDS {
-        let (own, moved) = live(seed);
-        lives += own;
-        moved_bytes += moved;
+        live(seed, &mut tally);
     }
-    assert!(
-        moved_bytes > 100_000,
-        "laggards are moved: {moved_bytes} bytes"
-    );
     record("log lives against a map", "seeds", SEEDS);
-    assert!(lives > SEEDS * 4, "{lives} lives");
+    let suite = "log operations against a map";
+    record(suite, "operations", tally.sum(&OPERATIONS));
+    record(suite, "crashes", tally.sum(&["crashes", "kills"]));
+    tally.demand(&OPERATIONS);
+    tally.demand(&READS);
+    tally.demand(&FAULTS.map(|(name, _)| name));
+    tally.demand(&[
+        "taken on a full disk",
+        "refused on a full disk",
+        "bytes of laggards moved",
+        "clean closes",
+        "crashes",
+        "kills",
+        "opens that failed",
+        "lives of two lanes",
+        "lives with a tail cache",
+        "lives without a tail cache",
+        "lives that latched",
+    ]);
+    assert!(tally.of("lives") > SEEDS * 4, "{tally:?}");
+    assert!(tally.of("bytes of laggards moved") > 100_000, "{tally:?}");
 }
 
-/// The lives of one log: how many there were, and how many bytes of laggards were moved in them.
-fn live(seed: u64) -> (u64, u64) {
+/// The lives of one log on the simulated disk.
+fn live(seed: u64, tally: &mut Tally) {
     let mut rng = Rng(seed);
-    let options = LaneOptions {
-        collect_bytes_max: 4 << 10,
-        spare_segments: 1 + usize::try_from(seed % 3).expect("small"),
-        verify_all: seed.is_multiple_of(2),
-        tail_cache_bytes_max: [0, 16 << 10, 1 << 20][usize::try_from(seed / 3 % 3).expect("small")],
-        ..options()
-    };
+    let options = drawn_options(seed);
     let disk = disk(seed);
-    let mut model = Model::default();
-    let (mut lives, mut moved_bytes) = (0, 0);
-    let has_laggard = seed % 4 == 1;
+    let lanes = 1 + usize::from(seed % 3 == 2);
+    let payload_max = [30, 500, 5_000][usize::try_from(rng.below(3)).expect("small")];
+    let mut known = blank_lanes(seed, lanes, payload_max);
     for life in 0..8 {
         let what = format!("seed {seed} life {life}");
-        let Some((mut driven, recovery)) = opened(&disk, &options, &mut rng) else {
-            // An open that failed is done again.
-            disk.crash();
-            continue;
-        };
-        lives += 1;
-        assert!(recovery.report.damaged.is_empty(), "{what}: {recovery:?}");
-        let found = seen_all(&driven.lane, &recovery).expect("it reads");
-        assert!(agrees(&found, &model), "{what}: {found:#?}\nnot {model:#?}");
-        let payload_max = [30, 500, 5_000][usize::try_from(rng.below(3)).expect("small")];
-        let payload_max = if has_laggard { 5_000 } else { payload_max };
-        let mut workload = Workload::new(rng.next(), 4, payload_max);
-        workload.has_laggard = has_laggard;
-        workload.resume(found);
-        let mut models = vec![workload.model.clone()];
-        let mut acknowledged = 0;
-        if rng.one_in(3) {
-            let call = disk.calls() + 1 + rng.below(150);
-            disk.fault_at(call, Fault::Error(ErrorKind::Other));
+        if rng.one_in(4) {
+            let (_, fault) = FAULTS[usize::try_from(rng.below(5)).expect("small")];
+            disk.fault_at(disk.calls() + 1 + rng.below(30), fault);
         }
-        let mut count = 0;
-        let rounds = if has_laggard { 90 } else { 40 };
-        'life: for _ in 0..rng.below(rounds) {
-            for _ in 0..1 + rng.below(3) {
-                let submission = workload.draw();
-                models.push(workload.model.clone());
-                match driven.lane.submit(submission) {
-                    Ok(()) => {}
-                    Err(LogError::Latched(_)) => break 'life,
-                    Err(error) => panic!("{what}: {error}"),
-                }
-            }
-            for _ in 0..rng.below(12) {
-                driven.step();
-                for done in driven.lane.take_completions() {
-                    count += usize::from(done.result.is_ok());
-                }
-            }
-            // Completions come in the order of submission, over all replicas.
-            acknowledged = count;
-            if rng.one_in(8) {
-                count += driven
-                    .settle()
-                    .iter()
-                    .filter(|done| done.result.is_ok())
-                    .count();
-                acknowledged = count;
-                if count == models.len() - 1 {
-                    check_live(&driven, &models[count], &what);
-                }
-            }
-        }
-        moved_bytes += driven.lane.stats().moved_bytes;
-        let is_clean = rng.one_in(4);
-        if is_clean && driven.lane.close().is_ok() {
-            acknowledged = models.len() - 1;
-        }
+        let vfs = each_lane(&disk, lanes);
+        let opened = World::open(&vfs, DATA.as_ref(), &options, known, &what);
         disk.fault_at(u64::MAX, Fault::Short);
-        disk.crash();
-        let (lane, recovery) = open(&disk, &options).expect("it opens");
-        let found = seen_all(&lane, &recovery).expect("it reads");
-        let at = (acknowledged..models.len()).find(|&at| agrees(&found, &models[at]));
-        let at = at.unwrap_or_else(|| panic!("{what}: {acknowledged} acknowledged: {found:#?}"));
-        model = models[at].clone();
-        drop(lane);
-        disk.crash();
-    }
-    (lives, moved_bytes)
-}
-
-/// What is durable is read as it was written, from the cache of the tail or from the disk.
-fn check_live(driven: &Driven, model: &Model, what: &str) {
-    let reader = driven.lane.reader();
-    for (key, replica) in &model.replicas {
-        let mut found = Vec::new();
-        let ends = replica
-            .entries
-            .keys()
-            .next()
-            .zip(replica.entries.keys().next_back());
-        if let Some((&first, &last)) = ends {
-            let mut next = first;
-            while next <= last {
-                let batches = reader.entries(key.0, key.1, next, last, 3_000);
-                let batches = match batches {
-                    // The call that was to fail.
-                    Err(LogError::Io(_)) => return,
-                    batches => batches.unwrap_or_else(|error| panic!("{what}: {error}")),
-                };
-                for entry in batches.iter().flatten() {
-                    found.push((entry.index(), entry.term(), entry.payload().to_vec()));
-                    next = entry.index().next();
-                }
+        let mut world = match opened {
+            Ok((world, _)) => world,
+            Err((error, before)) => {
+                // An open that failed is done again.
+                let is_damage = matches!(error, LogError::Damaged { .. });
+                assert!(!is_damage, "{what}: {error}");
+                tally.add("opens that failed", 1);
+                disk.set_capacity(None);
+                end_life(&disk, &mut rng, tally);
+                known = before;
+                continue;
             }
+        };
+        world.disk = Some(Arc::clone(&disk));
+        tally.add("lives", 1);
+        tally.add("lives of two lanes", u64::from(lanes == 2));
+        let has_cache = options.tail_cache_bytes_max > 0;
+        tally.add("lives with a tail cache", u64::from(has_cache));
+        tally.add("lives without a tail cache", u64::from(!has_cache));
+        let mut failing = None;
+        if rng.one_in(3) {
+            let (name, fault) = FAULTS[usize::try_from(rng.below(5)).expect("small")];
+            let call = disk.calls() + 1 + rng.below(150);
+            disk.fault_at(call, fault);
+            failing = Some((name, call));
         }
-        let want = replica.entries.iter();
-        let want = want.map(|(index, (term, payload))| (*index, *term, payload.to_vec()));
-        assert!(found == want.collect::<Vec<_>>(), "{what}: {key:?}");
+        let is_latched = !use_it(&mut world, &disk, &options, &mut rng, tally, &what);
+        tally.add("lives that latched", u64::from(is_latched));
+        if let Some((name, _)) = failing.filter(|(_, call)| *call <= disk.calls()) {
+            tally.add(name, 1);
+        }
+        let is_clean = rng.one_in(4);
+        known = world.end(is_clean, tally);
+        disk.fault_at(u64::MAX, Fault::Short);
+        if rng.one_in(2) {
+            disk.set_capacity(None);
+        }
+        end_life(&disk, &mut rng, tally);
+    }
+    // The last word.
+    disk.set_capacity(None);
+    let vfs = each_lane(&disk, lanes);
+    let what = format!("seed {seed} at the end");
+    let opened = World::open(&vfs, DATA.as_ref(), &options, known, &what);
+    drop(opened.unwrap_or_else(|(error, _)| panic!("{what}: {error}")));
+}
+
+/// The process alone is gone, or the power.
+fn end_life(disk: &SimVfs, rng: &mut Rng, tally: &mut Tally) {
+    if rng.one_in(3) {
+        disk.kill_process();
+        tally.add("kills", 1);
+    } else {
+        disk.crash();
+        tally.add("crashes", 1);
     }
 }
 
-fn opened(
-    disk: &std::sync::Arc<raft_log::vfs::SimVfs>,
+/// One life: submissions, and a full disk now and then. `false`: a lane latched.
+fn use_it(
+    world: &mut World,
+    disk: &SimVfs,
     options: &LaneOptions,
     rng: &mut Rng,
-) -> Option<(Driven, raft_log::Recovery)> {
-    if rng.one_in(4) {
-        let call = disk.calls() + 1 + rng.below(30);
-        disk.fault_at(call, Fault::Error(ErrorKind::Other));
+    tally: &mut Tally,
+    what: &str,
+) -> bool {
+    let has_laggard = world.lanes.iter().any(|used| used.workload.has_laggard);
+    for round in 0..rng.below(if has_laggard { 90 } else { 40 }) {
+        if rng.one_in(30) {
+            disk.set_capacity(Some(disk.used_bytes() + rng.below(2) * (64 << 10)));
+        }
+        if rng.one_in(30) {
+            disk.set_capacity(None);
+        }
+        for _ in 0..1 + rng.below(3) {
+            let at = usize::try_from(round).expect("small") % world.lanes.len();
+            if !world.submit(at, options, tally, what) {
+                return false;
+            }
+        }
+        for _ in 0..rng.below(12) {
+            world.step();
+            world.take();
+        }
+        if rng.one_in(8) && world.settle() {
+            world.check_reads(rng, tally, what);
+        }
     }
-    let opened = open(disk, options).ok();
-    disk.fault_at(u64::MAX, Fault::Short);
-    let (lane, recovery) = opened?;
-    let driven = Driven {
-        vfs: std::sync::Arc::clone(disk),
-        lane,
-        now: raft_proto::Time(0),
-    };
-    Some((driven, recovery))
+    true
+}
+
+/// The same on a real file system, read over maps and by `pread`, from the cache of the tail and
+/// without: each life ends with a close, or in the middle.
+#[test]
+fn lives_on_a_real_file_system_are_read_back_in_every_mode() {
+    let mut tally = Tally::default();
+    for seed in 0..12 {
+        let mut rng = Rng(seed);
+        let mode = [ReadMode::Map, ReadMode::Pread][usize::from(seed % 2 == 1)];
+        let options = drawn_options(seed);
+        let dir = tempfile::tempdir().expect("a directory");
+        let lanes = 1 + usize::from(seed % 3 == 2);
+        let mut known = blank_lanes(seed, lanes, 5_000);
+        for life in 0..4 {
+            let what = format!("seed {seed} life {life} {mode:?}");
+            let vfs =
+                (0..lanes).map(|_| -> Arc<dyn Vfs> { Arc::new(StdVfs::with_read_mode(mode)) });
+            let vfs: Vec<_> = vfs.collect();
+            let opened = World::open(&vfs, dir.path(), &options, known, &what);
+            let (mut world, _) = opened.unwrap_or_else(|(error, _)| panic!("{what}: {error}"));
+            for round in 0..60 {
+                let at = round % lanes;
+                assert!(world.submit(at, &options, &mut tally, &what), "{what}");
+                world.step();
+                world.take();
+                if rng.one_in(6) {
+                    while !world.settle() {}
+                    world.check_reads(&mut rng, &mut tally, &what);
+                }
+            }
+            let name = ["lives over maps", "lives by pread"][usize::from(mode == ReadMode::Pread)];
+            tally.add(name, 1);
+            known = world.end(life % 2 == 0, &mut tally);
+        }
+    }
+    tally.demand(&OPERATIONS);
+    tally.demand(&READS);
+    tally.demand(&["lives over maps", "lives by pread", "clean closes"]);
+    let suite = "log operations on a real file system";
+    record(suite, "operations", tally.sum(&OPERATIONS));
 }

@@ -20,7 +20,12 @@ pub type Key = (GroupId, ReplicaId);
 pub const DATA: &str = "/data";
 
 pub fn key(group: u64) -> Key {
-    let replica = ReplicaId::new(group * 10).expect("not 0");
+    life(group, 0)
+}
+
+/// The replica of a group that comes after so many that are gone.
+fn life(group: u64, before: u64) -> Key {
+    let replica = ReplicaId::new(group * 10 + before).expect("not 0");
     (GroupId::new(group).expect("not 0"), replica)
 }
 
@@ -47,7 +52,7 @@ impl Rng {
 }
 
 /// A replica as it ought to be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct ModelReplica {
     pub hard_state: HardState,
     pub first: Index,
@@ -64,53 +69,120 @@ pub struct Model {
     pub replicas: BTreeMap<Key, ModelReplica>,
 }
 
+/// On a line, the entries by term and length alone.
+impl std::fmt::Debug for ModelReplica {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let entries = self.entries.iter();
+        let entries: Vec<String> = entries
+            .map(|(index, (term, payload))| format!("{index}@{term}:{}", payload.len()))
+            .collect();
+        let snapshots: Vec<EntryId> = self.snapshots.iter().map(|it| it.id).collect();
+        let (first, last, state) = (self.first, self.last, self.hard_state);
+        write!(
+            f,
+            "gone {} first {first} last {last} {state:?} snapshots {snapshots:?} memberships {:?} \
+             entries {entries:?}",
+            self.is_gone, self.membership_entries,
+        )
+    }
+}
+
+impl ModelReplica {
+    /// One of which nothing is known.
+    pub fn blank() -> Self {
+        Self {
+            first: Index::new(1),
+            ..Self::default()
+        }
+    }
+
+    pub fn apply(&mut self, submission: &Submission) {
+        self.begin(submission);
+        for batch in &submission.entries {
+            self.append(batch);
+        }
+        self.end(submission);
+    }
+
+    /// What a crash may leave of a submission that takes several records, but for all or nothing of
+    /// it: term and vote come first, then the batches, the commit index last.
+    pub fn parts(&self, submission: &Submission) -> Vec<Self> {
+        let mut part = self.clone();
+        let commit = self.hard_state.commit;
+        part.begin(submission);
+        part.hard_state.commit = commit.min(part.hard_state.commit);
+        let mut parts = vec![part.clone()];
+        for batch in &submission.entries {
+            part.append(batch);
+            parts.push(part.clone());
+        }
+        parts
+    }
+
+    fn begin(&mut self, submission: &Submission) {
+        if let Some(id) = submission.restart_after {
+            self.entries.clear();
+            self.membership_entries.clear();
+            self.first = id.index.next();
+            self.last = id;
+        }
+        if let Some(hard_state) = submission.hard_state {
+            self.hard_state = hard_state;
+        }
+        if let Some(snapshots) = &submission.snapshots {
+            self.snapshots.clone_from(&snapshots.retained);
+        }
+    }
+
+    fn append(&mut self, batch: &Batch) {
+        let first = batch.first().index;
+        self.entries.split_off(&first);
+        self.membership_entries.retain(|&index| index < first);
+        for entry in batch {
+            let payload = Bytes::copy_from_slice(entry.payload());
+            self.entries.insert(entry.index(), (entry.term(), payload));
+            if entry.kind().is_membership() {
+                self.membership_entries.push(entry.index());
+            }
+        }
+        self.last = batch.last();
+    }
+
+    fn end(&mut self, submission: &Submission) {
+        if let Some(index) = submission.compact_before {
+            self.compact(index);
+        }
+        if submission.tombstone {
+            self.is_gone = true;
+            self.entries.clear();
+        }
+    }
+
+    pub fn compact(&mut self, before: Index) {
+        self.first = self.first.max(before);
+        self.entries = self.entries.split_off(&self.first);
+        self.membership_entries.retain(|&entry| entry >= self.first);
+    }
+
+    pub fn term_and_vote(&self) -> (Term, Option<ReplicaId>) {
+        (self.hard_state.term, self.hard_state.vote)
+    }
+}
+
 impl Model {
     pub fn apply(&mut self, submission: &Submission) {
         let key = (submission.group, submission.replica);
-        let replica = self.replicas.entry(key).or_insert_with(|| ModelReplica {
-            first: Index::new(1),
-            ..ModelReplica::default()
-        });
-        if let Some(id) = submission.restart_after {
-            replica.entries.clear();
-            replica.membership_entries.clear();
-            replica.first = id.index.next();
-            replica.last = id;
-        }
-        if let Some(hard_state) = submission.hard_state {
-            replica.hard_state = hard_state;
-        }
-        if let Some(snapshots) = &submission.snapshots {
-            replica.snapshots.clone_from(&snapshots.retained);
-        }
-        for batch in &submission.entries {
-            replica.entries.split_off(&batch.first().index);
-            replica
-                .membership_entries
-                .retain(|&index| index < batch.first().index);
-            for entry in batch {
-                let payload = Bytes::copy_from_slice(entry.payload());
-                replica
-                    .entries
-                    .insert(entry.index(), (entry.term(), payload));
-                if entry.kind().is_membership() {
-                    replica.membership_entries.push(entry.index());
-                }
-            }
-            replica.last = batch.last();
-        }
-        if let Some(index) = submission.compact_before {
-            replica.first = replica.first.max(index);
-            replica.entries = replica.entries.split_off(&replica.first);
-            replica
-                .membership_entries
-                .retain(|&entry| entry >= replica.first);
-        }
-        if submission.tombstone {
-            replica.is_gone = true;
-            replica.entries.clear();
-        }
+        let replica = self.replicas.entry(key);
+        replica
+            .or_insert_with(ModelReplica::blank)
+            .apply(submission);
     }
+}
+
+/// Whether a submission is over the bound of a record, and may take several.
+pub fn is_split(submission: &Submission, options: &LaneOptions) -> bool {
+    let items = submission.entries.len() * 128;
+    submission.entries_bytes() + items > options.record_bytes_max
 }
 
 /// Draws submissions that make sense.
@@ -124,6 +196,8 @@ pub struct Workload {
     pub model: Model,
     numbers: BTreeMap<Key, u64>,
     pub has_tombstones: bool,
+    /// Some submissions are larger than a record.
+    pub has_split: bool,
     /// The first group appends a little and never compacts; the others keep next to nothing.
     pub has_laggard: bool,
 }
@@ -137,13 +211,25 @@ impl Workload {
             model: Model::default(),
             numbers: BTreeMap::new(),
             has_tombstones: false,
+            has_split: false,
             has_laggard: false,
         }
     }
 
-    /// Goes on from what a recovery found.
-    pub fn resume(&mut self, model: Model) {
+    /// Goes on from what a recovery found. Who is gone stays so, though the log forgets its name.
+    pub fn resume(&mut self, mut model: Model) {
+        let known = std::mem::take(&mut self.model).replicas.into_iter();
+        for (key, replica) in known.filter(|(_, replica)| replica.is_gone) {
+            model.replicas.entry(key).or_insert(replica);
+        }
         self.model = model;
+    }
+
+    /// The replica of a group: a new one when the last is gone.
+    fn living(&self, group: u64) -> Key {
+        let is_gone = |key: &Key| self.model.replicas.get(key).is_some_and(|it| it.is_gone);
+        let mut lives = (0..).map(|before| life(group, before));
+        lives.find(|key| !is_gone(key)).expect("there are many")
     }
 
     /// Submissions that leave much garbage and a few live entries in each segment.
@@ -154,7 +240,7 @@ impl Workload {
         } else {
             2 + self.rng.below(self.groups - 1)
         };
-        let key = key(group);
+        let key = self.living(group);
         let replica = self.model.replicas.get(&key).cloned().unwrap_or_default();
         let number = self.numbers.entry(key).or_default();
         *number += 1;
@@ -180,18 +266,12 @@ impl Workload {
             return self.draw_turnover();
         }
         let group = 1 + self.rng.below(self.groups);
-        let key = key(group);
+        let key = self.living(group);
         let replica = self.model.replicas.get(&key).cloned();
-        let replica = replica.unwrap_or_else(|| ModelReplica {
-            first: Index::new(1),
-            ..ModelReplica::default()
-        });
+        let replica = replica.unwrap_or_else(ModelReplica::blank);
         let number = self.numbers.entry(key).or_default();
         *number += 1;
         let mut submission = Submission::new(key.0, key.1, *number);
-        if replica.is_gone {
-            return submission;
-        }
         let mut hard_state = replica.hard_state;
         let last = replica.last;
         match self.rng.below(20) {
@@ -230,7 +310,16 @@ impl Workload {
                 submission.restart_after = Some(id);
                 submission.snapshots = Some(snapshots(id));
             }
-            18 if self.has_tombstones && self.rng.one_in(4) => submission.tombstone = true,
+            18 if self.has_tombstones && self.rng.one_in(2) => submission.tombstone = true,
+            19 if self.has_split => {
+                let mut from = last.index.next();
+                for _ in 0..2 + self.rng.below(6) {
+                    self.append(&mut submission, from, &mut hard_state);
+                    let last = submission.entries.last().expect("just appended").last();
+                    hard_state.commit = last.index;
+                    from = last.index.next();
+                }
+            }
             _ => {
                 self.append(&mut submission, last.index.next(), &mut hard_state);
                 let from = submission.entries[0].last().index.next();
@@ -434,23 +523,26 @@ pub fn agrees(found: &Model, model: &Model) -> bool {
     let mut keys: Vec<&Key> = found.replicas.keys().chain(model.replicas.keys()).collect();
     keys.sort_unstable();
     keys.dedup();
+    let blank = ModelReplica::blank();
     keys.into_iter().all(|key| {
-        let blank = ModelReplica {
-            first: Index::new(1),
-            ..ModelReplica::default()
-        };
-        // The name of one that is gone is forgotten some time.
-        let is_unknown = !found.replicas.contains_key(key);
-        let found = found.replicas.get(key).unwrap_or(&blank);
         let model = model.replicas.get(key).unwrap_or(&blank);
-        if model.is_gone || found.is_gone {
-            return model.is_gone && (found.is_gone || is_unknown);
-        }
-        found.first == model.first
-            && found.last == model.last
-            && found.hard_state.commit == model.hard_state.commit
-            && found.entries == model.entries
-            && found.snapshots == model.snapshots
-            && found.membership_entries == model.membership_entries
+        replica_agrees(found.replicas.get(key), model)
     })
+}
+
+/// The same of one replica; `None` if the log does not know it.
+pub fn replica_agrees(found: Option<&ModelReplica>, model: &ModelReplica) -> bool {
+    let blank = ModelReplica::blank();
+    // The name of one that is gone is forgotten some time.
+    let is_unknown = found.is_none();
+    let found = found.unwrap_or(&blank);
+    if model.is_gone || found.is_gone {
+        return model.is_gone && (found.is_gone || is_unknown);
+    }
+    found.first == model.first
+        && found.last == model.last
+        && found.hard_state.commit == model.hard_state.commit
+        && found.entries == model.entries
+        && found.snapshots == model.snapshots
+        && found.membership_entries == model.membership_entries
 }
