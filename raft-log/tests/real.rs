@@ -558,6 +558,21 @@ fn records(content: &[u8]) -> Vec<(usize, u8, u64, u64)> {
     found
 }
 
+/// Who drives the lane, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Driver {
+    /// Whoever submits polls, one submission at a time.
+    Inline,
+    /// The same, and the burst ends: a watermark record is last.
+    BurstEnd,
+    /// A thread, for one submitter.
+    Thread,
+    /// A thread; the next record is gathered while one is written.
+    Pipelined,
+    /// Streams.
+    Wal,
+}
+
 /// In every configuration the second sync says what the first made durable, and damage below that
 /// is damage.
 #[test]
@@ -565,25 +580,95 @@ fn the_watermark_moves_in_every_configuration() {
     let mut configurations = 0;
     for mode in [ReadMode::Map, ReadMode::Pread] {
         for lane in [0, 1, 3] {
-            for (is_thread, is_recycled) in
-                [(false, false), (false, true), (true, false), (true, true)]
-            {
-                let what =
-                    format!("{mode:?} lane {lane} thread {is_thread} recycled {is_recycled}");
-                let dir = tempfile::tempdir().expect("a directory");
-                check_watermark(dir.path(), mode, lane, is_thread, is_recycled, &what);
-                configurations += 1;
+            for driver in [
+                Driver::Inline,
+                Driver::BurstEnd,
+                Driver::Thread,
+                Driver::Pipelined,
+                Driver::Wal,
+            ] {
+                for is_recycled in [false, true] {
+                    let what = format!("{mode:?} lane {lane} {driver:?} recycled {is_recycled}");
+                    let dir = tempfile::tempdir().expect("a directory");
+                    check_watermark(dir.path(), mode, lane, driver, is_recycled, &what);
+                    configurations += 1;
+                }
             }
         }
     }
-    assert_eq!(configurations, 24);
+    assert_eq!(configurations, 60);
+}
+
+/// Appends of one group, the first `turned` of them large and compacted at once.
+fn drive(
+    vfs: Arc<dyn Vfs>,
+    dir: &Path,
+    options: LaneOptions,
+    driver: Driver,
+    turned: u64,
+) -> Result<(), LogError> {
+    let bytes = |index: u64| if index <= turned { 9_000 } else { 100 };
+    let submission = |index: u64| {
+        let mut submission = append(index, bytes(index));
+        submission.compact_before = (index <= turned).then(|| Index::new(index));
+        submission
+    };
+    let all = 1..=turned + 3;
+    match driver {
+        Driver::Inline | Driver::BurstEnd => {
+            let burst_end_nanos = options.burst_end_nanos;
+            let (lane, _) = Lane::open(vfs, dir, options)?;
+            let mut log = Log { lane, now: Time(0) };
+            for index in all {
+                log.write(submission(index))?;
+            }
+            if driver == Driver::BurstEnd {
+                let records = log.lane.stats().records;
+                log.now = log.now.plus_nanos(burst_end_nanos);
+                while log.lane.poll(log.now) == Progress::More {}
+                assert!(log.lane.stats().records > records, "a watermark record");
+            }
+            Ok(())
+        }
+        Driver::Thread => {
+            let (log, _) = raft_log::LaneThread::open(vfs, dir, options)?;
+            for index in all {
+                log.append(submission(index))?;
+            }
+            log.close()
+        }
+        Driver::Pipelined => {
+            let (log, _) = raft_log::LaneThread::open(vfs, dir, options)?;
+            let (told, ended) = std::sync::mpsc::channel();
+            for index in all.clone() {
+                let told = told.clone();
+                log.submit(submission(index), move |result| {
+                    told.send(result).ok();
+                })?;
+            }
+            for _ in all {
+                ended.recv().expect("each is told")?;
+            }
+            log.close()
+        }
+        Driver::Wal => {
+            let (wal, _) = raft_log::Wal::open(vfs, dir, options)?;
+            for index in all {
+                wal.append(1, &[vec![7; bytes(index)]])?;
+                if index <= turned {
+                    wal.trim(1, index)?;
+                }
+            }
+            wal.close()
+        }
+    }
 }
 
 fn check_watermark(
     dir: &Path,
     mode: ReadMode,
     lane: u16,
-    is_thread: bool,
+    driver: Driver,
     is_recycled: bool,
     what: &str,
 ) {
@@ -597,24 +682,7 @@ fn check_watermark(
     };
     let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::with_read_mode(mode));
     let turned = if is_recycled { 80 } else { 0 };
-    let submission = |index: u64| {
-        let mut submission = append(index, if index <= turned { 9_000 } else { 100 });
-        submission.compact_before = (index <= turned).then(|| Index::new(index));
-        submission
-    };
-    if is_thread {
-        let (log, _) = raft_log::LaneThread::open(vfs, dir, options.clone()).expect("it opens");
-        for index in 1..=turned + 3 {
-            log.append(submission(index)).expect("it is durable");
-        }
-        log.close().expect("it closes");
-    } else {
-        let (lane, _) = Lane::open(vfs, dir, options.clone()).expect("it opens");
-        let mut log = Log { lane, now: Time(0) };
-        for index in 1..=turned + 3 {
-            log.write(submission(index)).expect("it is durable");
-        }
-    }
+    drive(vfs, dir, options.clone(), driver, turned).expect("it is durable");
     let dir_of_lane = dir.join(format!("log/{lane}"));
     let mut used = Vec::new();
     for entry in std::fs::read_dir(&dir_of_lane).expect("it is there") {
@@ -629,6 +697,9 @@ fn check_watermark(
     used.sort();
     let (_, path, records, is_second_life) = used.pop().expect("one is in use");
     assert_eq!(is_second_life, is_recycled, "{what}");
+    let kind = records.last().expect("it holds some").1;
+    let ends_in_data = driver == Driver::Inline;
+    assert_eq!(kind, if ends_in_data { 1 } else { 3 }, "{what}");
     // The first sync is of what a new log's open writes.
     for (.., lsn, synced) in records.iter().filter(|(.., lsn, _)| *lsn > 3) {
         assert!(*synced > 0 && synced < lsn, "{what}: {records:?}");

@@ -552,7 +552,7 @@ fn every_crash_point_while_the_vote_file_grows() {
                 vote: ReplicaId::new(3),
                 ..HardState::default()
             });
-            if group % 100 == 0 {
+            if group.is_multiple_of(100) {
                 let (term, from) = (Term::new(number), Index::new(number));
                 submission.entries = vec![batch(&mut Rng(group), key(group).0, term, from, 1, 50)];
             }

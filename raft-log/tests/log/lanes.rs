@@ -97,6 +97,10 @@ impl Vfs for OfLane {
         self.disk.remove_dir_all(path)
     }
 
+    fn random(&self) -> Result<u64, VfsError> {
+        self.disk.random()
+    }
+
     fn submit(&self, op: Op) -> OpId {
         let id = self.disk.submit(op);
         lock(&self.own).insert(id);

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use raft_log::vfs::{Fault, ReadMode, SimVfs, StdVfs, Vfs};
-use raft_log::{Lane, LaneOptions, LogError, LogReader, Progress, Submission};
-use raft_proto::{Index, Time};
+use raft_log::{Lane, LaneOptions, LogError, Progress, Submission};
+use raft_proto::{Batch, Time};
 
 use crate::lanes::OfLane;
 use crate::record;
-use crate::tracked::Tracks;
-use crate::workload::{DATA, Key, Model, ModelReplica, Rng, Workload, disk, options, seen_all};
+use crate::tracked::{Tracks, read_back};
+use crate::workload::{DATA, ModelReplica, Rng, Workload, disk, options, seen_all};
 
 /// As the system says them.
 const FAULTS: [(&str, Fault); 5] = [
@@ -59,7 +59,7 @@ impl Tally {
         );
         let commits = state.is_some_and(|it| it.commit > before.hard_state.commit);
         self.add("commits", u64::from(commits));
-        let is_over = |batch: &raft_proto::Batch| batch.first().index <= before.last.index;
+        let is_over = |batch: &Batch| batch.first().index <= before.last.index;
         let restarts = submission.restart_after.is_some();
         let overwrites = !restarts && submission.entries.first().is_some_and(is_over);
         self.add("overwrites", u64::from(overwrites));
@@ -70,7 +70,7 @@ impl Tally {
         let compacts = submission.compact_before.is_some();
         self.add("compactions", u64::from(compacts));
         self.add("removals", u64::from(submission.tombstone));
-        let is_second = submission.replica.get() % 10 > 0;
+        let is_second = !submission.replica.get().is_multiple_of(10);
         let is_new = submission.submission == 1;
         self.add("creations after a removal", u64::from(is_second && is_new));
     }
@@ -95,6 +95,9 @@ struct Used {
     workload: Workload,
     tracks: Tracks,
 }
+
+/// What is known of each lane between two lives.
+type Known = Vec<(Workload, Tracks)>;
 
 /// Lanes of one directory, in use at a time.
 struct World {
@@ -123,9 +126,9 @@ impl World {
         vfs: &[Arc<dyn Vfs>],
         dir: &Path,
         options: &LaneOptions,
-        known: Vec<(Workload, Tracks)>,
+        known: Known,
         what: &str,
-    ) -> Result<(Self, Vec<Model>), (LogError, Vec<(Workload, Tracks)>)> {
+    ) -> Result<Self, (LogError, Known)> {
         let mut opened = Vec::new();
         for (at, vfs) in vfs.iter().enumerate() {
             match Lane::open(Arc::clone(vfs), dir, of_lane(options, at)) {
@@ -133,28 +136,26 @@ impl World {
                 Err(error) => return Err((error, known)),
             }
         }
-        let (mut lanes, mut models) = (Vec::new(), Vec::new());
+        let mut lanes = Vec::new();
         for ((lane, recovery), (mut workload, tracks)) in opened.into_iter().zip(known) {
             let report = &recovery.report;
             let is_sound = report.damaged.is_empty() && report.missing.is_empty();
             assert!(is_sound, "{what}: no crash is damage: {report:?}");
             let found = seen_all(&lane, &recovery).expect("it reads");
             tracks.check(&found, what);
-            workload.resume(found.clone());
             let tracks = Tracks::new(&found);
-            models.push(found);
+            workload.resume(found);
             lanes.push(Used {
                 lane,
                 workload,
                 tracks,
             });
         }
-        let world = Self {
+        Ok(Self {
             disk: None,
             lanes,
             now: Time(0),
-        };
-        Ok((world, models))
+        })
     }
 
     /// One poll of each lane, and on to the next moment at which something happens.
@@ -244,8 +245,15 @@ impl World {
         {
             let reader = used.lane.reader();
             for (key, replica) in &used.tracks.newest().replicas {
-                match check_replica(&reader, *key, replica, rng, tally, what) {
-                    Ok(()) => {}
+                let way = usize::try_from(rng.below(4)).expect("small");
+                let bytes_max = [None, Some(1), Some(3_000), Some(usize::MAX)][way];
+                match read_back(&reader, *key, replica, bytes_max, what) {
+                    Ok(read) => {
+                        tally.add("entries read", read.entries);
+                        tally.add("entries iterated", read.iterated);
+                        tally.add("terms", read.terms);
+                        tally.add("terms before", read.terms_before);
+                    }
                     // The call that was to fail.
                     Err(LogError::Io(_)) => tally.add("reads that failed", 1),
                     Err(error) => panic!("{what}: {key:?}: {error}"),
@@ -255,7 +263,7 @@ impl World {
     }
 
     /// Ends the life. A clean close makes all durable that was submitted.
-    fn end(self, is_clean: bool, tally: &mut Tally) -> Vec<(Workload, Tracks)> {
+    fn end(self, is_clean: bool, tally: &mut Tally) -> Known {
         let mut known = Vec::new();
         for mut used in self.lanes {
             tally.add("bytes of laggards moved", used.lane.stats().moved_bytes);
@@ -274,63 +282,7 @@ impl World {
     }
 }
 
-fn check_replica(
-    reader: &LogReader,
-    key: Key,
-    replica: &ModelReplica,
-    rng: &mut Rng,
-    tally: &mut Tally,
-    what: &str,
-) -> Result<(), LogError> {
-    let ends = replica.entries.keys().next().copied();
-    let Some((first, last)) = ends.zip(replica.entries.keys().next_back().copied()) else {
-        assert_eq!(reader.range(key.0, key.1), None, "{what}: {key:?}");
-        return Ok(());
-    };
-    assert_eq!(
-        reader.range(key.0, key.1),
-        Some((first, last)),
-        "{what}: {key:?}"
-    );
-    let mut want = replica.entries.iter();
-    let mut check = |entry: raft_proto::EntryRef<'_>| {
-        let (index, (term, payload)) = want.next().expect("no more than there are");
-        let found = (entry.index(), entry.term(), entry.payload());
-        assert!(found == (*index, *term, &payload[..]), "{what}: {key:?}");
-    };
-    if rng.one_in(2) {
-        let bytes_max = [1, 3_000, usize::MAX][usize::try_from(rng.below(3)).expect("small")];
-        let mut next = first;
-        while next <= last {
-            let batches = reader.entries(key.0, key.1, next, last, bytes_max)?;
-            for entry in batches.iter().flatten() {
-                check(entry);
-                next = entry.index().next();
-                tally.add("entries read", 1);
-            }
-        }
-    } else {
-        for batch in reader.batches(key.0, key.1, first, last) {
-            for entry in &batch? {
-                check(entry);
-                tally.add("entries iterated", 1);
-            }
-        }
-    }
-    assert_eq!(want.next(), None, "{what}: {key:?}: all of them");
-    for (index, (term, _)) in &replica.entries {
-        assert_eq!(reader.term(key.0, key.1, *index), Some(*term), "{what}");
-        tally.add("terms", 1);
-    }
-    // Of the one before the first the term is known where that was held once.
-    let before = first.previous().unwrap_or(Index::ZERO);
-    let known = reader.term(key.0, key.1, before);
-    tally.add("terms before", u64::from(known.is_some()));
-    assert_eq!(reader.term(key.0, key.1, last.next()), None, "{what}");
-    Ok(())
-}
-
-fn blank_lanes(seed: u64, lanes: usize, payload_max: u64) -> Vec<(Workload, Tracks)> {
+fn blank_lanes(seed: u64, lanes: usize, payload_max: u64) -> Known {
     let one = |at: usize| {
         let at = u64::try_from(at).expect("few");
         let mut workload = Workload::new(seed ^ at << 32, 4, payload_max);
@@ -403,7 +355,7 @@ fn live(seed: u64, tally: &mut Tally) {
         let opened = World::open(&vfs, DATA.as_ref(), &options, known, &what);
         disk.fault_at(u64::MAX, Fault::Short);
         let mut world = match opened {
-            Ok((world, _)) => world,
+            Ok(world) => world,
             Err((error, before)) => {
                 // An open that failed is done again.
                 let is_damage = matches!(error, LogError::Damaged { .. });
@@ -512,7 +464,7 @@ fn lives_on_a_real_file_system_are_read_back_in_every_mode() {
                 (0..lanes).map(|_| -> Arc<dyn Vfs> { Arc::new(StdVfs::with_read_mode(mode)) });
             let vfs: Vec<_> = vfs.collect();
             let opened = World::open(&vfs, dir.path(), &options, known, &what);
-            let (mut world, _) = opened.unwrap_or_else(|(error, _)| panic!("{what}: {error}"));
+            let mut world = opened.unwrap_or_else(|(error, _)| panic!("{what}: {error}"));
             for round in 0..60 {
                 let at = round % lanes;
                 assert!(world.submit(at, &options, &mut tally, &what), "{what}");

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use raft_log::{Completion, LaneOptions, Submission};
+use raft_log::{Completion, LaneOptions, LogError, LogReader, Submission};
+use raft_proto::{EntryRef, Index};
 
 use crate::workload::{Key, Model, ModelReplica, is_split, replica_agrees};
 
@@ -141,6 +142,12 @@ impl Tracks {
         of.all(|track| track.acknowledged == track.states.len() - 1)
     }
 
+    /// Each replica as it was acknowledged last.
+    pub fn acknowledged(&self) -> impl Iterator<Item = (&Key, &ModelReplica)> {
+        let of = self.of.iter();
+        of.map(|(key, track)| (key, &*track.states[track.acknowledged]))
+    }
+
     /// Each replica as it was submitted last.
     pub fn newest(&self) -> Model {
         let of = self.of.iter();
@@ -170,4 +177,77 @@ impl Tracks {
             assert!(is_known, "{what}: {key:?} comes from nowhere: {found:#?}");
         }
     }
+}
+
+/// How much was read, in which way.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct ReadBack {
+    pub entries: u64,
+    pub iterated: u64,
+    pub terms: u64,
+    /// Of the entry before the first.
+    pub terms_before: u64,
+}
+
+/// Reads a replica by `entries`, so many bytes at a time, or with `None` by the iterator; its terms
+/// and its range, too. All of it is durable.
+///
+/// # Errors
+///
+/// What a read says.
+///
+/// # Panics
+///
+/// If something else is read than `replica` holds.
+pub fn read_back(
+    reader: &LogReader,
+    key: Key,
+    replica: &ModelReplica,
+    bytes_max: Option<usize>,
+    what: &str,
+) -> Result<ReadBack, LogError> {
+    let mut read = ReadBack::default();
+    let ends = replica.entries.keys().next().copied();
+    let ends = ends.zip(replica.entries.keys().next_back().copied());
+    assert_eq!(reader.range(key.0, key.1), ends, "{what}: {key:?}");
+    let Some((first, last)) = ends else {
+        return Ok(read);
+    };
+    let mut want = replica.entries.iter();
+    let mut check = |entry: EntryRef<'_>| {
+        let (index, (term, payload)) = want.next().expect("no more than there are");
+        let found = (entry.index(), entry.term(), entry.payload());
+        assert!(found == (*index, *term, &payload[..]), "{what}: {key:?}");
+    };
+    match bytes_max {
+        Some(bytes_max) => {
+            let mut next = first;
+            while next <= last {
+                let batches = reader.entries(key.0, key.1, next, last, bytes_max)?;
+                for entry in batches.iter().flatten() {
+                    check(entry);
+                    next = entry.index().next();
+                    read.entries += 1;
+                }
+            }
+        }
+        None => {
+            for batch in reader.batches(key.0, key.1, first, last) {
+                for entry in &batch? {
+                    check(entry);
+                    read.iterated += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(want.next(), None, "{what}: {key:?}: all of them");
+    for (index, (term, _)) in &replica.entries {
+        assert_eq!(reader.term(key.0, key.1, *index), Some(*term), "{what}");
+        read.terms += 1;
+    }
+    // Of the one before the first the term is known where that was held once.
+    let before = first.previous().unwrap_or(Index::ZERO);
+    read.terms_before = u64::from(reader.term(key.0, key.1, before).is_some());
+    assert_eq!(reader.term(key.0, key.1, last.next()), None, "{what}");
+    Ok(read)
 }
