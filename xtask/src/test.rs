@@ -11,7 +11,15 @@ use crate::workspace;
 /// Every kind of work that suites report. A sum of zero means that a suite silently did nothing.
 ///
 /// This is the one place that lists them; a suite that brings a new kind adds it here.
-const KINDS: &[&str] = &["scripts", "seeds", "crash_states", "bits", "cases"];
+const KINDS: &[&str] = &[
+    "scripts",
+    "seeds",
+    "crash_states",
+    "bits",
+    "cases",
+    "operations",
+    "crashes",
+];
 
 /// What a run of all tests promises to have done.
 struct Promise {
@@ -41,6 +49,26 @@ const PROMISES: &[Promise] = &[
         kind: "crash_states",
         suites: "log ",
         least: 100_000,
+    },
+    Promise {
+        kind: "bits",
+        suites: "log ",
+        least: 100_000,
+    },
+    Promise {
+        kind: "cases",
+        suites: "log operations failing",
+        least: 5_000,
+    },
+    Promise {
+        kind: "operations",
+        suites: "log ",
+        least: 100_000,
+    },
+    Promise {
+        kind: "crashes",
+        suites: "log ",
+        least: 1_000,
     },
     Promise {
         kind: "seeds",
@@ -244,7 +272,7 @@ mod tests {
         let whole: Vec<String> = PROMISES
             .iter()
             .map(|promise| line(promise.kind, &format!("{}x", promise.suites), promise.least))
-            .chain([line("bits", "b", 1), line("scripts", "s", 1)])
+            .chain([line("scripts", "s", 1)])
             .collect();
         let shortfalls_of =
             |lines: &[String]| shortfalls(&sums(&lines.join("\n")).expect("it parses"));
