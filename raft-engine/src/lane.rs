@@ -120,7 +120,8 @@ impl Core {
         // Only a full lane refuses, and whether it is full changes in its own poll alone.
         let spare = self.space.is_full().then(|| submission.clone());
         match (self.lane.submit(submission), spare) {
-            (Ok(()), _) => {}
+            // Nobody waits for what a replica says that is gone.
+            (Ok(()) | Err(LogError::Gone { .. }), _) => {}
             (Err(LogError::StorageFull), Some(spare)) => self.held.push_back(spare),
             (Err(error), _) => self.failure = Some(error.to_string()),
         }

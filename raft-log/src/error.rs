@@ -114,6 +114,15 @@ pub enum LogError {
         /// What is wrong.
         reason: Contradiction,
     },
+    /// The replica was removed, by a tombstone submitted before. Nothing was taken: submit no more
+    /// for it.
+    #[error("group {group}, replica {replica} is gone for ever: submit no more for it")]
+    Gone {
+        /// The group.
+        group: GroupId,
+        /// The replica.
+        replica: ReplicaId,
+    },
     /// A batch is larger than a record may be. Nothing was taken.
     #[error("a batch of {size} bytes is over the bound of {bound}")]
     TooLarge {

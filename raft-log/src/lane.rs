@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft_proto::{HardState, Index, Time};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::config::LaneOptions;
 use crate::error::LogError;
@@ -215,6 +215,8 @@ pub struct Lane {
     scrub: scrub::Scrub,
     /// Of whoever has submitted something since the open.
     extents: FxHashMap<Key, fits::Extent>,
+    /// Whose tombstones are submitted, and not durable yet.
+    buried: FxHashSet<Key>,
     waker: Option<Arc<Waker>>,
     /// Whoever drives the lane is told when a segment on its way is there.
     is_woken: bool,
@@ -328,6 +330,7 @@ impl Lane {
             unmovable: BTreeSet::new(),
             scrub,
             extents: FxHashMap::default(),
+            buried: FxHashSet::default(),
             waker: None,
             is_woken: false,
             _lock: lock,
@@ -380,14 +383,18 @@ impl Lane {
     ///
     /// Nothing was taken: [`LogError::Latched`]; [`LogError::TooLarge`] for a single batch over
     /// the bound of a record; [`LogError::NumberTooHigh`]; [`LogError::Contradiction`] for what does
-    /// not follow what the replica has submitted before; [`LogError::StorageFull`] for entries for
+    /// not follow what the replica has submitted before; [`LogError::Gone`] for what a replica says
+    /// behind its tombstone, as long as that is known; [`LogError::StorageFull`] for entries for
     /// which there is no prepared space while the disk is full.
     pub fn submit(&mut self, submission: Submission) -> Result<(), LogError> {
         if let Some(reason) = &self.latched {
             return Err(LogError::Latched(reason.clone()));
         }
         submission.check(self.options.record_bytes_max)?;
-        let extent = self.extent_after(&submission)?;
+        let key = (submission.group, submission.replica);
+        let Some(extent) = self.extent_after(&submission)? else {
+            return self.submit_for_gone(&submission);
+        };
         if !submission.entries.is_empty()
             && self.shared.is_full()
             && !self.has_room(submission.entries_bytes())
@@ -402,7 +409,31 @@ impl Lane {
             Some(reason) => self.stage_held(reason, &submission),
             None => self.stage(&submission),
         }
-        self.set_extent(&submission, extent);
+        if submission.tombstone {
+            self.extents.remove(&key);
+            self.buried.insert(key);
+        } else {
+            self.extents.insert(key, extent);
+        }
+        Ok(())
+    }
+
+    /// Takes what says nothing, or once more that the replica is gone: it completes in its turn.
+    fn submit_for_gone(&mut self, submission: &Submission) -> Result<(), LogError> {
+        let (group, replica) = (submission.group, submission.replica);
+        let is_news = submission.hard_state.is_some()
+            || !submission.entries.is_empty()
+            || submission.snapshots.is_some()
+            || submission.restart_after.is_some()
+            || submission.compact_before.is_some();
+        if is_news {
+            return Err(LogError::Gone { group, replica });
+        }
+        let empty = Submission::new(group, replica, submission.submission);
+        match self.is_held_for(&empty) {
+            Some(reason) => self.stage_held(reason, &empty),
+            None => self.stage(&empty),
+        }
         Ok(())
     }
 

@@ -59,7 +59,8 @@ pub struct Submission {
     pub restart_after: Option<EntryId>,
     /// Entries before this one may go.
     pub compact_before: Option<Index>,
-    /// The replica is gone for ever. Its name is kept, 24 bytes in a checkpoint, as long as the vote
+    /// The replica is gone for ever: whatever is submitted for it behind this is refused as
+    /// [`LogError::Gone`]. Its name is kept, 24 bytes in a checkpoint, as long as the vote
     /// file has a slot of it; then it is forgotten.
     pub tombstone: bool,
 }

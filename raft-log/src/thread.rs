@@ -104,7 +104,7 @@ impl LaneThread {
     /// thread has ended, [`LogError::StorageFull`] for entries while the disk is full. What was
     /// taken before it became full waits for room, so that what a group submitted behind it leaves
     /// no gap. What does not follow what its replica submitted before is found later: `on_done`
-    /// hears of the [`LogError::Contradiction`], and nothing of it is written.
+    /// hears of the [`LogError::Contradiction`] or [`LogError::Gone`], and nothing of it is written.
     pub fn submit(
         &self,
         submission: Submission,

@@ -560,6 +560,7 @@ impl Lane {
         {
             let mut tables = self.shared.write();
             for key in staging.forgotten.drain(..) {
+                tables.reset(key);
                 tables.replicas.remove(&key);
             }
             for (key, change) in staging.changes.drain(..) {
@@ -597,6 +598,7 @@ impl Lane {
                         tables.clip(key);
                     }
                     Change::Tombstone => {
+                        self.buried.remove(&key);
                         tables.reset(key);
                         tables.replicas.entry(key).or_default().state.bury();
                     }

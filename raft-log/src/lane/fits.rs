@@ -19,8 +19,7 @@ pub(super) struct Extent {
 }
 
 impl Lane {
-    /// What the replica's log holds after a submission, too. `None`: the replica is gone, and
-    /// whatever it says counts for nothing.
+    /// What the replica's log holds after a submission, too. `None`: the replica is gone.
     pub(super) fn extent_after(&self, submission: &Submission) -> Result<Option<Extent>, LogError> {
         let key = (submission.group, submission.replica);
         let Some(mut extent) = self.extent(key) else {
@@ -65,15 +64,6 @@ impl Lane {
         Ok(Some(extent))
     }
 
-    /// Remembers what a submission that was taken leaves.
-    pub(super) fn set_extent(&mut self, submission: &Submission, extent: Option<Extent>) {
-        let key = (submission.group, submission.replica);
-        match extent.filter(|_| !submission.tombstone) {
-            Some(extent) => self.extents.insert(key, extent),
-            None => self.extents.remove(&key),
-        };
-    }
-
     /// The commit index submitted last; 0 for one that is gone.
     pub(super) fn committed(&self, key: Key) -> Index {
         self.extent(key).map_or(Index::ZERO, |extent| extent.commit)
@@ -82,6 +72,9 @@ impl Lane {
     fn extent(&self, key: Key) -> Option<Extent> {
         if let Some(extent) = self.extents.get(&key) {
             return Some(*extent);
+        }
+        if self.buried.contains(&key) {
+            return None;
         }
         // Nothing of it was submitted since the open.
         let tables = self.tables();

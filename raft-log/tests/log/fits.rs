@@ -162,14 +162,16 @@ fn what_would_be_read_back_as_damage_is_refused_by_name() {
 /// Nothing is asked of one that is gone, whatever still comes of it; another under its name begins
 /// at 1.
 #[test]
-fn what_follows_a_tombstone_is_no_contradiction() {
+fn what_follows_a_tombstone_is_refused_as_such() {
     let disk = disk(2);
     let (mut driven, _) = Driven::open(&disk, &options());
     driven.write(of(&[batch(1, 1, 1, 3)]));
     let mut gone = of(&[]);
     gone.tombstone = true;
     driven.write(gone);
-    driven.write(of(&[batch(1, 1, 4, 1)]));
+    // As long as it is known to be gone.
+    let refused = driven.lane.submit(of(&[batch(1, 1, 9, 1)]));
+    assert!(matches!(refused, Err(LogError::Gone { .. })), "{refused:?}");
     drop(driven);
     disk.crash();
     let (_, recovery) = open(&disk, &options()).expect("it opens");

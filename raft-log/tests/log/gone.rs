@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use raft_log::vfs::SimVfs;
-use raft_log::{Health, Submission};
-use raft_proto::{HardState, Index, ReplicaId, Term};
+use raft_log::{Health, LogError, SnapshotsRecord, Submission};
+use raft_proto::{EntryId, HardState, Index, ReplicaId, Term};
 
 use crate::damage::{content, records, segments};
 use crate::workload::{Driven, Rng, batch, disk, key, open, options};
@@ -86,6 +86,82 @@ fn a_hundred_thousand_that_are_gone_leave_a_bounded_table() {
         disk.crash();
     }
     crate::record("log replicas gone", "replicas", BATCHES * BATCH);
+}
+
+/// What comes late, by itself or in one gathering with the tombstone, is refused, and pins nothing.
+#[test]
+fn what_is_submitted_for_one_that_is_gone_is_refused_and_not_written() {
+    let disk = disk(3);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(3);
+    driven.write(born(&mut rng, 1));
+    // One with a slot in the vote file, and one without.
+    driven.write(born(&mut rng, 2));
+    let mut entries = Submission::new(key(3).0, key(3).1, 1);
+    let first = Index::new(1);
+    entries.entries = vec![batch(&mut rng, key(3).0, Term::new(3), first, 1, 40)];
+    driven.write(entries);
+    let late = |group: u64, rng: &mut Rng| {
+        let mut all = vec![Submission::new(key(group).0, key(group).1, 3); 5];
+        let next = Index::new(2);
+        all[0].entries = vec![batch(rng, key(group).0, Term::new(3), next, 1, 40)];
+        all[1].compact_before = Some(next);
+        all[2].hard_state = Some(HardState {
+            term: Term::new(9),
+            ..HardState::default()
+        });
+        all[3].restart_after = Some(EntryId::new(Term::new(3), Index::new(9)));
+        all[4].snapshots = Some(SnapshotsRecord::default());
+        all
+    };
+    let refuse = |driven: &mut Driven, group: u64| {
+        for late in late(group, &mut Rng(4)) {
+            let refused = driven.lane.submit(late);
+            assert!(matches!(refused, Err(LogError::Gone { .. })), "{refused:?}");
+        }
+    };
+    for group in [2, 3] {
+        driven.lane.submit(gone(group)).expect("it is taken");
+        refuse(&mut driven, group);
+        // It is on its way.
+        driven.lane.poll(driven.now);
+        refuse(&mut driven, group);
+        driven.settle();
+        let records = driven.lane.stats().records;
+        refuse(&mut driven, group);
+        driven.settle();
+        assert_eq!(driven.lane.stats().records, records);
+        // That it is gone may be said again, and whoever says nothing is told in its turn.
+        driven.write(gone(group));
+        driven.write(Submission::new(key(group).0, key(group).1, 4));
+        driven.write(born(&mut rng, 1));
+    }
+    // The segment that it began in is released, with its name.
+    for index in 2..=60 {
+        let mut submission = Submission::new(key(1).0, key(1).1, index);
+        let from = Index::new(index);
+        submission.entries = vec![batch(&mut rng, key(1).0, Term::new(3), from, 1, 6_000)];
+        submission.compact_before = Some(from);
+        driven.write(submission);
+        if index % 10 == 0 {
+            refuse(&mut driven, 2);
+        }
+    }
+    driven.pass(1_000_000_000);
+    let live = driven.lane.stats().live_segments;
+    assert!(live <= 2, "{live} segments");
+    drop(driven);
+    disk.crash();
+    let (_, recovery) = open(&disk, &options()).expect("it opens");
+    assert_eq!(recovery.report.damaged, []);
+    let health = |group| {
+        recovery
+            .replicas
+            .get(&key(group))
+            .map(|state| &state.health)
+    };
+    assert_eq!(health(2), Some(&Health::Tombstone));
+    assert_eq!(health(3), None, "it is forgotten");
 }
 
 /// Its records lie in segments that others keep alive: neither they nor its votes bring it back,
