@@ -424,20 +424,30 @@ fn a_record_larger_than_a_segment_is_woken_by_its_own() {
     log.lane.wake_by(Arc::new(move || {
         wake.send(()).ok();
     }));
-    for index in 1..=8 {
-        log.lane.submit(append(index, BYTES)).expect("it is taken");
-        loop {
-            // What was told before the poll is no reason for another one.
-            while woken.try_recv().is_ok() {}
-            let progress = log.lane.poll(log.now);
-            if !log.lane.take_completions().is_empty() {
-                break;
-            }
-            if matches!(progress, Progress::Idle { .. }) {
-                let told = woken.recv_timeout(Duration::from_secs(20));
-                told.expect("an event comes");
-            }
+    // Polls until `is_there`; in between, an event is waited for, and nothing else.
+    let until = |log: &mut Log, is_there: &dyn Fn(&mut Log) -> bool| loop {
+        // What was told before the poll is no reason for another one.
+        while woken.try_recv().is_ok() {}
+        let progress = log.lane.poll(log.now);
+        if is_there(log) {
+            break;
         }
+        if matches!(progress, Progress::Idle { .. }) {
+            let told = woken.recv_timeout(Duration::from_secs(20));
+            told.expect("an event comes");
+        }
+    };
+    for index in 1..=8 {
+        // A spare of the usual size is there, and known to be: nothing is under way.
+        let is_spare = |log: &mut Log| {
+            let is_idle = matches!(log.lane.poll(log.now), Progress::Idle { .. });
+            let newest = segments(dir.path()).pop().expect("there is one");
+            let len = newest.metadata().expect("it is there").len();
+            is_idle && len == 64 << 10 && segments(dir.path()).len() > 1
+        };
+        until(&mut log, &is_spare);
+        log.lane.submit(append(index, BYTES)).expect("it is taken");
+        until(&mut log, &|log| !log.lane.take_completions().is_empty());
     }
     log.check(1, 8, BYTES);
 }
