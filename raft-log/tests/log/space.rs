@@ -3,8 +3,8 @@
 use std::io::ErrorKind;
 
 use raft_log::vfs::Fault;
-use raft_log::{LaneOptions, LogError, Submission};
-use raft_proto::{HardState, Index, ReplicaId, Term};
+use raft_log::{LaneOptions, LogError, SnapshotRecord, SnapshotsRecord, Submission};
+use raft_proto::{EntryId, HardState, Index, ReplicaId, Term};
 
 use crate::workload::{Driven, Key, Rng, batch, disk, key, open, options};
 
@@ -92,6 +92,64 @@ fn fault_16_more_space_alone_is_enough() {
     disk.set_capacity(None);
     driven.pass(3_000_000_000);
     driven.write(append(&mut rng, key(1), &mut next, 6_000));
+}
+
+/// Compactions of all groups at once take seven times the reserve: they go in parts, each of which
+/// frees what the next one needs.
+#[test]
+fn fault_16_compactions_beyond_the_reserve_go_on_in_what_they_free() {
+    const GROUPS: u64 = 400;
+    let options = LaneOptions {
+        reserve_bytes: Some(16 << 10),
+        ..options()
+    };
+    let disk = disk(14);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let mut rng = Rng(14);
+    for group in 1..=GROUPS {
+        let mut next = 1;
+        driven.write(append(&mut rng, key(group), &mut next, 6_000));
+    }
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut next = 2;
+    while driven
+        .lane
+        .submit(append(&mut rng, key(1), &mut next, 6_000))
+        .is_ok()
+    {
+        driven.settle();
+    }
+    next -= 1;
+    driven.pass(2_000_000_000);
+    driven.lane.take_completions();
+    assert!(driven.lane.stats().is_full);
+    let written = driven.lane.stats().written_bytes;
+    for group in 1..=GROUPS {
+        let before = if group == 1 { next } else { 2 };
+        let mut submission = Submission::new(key(group).0, key(group).1, 1_000);
+        submission.compact_before = Some(Index::new(before));
+        submission.snapshots = Some(SnapshotsRecord {
+            retained: vec![SnapshotRecord {
+                id: EntryId::new(Term::new(1), Index::new(before - 1)),
+                membership: vec![7; 200].into(),
+            }],
+        });
+        driven.lane.submit(submission).expect("it is taken");
+    }
+    driven.pass(10_000_000_000);
+    let done = driven.lane.take_completions();
+    assert_eq!(done.len() as u64, GROUPS, "each is durable");
+    assert!(driven.lane.stats().written_bytes - written > 6 * (16 << 10));
+    assert!(!driven.lane.stats().is_full, "it resumes by itself");
+    drop(driven);
+    disk.crash();
+    let (_, recovery) = open(&disk, &options).expect("it opens");
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    for group in 1..=GROUPS {
+        let state = &recovery.replicas[&key(group)];
+        assert_eq!(state.first, state.last.index.next(), "group {group}");
+        assert_eq!(state.snapshots.len(), 1);
+    }
 }
 
 /// Each segment holds a little that is needed: moving it, in the reserve, is what makes room.
