@@ -2,6 +2,7 @@
 
 use crate::error::LogError;
 use crate::record::RECORD_BYTES_HARD_MAX;
+use crate::state::SNAPSHOTS_BYTES_MAX;
 
 /// Some hundred compactions.
 const LAST_RESERVE_BYTES: u64 = 16 << 10;
@@ -158,8 +159,13 @@ impl LaneOptions {
     }
 
     /// The most that one write takes, checkpoint and footer aside: a record is closed when it is
-    /// over the bound with its next batch, and that batch has a place in its table.
+    /// over the bound with its next batch. What its table says of entries is less than they are; what
+    /// else one submission says is bounded.
     pub(crate) fn write_bytes_max(&self) -> u64 {
+        const {
+            assert!(16 + 8 < raft_proto::ENTRY_HEADER_BYTES);
+            assert!(SNAPSHOTS_BYTES_MAX <= (1 << 20) / 2);
+        }
         2 * u64::try_from(self.record_bytes_max).unwrap_or(u64::MAX / 4) + (1 << 20)
     }
 

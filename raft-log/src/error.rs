@@ -123,8 +123,9 @@ pub enum LogError {
         /// The replica.
         replica: ReplicaId,
     },
-    /// A batch is larger than a record may be. Nothing was taken.
-    #[error("a batch of {size} bytes is over the bound of {bound}")]
+    /// A batch is larger than a record may be, or snapshots' memberships than 512 KiB. Nothing was
+    /// taken.
+    #[error("a batch, or memberships, of {size} bytes are over the bound of {bound}")]
     TooLarge {
         /// Its size.
         size: usize,

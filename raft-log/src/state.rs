@@ -6,6 +6,10 @@ use raft_proto::{Batch, EntryId, GroupId, HardState, Index, ReplicaId, Term, Ter
 use crate::error::{Contradiction, LogError};
 use crate::item::{EntriesItem, NUMBER_END};
 
+/// What the snapshots retained take, at most: each submission of them is one item, and so are those of
+/// each replica in a checkpoint.
+pub(crate) const SNAPSHOTS_BYTES_MAX: usize = 512 << 10;
+
 /// A snapshot the log knows of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SnapshotRecord {
@@ -15,7 +19,7 @@ pub struct SnapshotRecord {
     pub membership: Bytes,
 }
 
-/// All snapshots retained, oldest first.
+/// All snapshots retained, oldest first: 512 KiB of memberships at most.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotsRecord {
     /// The snapshots.
@@ -89,6 +93,11 @@ impl Submission {
         let largest = self.entries.iter().map(Batch::size_bytes).max();
         if let Some(size) = largest.filter(|&size| size > record_bytes_max) {
             let bound = record_bytes_max;
+            return Err(LogError::TooLarge { size, bound });
+        }
+        let size = self.snapshots.as_ref().map_or(0, SnapshotsRecord::bytes);
+        if size > SNAPSHOTS_BYTES_MAX {
+            let bound = SNAPSHOTS_BYTES_MAX;
             return Err(LogError::TooLarge { size, bound });
         }
         self.check_numbers()?;

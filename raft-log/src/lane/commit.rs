@@ -9,7 +9,7 @@ use crate::item::{ITEM_HEADER_BYTES, Item, Key, Limits, put_state};
 use crate::lane::held::HeldFor;
 use crate::lane::{Flight, FlightKind, Lane};
 use crate::pool::{Dead, RETRY_NANOS};
-use crate::record::{Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
+use crate::record::{Place, RECORD_ALIGN, RECORD_BYTES_HARD_MAX, RECORD_HEADER_BYTES, RecordKind};
 use crate::recovery::Opening;
 use crate::segment::{SECTOR_BYTES, SEGMENT_HEADER_BYTES, TRAILER_BYTES, segment_path};
 use crate::staging::{Change, Staging, VoteChange};
@@ -106,6 +106,11 @@ impl Lane {
         let (len, batches) = (self.record_bytes(next), next.batches);
         if !self.make_room(len, batches) {
             return Ok(self.is_pool_full && self.set_aside());
+        }
+        let (size, bound) = (self.checkpoint_bytes(), RECORD_BYTES_HARD_MAX);
+        if size > bound {
+            // It would not be read back.
+            return Err(LogError::TooLarge { size, bound });
         }
         if self.active.is_sealed {
             if self.open_segment().is_err() {
@@ -230,10 +235,10 @@ impl Lane {
         has(self.options.reserve()) || has(0) && has(self.kept_behind(record))
     }
 
-    /// Whether the active segment has room for a record that says so much, beside what is `kept`.
+    /// Whether a record may say so much, and the active segment has room for it beside what is `kept`.
     pub(super) fn has_place(&self, bytes: usize, batches: usize, kept: u64) -> bool {
         let len = RECORD_HEADER_BYTES + bytes + self.released_bytes();
-        self.has_bytes(len, batches, kept)
+        bytes <= self.gather_max() && self.has_bytes(len, batches, kept)
     }
 
     /// Whether the active segment has room for `len` bytes, for the footer then, and for what is
@@ -409,10 +414,12 @@ impl Lane {
     /// Gives the record its place and number; at the start of a segment the checkpoint goes first.
     fn write_out(&mut self, kind: RecordKind, staging: &mut Staging) -> Written {
         let start = self.active.offset;
+        let mut record_at = start;
         let mut buffers = Vec::new();
         if start == to_u64(SEGMENT_HEADER_BYTES) {
             let mut checkpoint = self.checkpoint(&mut staging.forgotten);
             buffers.append(&mut self.frame(RecordKind::Checkpoint, &mut checkpoint).0);
+            record_at = self.active.offset;
         }
         if !self.to_release.is_empty() {
             let count = self.to_release.len().min(RELEASED_MAX);
@@ -444,6 +451,10 @@ impl Lane {
             last.item(None, &item);
             buffers.append(&mut self.frame(kind, &mut last).0);
         }
+        debug_assert!(
+            self.active.offset - record_at <= self.options.write_bytes_max(),
+            "what a crash may cut off has its bound"
+        );
         Written {
             file: self.active.file,
             offset: start,
