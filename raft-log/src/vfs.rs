@@ -144,7 +144,8 @@ pub(crate) fn unfinished_path(path: &Path) -> PathBuf {
     PathBuf::from(path)
 }
 
-/// What is called when there is something to look at: it must not wait.
+/// What is called when there is something to look at: it must not wait. A panic of it goes no
+/// further than the panic hook.
 pub type Waker = dyn Fn() + Send + Sync;
 
 /// A lock that ends when it is dropped, or with the process.

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, IoSlice};
 use std::os::unix::fs::FileExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -93,7 +94,8 @@ impl Ended {
         self.changed.notify_all();
         let wakers: Vec<_> = self.wakers().0.iter().filter_map(Weak::upgrade).collect();
         for waker in wakers {
-            waker();
+            // It is somebody else's: a panic of it must not end what others wait for.
+            drop(catch_unwind(AssertUnwindSafe(|| waker())));
         }
     }
 }
@@ -582,6 +584,43 @@ impl Vfs for StdVfs {
 mod tests {
     use super::*;
     use std::os::unix::fs::MetadataExt;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    #[test]
+    fn a_waker_that_panics_ends_nothing_that_others_wait_for() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let vfs = StdVfs::new();
+        let woken = Arc::new(AtomicU32::new(0));
+        let count = Arc::clone(&woken);
+        let careless: Arc<Waker> = Arc::new(|| panic!("a careless waker"));
+        let waker: Arc<Waker> = Arc::new(move || {
+            count.fetch_add(1, Ordering::Relaxed);
+        });
+        for waker in [&careless, &waker] {
+            assert!(vfs.wake_by(&Arc::downgrade(waker)));
+        }
+        let submitted: Vec<OpId> = (0..3)
+            .map(|number| {
+                vfs.submit(Op::Prepare {
+                    path: dir.path().join(format!("segment {number}")),
+                    len: 4_096,
+                    head: Bytes::new(),
+                })
+            })
+            .collect();
+        vfs.wait_for_all();
+        let done: Vec<OpId> = vfs
+            .completions(Time(0))
+            .iter()
+            .map(|done| done.op)
+            .collect();
+        assert_eq!(done, submitted);
+        // The last one is called behind the end of its operation.
+        drop(vfs);
+        while Arc::strong_count(&waker) > 1 || woken.load(Ordering::Relaxed) < 3 {
+            std::thread::yield_now();
+        }
+    }
 
     fn prepared(dir: &Path) -> (StdVfs, FileId) {
         let vfs = StdVfs::new();
