@@ -324,6 +324,8 @@ fn checked_json(lane: Option<u16>, checked: &Checked) -> Value {
             "replicas": replicas.collect::<Vec<_>>(),
         })
     });
+    let mended = report.mended.iter();
+    let mended = mended.map(|found| json!({ "segment": found.segment, "offset": found.offset }));
     let stopped = checked.stopped.iter().map(|(group, replica, health)| {
         json!({
             "group": group.get(),
@@ -336,6 +338,7 @@ fn checked_json(lane: Option<u16>, checked: &Checked) -> Value {
         "is_sound": checked.is_sound(),
         "torn_bytes": report.torn_bytes,
         "damaged": damaged.collect::<Vec<_>>(),
+        "mended": mended.collect::<Vec<_>>(),
         "missing": report.missing,
         "foreign": report.foreign,
         "ignored": report.ignored,
@@ -359,6 +362,12 @@ fn say_checked(checked: &Checked) {
         for (group, replica, first, last) in &damage.replicas {
             println!("  group {group} replica {replica}: entries {first} to {last}");
         }
+    }
+    for found in &report.mended {
+        println!(
+            "mended: segment {}, the record at byte {} has a flipped bit that is known",
+            found.segment, found.offset
+        );
     }
     for number in &report.missing {
         println!("missing: segment {number}");

@@ -103,7 +103,7 @@ pub use config::LaneOptions;
 pub use error::{Contradiction, LogError};
 pub use lane::{AtDisk, FromDisk, Lane, LaneStats, Progress, ScrubStatus};
 pub use read::{Batches, LaneSpace, LogReader};
-pub use recovery::{DamageReport, Recovery, RecoveryReport};
+pub use recovery::{DamageReport, MendedReport, Recovery, RecoveryReport};
 pub use state::{
     Completion, Damage, Health, ReplicaState, SnapshotRecord, SnapshotsRecord, Submission,
 };

@@ -53,6 +53,9 @@ pub struct RecoveryReport {
     pub torn_bytes_dropped: u64,
     /// Places where what had been durable is lost.
     pub damaged: Vec<DamageReport>,
+    /// Records with a flipped bit, which is known and read as it was written: nothing is lost, and
+    /// nobody is concerned. They are found at each open until their segment goes.
+    pub mended: Vec<MendedReport>,
     /// Numbers of segments that are gone.
     pub missing: Vec<u64>,
     /// Files that bear a segment's name and are not that segment.
@@ -73,6 +76,15 @@ pub struct DamageReport {
     /// The replicas that lost something, and the entries lost, inclusive; 0 to 0 if it may be
     /// anything but entries.
     pub replicas: Vec<(GroupId, ReplicaId, Index, Index)>,
+}
+
+/// A record whose header or table has a flipped bit that is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MendedReport {
+    /// The segment.
+    pub segment: u64,
+    /// Where in it the record begins.
+    pub offset: u64,
 }
 
 impl RecoveryReport {

@@ -80,7 +80,9 @@ impl Walk<'_> {
         let mut at = SEGMENT_HEADER_BYTES;
         let mut is_whole = true;
         let mut has_footer = false;
-        while let Some(record) = segment.durable_from(at)? {
+        let mut due = None;
+        while let Some(record) = segment.durable_from(at, due)? {
+            due = record.header.lsn.checked_add(1);
             self.note_mended(segment.number, &record);
             if record.offset != at {
                 is_whole = false;

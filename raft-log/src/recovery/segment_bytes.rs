@@ -268,10 +268,14 @@ impl<'a> SegmentBytes<'a> {
         Ok(bad)
     }
 
-    /// The record that is to begin at `from`, or else the next whole one behind, in a segment of
-    /// which all was durable.
-    pub(super) fn durable_from(&mut self, from: usize) -> Result<Option<Record>, LogError> {
-        match self.durable(from, None)? {
+    /// The record that is to begin at `from`, and to have this lsn if it is known, or else the next
+    /// whole one behind, in a segment of which all was durable.
+    pub(super) fn durable_from(
+        &mut self,
+        from: usize,
+        lsn: Option<u64>,
+    ) -> Result<Option<Record>, LogError> {
+        match self.durable(from, lsn)? {
             None => self.next_record(from),
             found => Ok(found),
         }

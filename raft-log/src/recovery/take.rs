@@ -5,7 +5,7 @@ use raft_proto::Index;
 
 use super::scan::Cursor;
 use super::segment_bytes::{BadBatch, Record, SegmentBytes};
-use super::{LostTable, Walk};
+use super::{LostTable, MendedReport, Walk};
 use crate::error::LogError;
 use crate::item::{Item, Key, Limits, items};
 use crate::lane::Active;
@@ -134,9 +134,13 @@ impl Walk<'_> {
 
     /// A flipped bit that was mended is told, and stops nobody.
     pub(super) fn note_mended(&mut self, segment: u64, record: &Record) {
-        if record.is_mended {
-            let reason = "a flipped bit in a record's header or table, which is read as written";
-            self.damage(segment, to_u64(record.offset), reason, &[]);
+        let mended = MendedReport {
+            segment,
+            offset: to_u64(record.offset),
+        };
+        // Verifying all comes to it twice.
+        if record.is_mended && !self.report.mended.contains(&mended) {
+            self.report.mended.push(mended);
         }
     }
 
