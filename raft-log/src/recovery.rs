@@ -613,7 +613,8 @@ impl Walk<'_> {
         if !lost.is_empty() {
             self.damage(missing, 0, "entries are missing", &lost);
         }
-        for lost in std::mem::take(&mut self.lost_tables) {
+        let lost_tables = std::mem::take(&mut self.lost_tables);
+        for lost in &lost_tables {
             // All who may have been in it are stopped.
             let may_own = |key: &Key| lost.owners.is_none_or(|owners| owners.may_hold(*key));
             let all: Vec<(Key, Index, Index)> = self
@@ -627,7 +628,7 @@ impl Walk<'_> {
             let reason = "a record's table is lost";
             self.damage(lost.segment, lost.offset, reason, &all);
         }
-        self.settle_votes(votes);
+        self.settle_votes(votes, &lost_tables);
     }
 
     /// What the log has of whom the vote file has lost is written again: nobody is concerned.
@@ -638,15 +639,20 @@ impl Walk<'_> {
         }
     }
 
-    fn settle_votes(&mut self, votes: &VotesFound) {
+    fn settle_votes(&mut self, votes: &VotesFound, lost_tables: &[LostTable]) {
         let is_suspect = self.report.is_suspect() || self.may_be_cut;
         let has_lost_file = !votes.exists && self.tables.replicas.values().any(has_voted);
         for (key, found) in &votes.replicas {
-            let was_logged = found
-                .second
-                .is_some_and(|slot| slot.term > raft_proto::Term::ZERO);
-            if was_logged && !self.tables.replicas.contains_key(key) {
-                // The second slot is written only when the log has the replica: the log lost it.
+            if self.tables.replicas.contains_key(key) {
+                continue;
+            }
+            let has_term = |slot: hard_state::Slot| slot.term > raft_proto::Term::ZERO;
+            // The second slot is written only when the log has the replica; the first is durable
+            // together with its first record, which may be one that is lost.
+            let was_logged = found.second.is_some_and(has_term);
+            let may_own = |lost: &LostTable| lost.owners.is_none_or(|it| it.may_hold(*key));
+            let may_be_lost = has_term(found.newest) && lost_tables.iter().any(may_own);
+            if was_logged || may_be_lost {
                 let lost = [(*key, Index::ZERO, Index::ZERO)];
                 self.damage(0, 0, "the log lost a replica that the vote file has", &lost);
             }

@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft_log::vfs::{SimVfs, Vfs};
-use raft_log::{LaneOptions, LogError, RecoveryReport, Submission};
-use raft_proto::{HardState, Index, Term, crc32c_append};
+use raft_log::{Health, LaneOptions, LogError, RecoveryReport, Submission};
+use raft_proto::{EntryId, HardState, Index, Term, crc32c_append};
 
 use crate::damage::{content, records, segments};
 use crate::record;
 use crate::workload::{
-    DATA, Driven, Model, Rng, Workload, agrees, batch, disk, key, open, options, seen_all,
+    DATA, Driven, Key, Model, Rng, Workload, agrees, batch, disk, key, open, options, seen_all,
 };
 
 /// A log whose last record is durable and proven by nothing.
@@ -23,22 +23,29 @@ struct Unproven {
     end: usize,
     before: Model,
     after: Model,
+    /// Whose it is.
+    owner: Key,
 }
 
 fn unproven(seed: u64) -> Unproven {
+    unproven_of(seed, 60)
+}
+
+fn unproven_of(seed: u64, payload_max: u64) -> Unproven {
     let disk = disk(seed);
     let (mut driven, _) = Driven::open(&disk, &options());
-    let mut workload = Workload::new(seed, 3, 60);
+    let mut workload = Workload::new(seed, 3, payload_max);
     for _ in 0..6 {
         driven.write(workload.draw());
     }
-    let before = loop {
+    let (before, owner) = loop {
         let before = workload.model.clone();
         let submission = workload.draw();
         let has_entries = !submission.entries.is_empty();
+        let owner = (submission.group, submission.replica);
         driven.write(submission);
         if has_entries {
-            break before;
+            break (before, owner);
         }
     };
     drop(driven);
@@ -53,6 +60,7 @@ fn unproven(seed: u64) -> Unproven {
         end: (start + 64 + table + data).next_multiple_of(64),
         before,
         after: workload.model,
+        owner,
     }
 }
 
@@ -69,6 +77,25 @@ pub fn kept_aside(disk: &SimVfs) -> Vec<Vec<u8>> {
     let cuts = entries.iter().filter(|entry| entry.name.ends_with(".cut"));
     cuts.map(|entry| content(disk, &dir.join(&entry.name)))
         .collect()
+}
+
+/// Where the opens cut off a tail, as their records say.
+fn cuts_recorded(content: &[u8]) -> Vec<usize> {
+    const OPENED: u8 = 11;
+    let mut cuts = Vec::new();
+    for (at, kind, table, _) in records(content) {
+        let mut rest = &content[at + 64..at + 64 + table];
+        while kind == 3 && !rest.is_empty() {
+            let number = |at: usize| u64::from_le_bytes(rest[at..at + 8].try_into().expect("8"));
+            let small = |number: u64| usize::try_from(number).expect("small");
+            let len = u32::from_le_bytes(rest[4..8].try_into().expect("four"));
+            if rest[0] == OPENED && number(24 + 16) > 0 {
+                cuts.push(small(number(24 + 8)));
+            }
+            rest = &rest[24 + small(u64::from(len))..];
+        }
+    }
+    cuts
 }
 
 #[test]
@@ -97,6 +124,11 @@ fn fault_1_a_tail_cut_at_every_byte_loses_that_record_alone() {
                 let rest = &left[log.start + kept.len()..log.end];
                 assert!(rest.iter().all(|&byte| byte == 0), "{what}");
             }
+            assert_eq!(
+                cuts_recorded(&content(&disk, &log.path)),
+                if is_torn { vec![log.start] } else { vec![] },
+                "{what}"
+            );
             // The cut is durable, and recorded: the next open finds nothing amiss.
             disk.crash();
             let (second, report) = found(&disk, &what);
@@ -287,11 +319,13 @@ fn hazard_30_a_submission_over_many_records_is_durable_in_order() {
 }
 
 /// The last record is acknowledged, and nothing behind it tells of it: a sector of it that cannot be
-/// read is no torn write.
+/// read is no torn write. Its header says whose it is; where that is lost, too, or where more may have
+/// followed in the same sector, it may be anybody's.
 #[test]
-fn fault_4_a_tail_that_cannot_be_read_is_not_cut() {
+fn fault_4_a_tail_that_cannot_be_read_is_not_cut_and_stops_its_owner_alone() {
+    let (mut stops_one, mut stops_all) = (0, 0);
     for seed in 0..6 {
-        let log = unproven(seed);
+        let log = unproven_of(seed, [60, 2_000][usize::from(seed % 2 == 1)]);
         for sector in log.start / 512..=(log.end - 1) / 512 {
             let disk = Arc::new(log.disk.fork());
             disk.lose_sector(&log.path, sector);
@@ -302,13 +336,145 @@ fn fault_4_a_tail_that_cannot_be_read_is_not_cut() {
             assert_eq!(kept_aside(&disk), Vec::<Vec<u8>>::new(), "{what}");
             // Whoever is sound has all that was acknowledged.
             let reader = lane.reader();
+            let mut stopped = Vec::new();
             for (key, state) in &recovery.replicas {
-                if state.health == raft_log::Health::Sound {
+                if state.health == Health::Sound {
                     let found = crate::workload::seen(&reader, *key, state).expect("it reads");
                     assert_eq!(Some(&found), log.after.replicas.get(key), "{what}");
+                } else {
+                    stopped.push(*key);
                 }
             }
+            // Where it begins others begin, too, or may; and others may begin where it ends.
+            if log.start < sector * 512 && (sector + 1) * 512 <= log.end {
+                assert_eq!(stopped, [log.owner], "{what}");
+                stops_one += 1;
+            } else {
+                assert!(stopped.contains(&log.owner), "{what}: {stopped:?}");
+                stops_all += usize::from(stopped.len() > 1);
+            }
         }
+    }
+    assert!(stops_one > 1, "{stops_one} sectors within the record");
+    assert!(stops_all > 0, "{stops_all} sectors at its ends");
+}
+
+/// Appends until so many segments hold records. Returns what is next.
+fn fill(
+    driven: &mut Driven,
+    disk: &SimVfs,
+    group: u64,
+    mut next: u64,
+    segments_used: usize,
+) -> u64 {
+    let mut rng = Rng(next);
+    let used = || {
+        let used = segments(disk).into_iter();
+        used.filter(|path| !records(&content(disk, path)).is_empty())
+            .count()
+    };
+    while used() < segments_used {
+        let (id, replica) = key(group);
+        let mut submission = Submission::new(id, replica, next);
+        let (term, from) = (Term::new(1), Index::new(next));
+        submission.entries = vec![batch(&mut rng, id, term, from, 1, 9_000)];
+        driven.write(submission);
+        next += 1;
+    }
+    next
+}
+
+/// A segment in the middle is gone: whose entries lay there is stopped, and whoever has a snapshot or
+/// a compaction behind them starts.
+#[test]
+fn fault_9_whoever_needs_nothing_of_a_missing_segment_starts() {
+    let disk = disk(21);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(21);
+    for group in 1..=3 {
+        let (id, replica) = key(group);
+        let mut submission = Submission::new(id, replica, 1);
+        let (term, from) = (Term::new(1), Index::new(1));
+        submission.entries = vec![batch(&mut rng, id, term, from, 2, 100)];
+        driven.write(submission);
+    }
+    // The first keeps what it has, in all of them.
+    let next = fill(&mut driven, &disk, 1, 3, 2);
+    for group in 2..=3 {
+        let (id, replica) = key(group);
+        let mut submission = Submission::new(id, replica, 2);
+        let (term, from) = (Term::new(1), Index::new(3));
+        submission.entries = vec![batch(&mut rng, id, term, from, 2, 100)];
+        driven.write(submission);
+    }
+    let next = fill(&mut driven, &disk, 1, next, 3);
+    let (id, replica) = key(2);
+    let mut received = Submission::new(id, replica, 3);
+    received.restart_after = Some(EntryId::new(Term::new(2), Index::new(10)));
+    driven.write(received);
+    let (id, replica) = key(3);
+    let mut compacted = Submission::new(id, replica, 3);
+    compacted.compact_before = Some(Index::new(5));
+    driven.write(compacted);
+    fill(&mut driven, &disk, 1, next, 4);
+    drop(driven);
+    disk.crash();
+    let middle = segments(&disk)[1].clone();
+    disk.misplace(&middle, None);
+    let (mut driven, recovery) = Driven::open(&disk, &options());
+    assert_eq!(recovery.report.missing, [2], "{:?}", recovery.report);
+    let health = |group: u64| &recovery.replicas[&key(group)].health;
+    let Health::Damaged(damage) = health(1) else {
+        panic!("it lost entries: {:?}", health(1));
+    };
+    assert!(
+        damage.first <= damage.last,
+        "the range is named: {damage:?}"
+    );
+    assert_eq!([health(2), health(3)], [&Health::Sound, &Health::Sound]);
+    for (group, next) in [(2, 11), (3, 5)] {
+        let (id, replica) = key(group);
+        let mut submission = Submission::new(id, replica, 4);
+        let (term, from) = (Term::new(2), Index::new(next));
+        submission.entries = vec![batch(&mut rng, id, term, from, 2, 100)];
+        driven.write(submission);
+        let range = driven.lane.reader().range(id, replica);
+        assert_eq!(range, Some((Index::new(next), Index::new(next + 1))));
+    }
+}
+
+/// The newest segment is a spare, of any length that holds no more than a header: it is made again,
+/// and used.
+#[test]
+fn fault_10_a_newest_segment_cut_within_its_header_is_made_again() {
+    let whole = disk(22);
+    let (mut driven, _) = Driven::open(&whole, &options());
+    let next = fill(&mut driven, &whole, 1, 1, 2);
+    driven.pass(1_000_000_000);
+    drop(driven);
+    whole.crash();
+    let newest = segments(&whole).pop().expect("a spare");
+    let size = content(&whole, &newest).len();
+    for len in (0..=1_024).step_by(64).chain([1, 511, 513, 1_023]) {
+        let disk = Arc::new(whole.fork());
+        disk.damage(&newest, |content| content.truncate(len));
+        let what = format!("{len} bytes");
+        let (mut driven, recovery) = Driven::open(&disk, &options());
+        assert!(
+            recovery.report.damaged.is_empty(),
+            "{what}: {:?}",
+            recovery.report
+        );
+        let next = fill(&mut driven, &disk, 1, next, 3);
+        driven.pass(1_000_000_000);
+        for path in segments(&disk) {
+            assert_eq!(content(&disk, &path).len(), size, "{what}: {path:?}");
+        }
+        drop(driven);
+        disk.crash();
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        let last = recovery.replicas[&key(1)].last.index;
+        assert_eq!(last, Index::new(next - 1), "{what}");
     }
 }
 
