@@ -11,6 +11,8 @@ mod crash;
 mod damage;
 #[path = "log/failure.rs"]
 mod failure;
+#[path = "log/faults.rs"]
+mod faults;
 #[path = "log/fits.rs"]
 mod fits;
 #[path = "log/fuzz.rs"]
