@@ -10,16 +10,13 @@
 //!
 //! Each takes `--json` and `--lane`; without a lane, `stat`, `check` and `scrub` take all. Ends with
 //! 0, with 1 if it cannot be done, and with 2 if `check` or `scrub` found something durable lost.
-#![expect(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "a command-line program"
-)]
+//! Whoever reads its output may stop reading: that is no error.
+#![expect(clippy::print_stderr, reason = "a command-line program")]
 
 use std::error::Error;
 use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::ops::RangeInclusive;
+use std::io::{self, BufWriter, ErrorKind, Stdout, Write};
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -97,7 +94,11 @@ struct Which {
 /// Does what the arguments say.
 pub fn main() -> ExitCode {
     let tool = Tool::parse();
-    match tool.run() {
+    let mut out = Output::default();
+    match tool
+        .run(&mut out)
+        .and_then(|code| Ok(out.flush().map(|()| code)?))
+    {
         Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
@@ -106,47 +107,104 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The standard output, until nobody reads it any more.
+struct Output {
+    inner: BufWriter<Stdout>,
+    is_closed: bool,
+}
+
+impl Default for Output {
+    fn default() -> Self {
+        Self {
+            inner: BufWriter::new(io::stdout()),
+            is_closed: false,
+        }
+    }
+}
+
+impl Output {
+    fn unless_closed<T>(&mut self, done: io::Result<T>, otherwise: T) -> io::Result<T> {
+        match done {
+            Err(error) if error.kind() == ErrorKind::BrokenPipe => {
+                self.is_closed = true;
+                Ok(otherwise)
+            }
+            done => done,
+        }
+    }
+}
+
+impl Write for Output {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.is_closed {
+            return Ok(bytes.len());
+        }
+        let written = self.inner.write(bytes);
+        self.unless_closed(written, bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        if self.is_closed {
+            return Ok(());
+        }
+        let flushed = self.inner.flush();
+        self.unless_closed(flushed, ())
+    }
+}
+
 impl Tool {
-    fn run(self) -> Outcome<ExitCode> {
+    fn run(self, out: &mut Output) -> Outcome<ExitCode> {
         let mut code = ExitCode::SUCCESS;
         match self.verb {
             Verb::Stat(place) => {
                 for (number, lane) in place.lanes()? {
                     let stat = lane.stat()?;
-                    place.say(number, &stat_json(&stat), || say_stat(&stat));
+                    place.say(out, number, &stat_json(&stat), |out| say_stat(out, &stat))?;
                 }
             }
             Verb::Check(place) => {
                 for (number, lane) in place.lanes()? {
-                    code = place.say_checked(number, &lane.check()?, code);
+                    code = place.say_checked(out, number, &lane.check()?, code)?;
                 }
             }
             Verb::Scrub(place) => {
                 for (number, lane) in place.lanes()? {
-                    code = place.say_checked(number, &lane.scrub()?, code);
+                    code = place.say_checked(out, number, &lane.scrub()?, code)?;
                 }
             }
             Verb::Dump { place, which } => {
                 let (lane, of, range) = which.find(&place)?;
-                let mut out = BufWriter::new(std::io::stdout().lock());
                 let mut said = Ok(());
                 lane.dump(of, range, |entry| {
-                    if said.is_ok() {
-                        said = say_entry(&mut out, entry, place.json);
+                    said = say_entry(out, entry, place.json);
+                    match said.is_err() || out.is_closed {
+                        true => ControlFlow::Break(()),
+                        false => ControlFlow::Continue(()),
                     }
                 })?;
                 said?;
-                out.flush()?;
             }
-            Verb::Export { place, which, out } => {
+            Verb::Export {
+                place,
+                which,
+                out: path,
+            } => {
                 let (lane, of, range) = which.find(&place)?;
-                let mut file = BufWriter::new(File::create_new(&out)?);
-                let exported = lane.export(of, range, &mut file)?;
+                refuse_within(&place.data_dir, &path)?;
+                let mut file = BufWriter::new(File::create_new(&path)?);
+                let exported = lane.export(of, range, &mut file).map_err(|error| {
+                    let path = path.display();
+                    format!("{error}; {path} holds what comes before")
+                })?;
                 file.into_inner()?.sync_all()?;
                 let json = json!({ "entries": exported.entries, "bytes": exported.bytes });
-                place.say(None, &json, || {
-                    println!("{} entries, {} bytes", exported.entries, exported.bytes);
-                });
+                place.say(out, None, &json, |out| {
+                    writeln!(
+                        out,
+                        "{} entries, {} bytes",
+                        exported.entries, exported.bytes
+                    )
+                })?;
             }
         }
         Ok(code)
@@ -172,26 +230,36 @@ impl Place {
             .collect())
     }
 
-    fn say(&self, lane: Option<u16>, json: &Value, in_words: impl FnOnce()) {
+    fn say(
+        &self,
+        out: &mut Output,
+        lane: Option<u16>,
+        json: &Value,
+        in_words: impl FnOnce(&mut Output) -> io::Result<()>,
+    ) -> io::Result<()> {
         if self.json {
-            println!("{json}");
-        } else {
-            if let Some(lane) = lane {
-                println!("lane {lane}");
-            }
-            in_words();
+            return writeln!(out, "{json}");
         }
+        if let Some(lane) = lane {
+            writeln!(out, "lane {lane}")?;
+        }
+        in_words(out)
     }
 
-    fn say_checked(&self, lane: Option<u16>, checked: &Checked, code: ExitCode) -> ExitCode {
-        self.say(lane, &checked_json(lane, checked), || {
-            say_checked(checked);
-        });
-        if checked.is_sound() {
-            code
-        } else {
-            ExitCode::from(2)
-        }
+    fn say_checked(
+        &self,
+        out: &mut Output,
+        lane: Option<u16>,
+        checked: &Checked,
+        code: ExitCode,
+    ) -> io::Result<ExitCode> {
+        self.say(out, lane, &checked_json(lane, checked), |out| {
+            say_checked(out, checked)
+        })?;
+        Ok(match checked.is_sound() {
+            true => code,
+            false => ExitCode::from(2),
+        })
     }
 }
 
@@ -202,6 +270,18 @@ fn refuse_if_in_use(data_dir: &Path) -> Outcome<()> {
     };
     let free = rustix::fs::flock(&lock, rustix::fs::FlockOperation::NonBlockingLockShared);
     free.map_err(|_| "a host runs on this directory: stop it first")?;
+    Ok(())
+}
+
+/// The directory looked into is left as it is.
+fn refuse_within(data_dir: &Path, path: &Path) -> Outcome<()> {
+    let folder = match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    };
+    if folder.canonicalize()?.starts_with(data_dir.canonicalize()?) {
+        return Err("an export goes elsewhere: nothing is written below the data directory".into());
+    }
     Ok(())
 }
 
@@ -231,11 +311,15 @@ impl Which {
                 return Err(format!("group {group} has {more} replicas here: name one").into());
             }
         };
-        let range = (self.from.is_some() || self.to.is_some()).then(|| {
-            let first = self.from.map_or(replica.state.first, Index::new);
-            let last = self.to.map_or(replica.state.last.index, Index::new);
-            first..=last
-        });
+        let state = &replica.state;
+        let first = self.from.map_or(state.first, Index::new);
+        let last = self.to.map_or(state.last.index, Index::new);
+        let is_asked = self.from.is_some() || self.to.is_some();
+        if is_asked && first > last {
+            let held = format!("the log has {} to {}", state.first, state.last.index);
+            return Err(format!("there is nothing from {first} to {last}: {held}").into());
+        }
+        let range = is_asked.then_some(first..=last);
         Ok((lane, (group, replica.replica), range))
     }
 }
@@ -277,22 +361,25 @@ fn stat_json(stat: &LogStat) -> Value {
     })
 }
 
-fn say_stat(stat: &LogStat) {
+fn say_stat(out: &mut Output, stat: &LogStat) -> io::Result<()> {
     let closed = if stat.is_closed { "" } else { ", not closed" };
-    println!(
+    writeln!(
+        out,
         "identity {:016x}, record {}{closed}",
         stat.identity, stat.last_lsn
-    );
+    )?;
     for segment in &stat.segments {
-        println!(
+        writeln!(
+            out,
             "segment {:6} {:8} {:>12} bytes, {:>12} live",
             segment.number, segment.purpose, segment.len, segment.live_bytes
-        );
+        )?;
     }
     for replica in &stat.replicas {
         let state = &replica.state;
         let vote = state.hard_state.vote.map_or(0, ReplicaId::get);
-        println!(
+        writeln!(
+            out,
             "group {} replica {}: entries {} to {}, term {}, vote {vote}, commit {}, {} bytes, {}",
             replica.group,
             replica.replica,
@@ -302,8 +389,9 @@ fn say_stat(stat: &LogStat) {
             state.hard_state.commit,
             replica.bytes,
             state.health
-        );
+        )?;
     }
+    Ok(())
 }
 
 fn checked_json(lane: Option<u16>, checked: &Checked) -> Value {
@@ -346,47 +434,54 @@ fn checked_json(lane: Option<u16>, checked: &Checked) -> Value {
     })
 }
 
-fn say_checked(checked: &Checked) {
+fn say_checked(out: &mut Output, checked: &Checked) -> io::Result<()> {
     let report = &checked.report;
     if report.torn_bytes > 0 {
-        println!(
+        writeln!(
+            out,
             "torn: {} bytes of a write that was never acknowledged",
             report.torn_bytes
-        );
+        )?;
     }
     for damage in &report.damaged {
-        println!(
+        writeln!(
+            out,
             "damaged: segment {} at byte {}: {}",
             damage.segment, damage.offset, damage.reason
-        );
+        )?;
         for (group, replica, first, last) in &damage.replicas {
-            println!("  group {group} replica {replica}: entries {first} to {last}");
+            writeln!(
+                out,
+                "  group {group} replica {replica}: entries {first} to {last}"
+            )?;
         }
     }
     for found in &report.mended {
-        println!(
+        writeln!(
+            out,
             "mended: segment {}, the record at byte {} has a flipped bit that is known",
             found.segment, found.offset
-        );
+        )?;
     }
     for number in &report.missing {
-        println!("missing: segment {number}");
+        writeln!(out, "missing: segment {number}")?;
     }
     for name in &report.foreign {
-        println!("foreign: {name}");
+        writeln!(out, "foreign: {name}")?;
     }
     for name in &report.ignored {
-        println!("ignored: {name}");
+        writeln!(out, "ignored: {name}")?;
     }
     for (group, replica, health) in &checked.stopped {
-        println!("stopped: group {group} replica {replica}: {health}");
+        writeln!(out, "stopped: group {group} replica {replica}: {health}")?;
     }
     if checked.is_sound() {
-        println!("sound");
+        writeln!(out, "sound")?;
     }
+    Ok(())
 }
 
-fn say_entry(out: &mut dyn Write, entry: EntryRef<'_>, json: bool) -> std::io::Result<()> {
+fn say_entry(out: &mut Output, entry: EntryRef<'_>, json: bool) -> std::io::Result<()> {
     let payload: String = entry
         .payload()
         .iter()

@@ -16,7 +16,7 @@
 //! The example `raft_log_tool` is all of them on the command line, in words or in JSON.
 
 use std::io::Write;
-use std::ops::RangeInclusive;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -25,8 +25,9 @@ use raft_proto::{Batch, EntryRef, GroupId, Index, ReplicaId};
 use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::identity;
-use crate::read::{LogReader, Shared, lock_path};
+use crate::read::{LogReader, Shared, lane_dir, lock_path};
 use crate::recovery::{RecoveryReport, analyse};
+use crate::segment::segment_number;
 use crate::state::ReplicaState;
 use crate::vfs::{FileLock, Vfs};
 
@@ -137,7 +138,12 @@ pub struct Exported {
 pub fn lanes(vfs: &dyn Vfs, data_dir: &Path) -> Result<Vec<u16>, LogError> {
     let entries = vfs.list(&data_dir.join("log"))?;
     let names = entries.iter().filter(|entry| entry.is_dir);
-    let mut lanes: Vec<u16> = names.filter_map(|entry| entry.name.parse().ok()).collect();
+    let numbers = names.filter_map(|entry| {
+        let number: u16 = entry.name.parse().ok()?;
+        // "07" is none.
+        (number.to_string() == entry.name).then_some(number)
+    });
+    let mut lanes: Vec<u16> = numbers.collect();
     lanes.sort_unstable();
     Ok(lanes)
 }
@@ -170,7 +176,8 @@ impl StoppedLane {
         Ok(self.look(false)?.stat.clone())
     }
 
-    /// Gives `each` the entries of a replica, in order. Without a range, all that there are.
+    /// Gives `each` the entries of a replica, in order, until it breaks off. Without a range, all
+    /// that there are.
     ///
     /// # Errors
     ///
@@ -180,12 +187,10 @@ impl StoppedLane {
         &self,
         of: (GroupId, ReplicaId),
         range: Option<RangeInclusive<Index>>,
-        mut each: impl FnMut(EntryRef<'_>),
+        mut each: impl FnMut(EntryRef<'_>) -> ControlFlow<()>,
     ) -> Result<(), LogError> {
-        self.look(false)?.batches(of, range, |batch| {
-            batch.iter().for_each(&mut each);
-            Ok(())
-        })
+        self.look(false)?
+            .batches(of, range, |batch| Ok(batch.iter().try_for_each(&mut each)))
     }
 
     /// What the next open would report: headers, checkpoints, footers and the active segment hold,
@@ -224,7 +229,7 @@ impl StoppedLane {
             out.write_all(batch.bytes()).map_err(LogError::Export)?;
             exported.entries += to_u64(batch.len());
             exported.bytes += to_u64(batch.size_bytes());
-            Ok(())
+            Ok(ControlFlow::Continue(()))
         })?;
         out.flush().map_err(LogError::Export)?;
         Ok(exported)
@@ -233,6 +238,12 @@ impl StoppedLane {
     fn look(&self, verify_all: bool) -> Result<Looked, LogError> {
         Looked::at(&self.vfs, &self.data_dir, self.lane, verify_all)
     }
+}
+
+fn has_segments(vfs: &dyn Vfs, data_dir: &Path, lane: u16) -> Result<bool, LogError> {
+    let entries = vfs.list(&lane_dir(data_dir, lane))?;
+    let mut files = entries.iter().filter(|entry| entry.is_file);
+    Ok(files.any(|entry| segment_number(&entry.name).is_some()))
 }
 
 /// A lane, analysed and not mended.
@@ -255,11 +266,16 @@ impl Looked {
         let lock_path = lock_path(data_dir, lane);
         let lock = vfs.lock(&lock_path, true)?;
         let lock = lock.ok_or(LogError::InUse { path: lock_path })?;
-        let Some(identity) = identity::of_files(vfs.as_ref(), data_dir, lane)? else {
-            return Err(LogError::NoLog {
-                path: data_dir.to_owned(),
-                lane,
-            });
+        let identity = match identity::of_files(vfs.as_ref(), data_dir, lane)? {
+            Some(identity) => identity,
+            // Not one header can be read: that is damage, and to be told.
+            None if has_segments(vfs.as_ref(), data_dir, lane)? => 0,
+            None => {
+                return Err(LogError::NoLog {
+                    path: data_dir.to_owned(),
+                    lane,
+                });
+            }
         };
         let options = LaneOptions {
             lane,
@@ -336,7 +352,7 @@ impl Looked {
         &self,
         (group, replica): (GroupId, ReplicaId),
         range: Option<RangeInclusive<Index>>,
-        mut each: impl FnMut(&Batch) -> Result<(), LogError>,
+        mut each: impl FnMut(&Batch) -> Result<ControlFlow<()>, LogError>,
     ) -> Result<(), LogError> {
         let held = self.reader.range(group, replica);
         let (first, last) = match (&range, held) {
@@ -357,7 +373,9 @@ impl Looked {
         for batch in self.reader.batches(group, replica, first, last) {
             let batch = batch?;
             next = batch.last().index.next();
-            each(&batch)?;
+            if each(&batch)?.is_break() {
+                return Ok(());
+            }
         }
         if range.is_some() && next <= last {
             return Err(LogError::NotFound { group, from: next });

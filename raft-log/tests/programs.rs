@@ -54,6 +54,18 @@ fn run_tests() -> ExitCode {
             tool::each_tool_tells_what_it_finds_and_changes_nothing,
         ),
         trial(
+            "what_cannot_be_done_is_said_and_nothing_is_touched",
+            tool::what_cannot_be_done_is_said_and_nothing_is_touched,
+        ),
+        trial(
+            "a_log_that_was_killed_is_left_byte_for_byte_as_it_is",
+            tool::a_log_that_was_killed_is_left_byte_for_byte_as_it_is,
+        ),
+        trial(
+            "output_that_nobody_reads_is_no_error",
+            tool::output_that_nobody_reads_is_no_error,
+        ),
+        trial(
             "a_directory_in_use_is_left_alone",
             tool::a_directory_in_use_is_left_alone,
         ),

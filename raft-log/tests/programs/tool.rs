@@ -204,3 +204,160 @@ pub fn a_directory_in_use_is_left_alone() {
     }
     assert_eq!(fs::read_dir(empty.path()).expect("it lists").count(), 0);
 }
+
+/// Each mistake is an error that says so, with exit code 1, and nothing is written or left behind.
+pub fn what_cannot_be_done_is_said_and_nothing_is_touched() {
+    let dir = filled();
+    let path = dir.path().to_str().expect("a name");
+    let before = content(dir.path());
+    let log = dir.path().join("log");
+    let log_name = log.to_str().expect("a name");
+    let within = log.join("0/0000000000000009.seg");
+    let within = within.to_str().expect("a name");
+    let end = u64::MAX.to_string();
+    let cases: [(&[&str], &str); 12] = [
+        (&["stat", "/nowhere/at/all"], "no log"),
+        (&["check", "/proc/self/exe"], "exe"),
+        (&["stat", log_name], "no log"),
+        (&["stat", path, "--lane", "7"], "no log of lane 7"),
+        (&["dump", path, "--group", "0"], "no group"),
+        (&["dump", path, "--group", "9"], "no such replica"),
+        (&["dump", path, "--group", "1", "--replica", "9"], "no such"),
+        (
+            &["dump", path, "--group", "1", "--from", "0"],
+            "not in the log",
+        ),
+        (
+            &["dump", path, "--group", "1", "--from", "61"],
+            "has 1 to 60",
+        ),
+        (
+            &["dump", path, "--group", "1", "--from", "9", "--to", "7"],
+            "from 9 to 7",
+        ),
+        (
+            &["dump", path, "--group", "1", "--from", "60", "--to", &end],
+            "from 61",
+        ),
+        (
+            &["export", path, "--group", "1", "--out", within],
+            "elsewhere",
+        ),
+    ];
+    for (arguments, says) in cases {
+        for json in [&[][..], &["--json"]] {
+            let output = run("tool", &[arguments, json].concat());
+            let error = text(&output.stderr);
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}: {error}");
+            assert!(error.contains(says), "{arguments:?}: {error}");
+            assert!(!error.contains("panicked"), "{arguments:?}: {error}");
+        }
+    }
+    assert!(content(dir.path()) == before, "they only read");
+}
+
+/// As a process that was killed leaves it, with leftovers and a lane's name that is none.
+pub fn a_log_that_was_killed_is_left_byte_for_byte_as_it_is() {
+    let dir = filled();
+    let copy = tempfile::tempdir().expect("a directory");
+    let vfs = Arc::new(StdVfs::new());
+    let (wal, _) = Wal::open(vfs, dir.path(), options()).expect("it opens");
+    wal.append(1, &[payload(1, 61)]).expect("durable");
+    for (from, bytes) in content(dir.path()) {
+        let to = copy
+            .path()
+            .join(from.strip_prefix(dir.path()).expect("below it"));
+        fs::create_dir_all(to.parent().expect("a folder")).expect("made");
+        fs::write(to, bytes).expect("written");
+    }
+    wal.close().expect("it closes");
+    let lane = copy.path().join("log/0");
+    for name in [
+        "00000000000000ff.seg.new",
+        "0000000000000001-00000400-01.cut",
+        "notes",
+    ] {
+        fs::write(lane.join(name), b"FRL1 whatever").expect("written");
+    }
+    fs::write(copy.path().join("votes.new"), b"half of one").expect("written");
+    fs::create_dir(copy.path().join("log/+0")).expect("made");
+    fs::create_dir(copy.path().join("log/00")).expect("made");
+    // A write that was torn.
+    let active = content(&lane).into_iter().rev().find(|(path, bytes)| {
+        path.extension().is_some_and(|found| found == "seg") && bytes[1_024..].starts_with(b"FRL1")
+    });
+    let (active, mut bytes) = active.expect("one is in use");
+    let end = bytes.len()
+        - bytes
+            .iter()
+            .rev()
+            .position(|byte| *byte != 0)
+            .expect("used");
+    bytes[end.next_multiple_of(64) + 3] = 1;
+    fs::write(&active, bytes).expect("written");
+    let path = copy.path().to_str().expect("a name");
+    let out = tempfile::tempdir().expect("a directory");
+    let file = out.path().join("frames");
+    let file = file.to_str().expect("a name");
+    let before = content(copy.path());
+    let stat = json(&["stat", path, "--json"], 0);
+    assert_eq!(stat.len(), 1, "one lane");
+    assert_eq!(stat[0]["is_closed"], false);
+    assert_eq!(stat[0]["replicas"][0]["last"], 61);
+    for verb in ["check", "scrub"] {
+        let checked = json(&[verb, path, "--json"], 0).remove(0);
+        assert!(checked["torn_bytes"].as_u64() > Some(0), "{checked}");
+        assert_eq!(checked["ignored"], serde_json::json!(["notes"]));
+    }
+    json(&["dump", path, "--group", "1", "--json"], 0);
+    json(
+        &["export", path, "--group", "2", "--out", file, "--json"],
+        0,
+    );
+    assert!(content(copy.path()) == before, "they only read");
+    // Not one header is whole: there is a log all the same, and it is damaged.
+    for (path, mut bytes) in content(&lane) {
+        if path.extension().is_some_and(|found| found == "seg") {
+            bytes[..1_024].fill(0x11);
+            fs::write(path, bytes).expect("written");
+        }
+    }
+    fs::remove_file(copy.path().join("votes")).expect("removed");
+    let before = content(copy.path());
+    for verb in ["check", "scrub"] {
+        let checked = json(&[verb, path, "--json"], 2).remove(0);
+        assert_ne!(checked["damaged"], serde_json::json!([]), "{checked}");
+    }
+    json(&["stat", path, "--json"], 0);
+    assert!(content(copy.path()) == before, "they only read");
+}
+
+/// Whoever reads may stop: the tool ends at once, with the code it would have ended with.
+pub fn output_that_nobody_reads_is_no_error() {
+    let dir = filled();
+    let path = dir.path().to_str().expect("a name");
+    let closed = |arguments: &[&str]| {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let mut command = crate::program("tool", arguments);
+        let output = command.stdout(writer).stderr(std::process::Stdio::piped());
+        let output = output.spawn().expect("it starts").wait_with_output();
+        let output = output.expect("it ends");
+        assert_eq!(text(&output.stderr), "", "{arguments:?}");
+        output.status.code()
+    };
+    for verb in ["stat", "check", "scrub"] {
+        assert_eq!(closed(&[verb, path]), Some(0));
+        assert_eq!(closed(&[verb, path, "--json"]), Some(0));
+    }
+    assert_eq!(closed(&["dump", path, "--group", "1"]), Some(0));
+    let lane = dir.path().join("log/0/0000000000000001.seg");
+    let mut bytes = fs::read(&lane).expect("it reads");
+    bytes[20] ^= 1;
+    fs::write(&lane, bytes).expect("written");
+    assert_eq!(
+        closed(&["check", path]),
+        Some(2),
+        "it is damaged all the same"
+    );
+}
