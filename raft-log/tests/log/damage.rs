@@ -394,8 +394,15 @@ fn fault_6_sectors_zeroed_swapped_duplicated_or_fallen_back_are_found() {
             let mut changes: Vec<Change<'_>> = Vec::new();
             for sector in (0..sectors).filter(|&sector| is_used(sector)) {
                 changes.push(("zeroed", sector, vec![(sector, vec![0; 512])]));
-                // The next one, and one further away.
-                for other in [sector + 1, (sector * 7 + 3) % sectors] {
+                // With any other in a small log; in a large one with the next one, and one further
+                // away.
+                let others = match number {
+                    0 => (0..sectors)
+                        .filter(|&other| other < 48 || is_used(other))
+                        .collect(),
+                    _ => vec![sector + 1, (sector * 7 + 3) % sectors],
+                };
+                for other in others {
                     if other < sectors && other != sector {
                         let swap = vec![(sector, of(other)), (other, of(sector))];
                         changes.push(("swapped", sector, swap));
@@ -703,6 +710,100 @@ fn fault_4_a_sector_that_cannot_be_read_is_damage_and_never_a_cut() {
     }
     record("log sectors that cannot be read", "cases", cases);
     assert!(cases > 300, "{cases}");
+}
+
+/// What lies in no record, header or slot: behind the last record, between a footer and its trailer,
+/// in a spare, between the vote file's header and its slots. Nothing there is read as anything.
+fn nowhere(closed: &Closed, path: &Path) -> Vec<std::ops::Range<usize>> {
+    let whole = content(&closed.disk, path);
+    if path == closed.votes {
+        return vec![512..4_096];
+    }
+    let records = records(&whole);
+    let end = records.last().map_or(1_024, |(at, _, table, data)| {
+        (at + 64 + table + data).next_multiple_of(64)
+    });
+    let is_sealed = records.last().is_some_and(|last| last.1 == 4);
+    let trailer = if is_sealed { 64 } else { 0 };
+    vec![end..whole.len() - trailer]
+}
+
+/// These are all the bits that nothing vouches for: whatever they are, everything is there, before
+/// and after it was written on, and nobody is concerned.
+#[test]
+fn fault_3_bits_that_belong_to_nothing_concern_nobody() {
+    let mut flips = 0;
+    for closed in [closed(17, false), closed(18, true)] {
+        let names: Vec<&PathBuf> = closed.segments.iter().chain([&closed.votes]).collect();
+        for path in names {
+            for range in nowhere(&closed, path) {
+                // All of what is close to a record, a bit in each sector of the rest.
+                let near = (range.start..range.end.min(range.start + 192))
+                    .chain((range.start..range.end).rev().take(64));
+                let near = near.flat_map(|byte| (0..8).map(move |bit| (byte, bit)));
+                let far = range.clone().step_by(509).map(|byte| (byte, 5));
+                for (byte, bit) in near.chain(far) {
+                    let disk = Arc::new(closed.disk.fork());
+                    disk.flip_bit(path, byte, bit);
+                    let what = format!("{path:?} byte {byte} bit {bit}");
+                    let found = look(&disk, &closed, &what, flips % 16 == 0);
+                    assert_eq!(found.hurt, [], "{what}");
+                    assert_eq!(found.torn_bytes, 0, "{what}");
+                    if flips % 16 == 0 {
+                        is_written_on(&disk, &closed, &what);
+                    }
+                    flips += 1;
+                }
+            }
+        }
+    }
+    record("log bits that belong to nothing flipped", "bits", flips);
+    assert!(flips > 5_000, "{flips}");
+}
+
+/// Appends until the next segment is in use, loses power, and finds all there.
+fn is_written_on(disk: &Arc<SimVfs>, closed: &Closed, what: &str) {
+    disk.set_now(raft_proto::Time(0));
+    let (mut driven, recovery) = Driven::open(disk, &options());
+    let found = crate::workload::seen_all(&driven.lane, &recovery).expect("it reads");
+    assert!(agrees(&found, &closed.model), "{what}");
+    let mut workload = Workload::new(1, 3, 3_000);
+    workload.resume(found);
+    for _ in 0..24 {
+        driven.write(workload.draw());
+    }
+    drop(driven);
+    disk.crash();
+    let (lane, recovery) = open(disk, &options()).expect("it opens");
+    assert_eq!(recovery.report.damaged, [], "{what}");
+    let found = crate::workload::seen_all(&lane, &recovery).expect("it reads");
+    assert!(agrees(&found, &workload.model), "{what}");
+}
+
+/// Places of the vote file that were never used: what lies there is somebody's slot that is lost.
+#[test]
+fn fault_20_every_flipped_bit_of_an_unused_slot_is_told_and_zeroed() {
+    let closed = closed(1, false);
+    let whole = content(&closed.disk, &closed.votes);
+    let used = 64 * closed.model.replicas.len();
+    let mut flips = 0;
+    for half in [4_096, HALF_B] {
+        let first = half + used..half + used + 64;
+        let rest = (first.end..half + 65_536).step_by(509);
+        for byte in first.chain(rest) {
+            let bits = if byte < half + used + 64 { 0..8 } else { 3..4 };
+            for bit in bits {
+                let disk = Arc::new(closed.disk.fork());
+                disk.flip_bit(&closed.votes, byte, bit);
+                let what = format!("votes byte {byte} bit {bit}");
+                let found = look(&disk, &closed, &what, false);
+                assert!(found.hurt.is_empty() && found.is_reported, "{what}");
+                assert!(content(&disk, &closed.votes) == whole, "{what}: zeroed");
+                flips += 1;
+            }
+        }
+    }
+    record("log bits of votes flipped", "bits", flips);
 }
 
 /// A segment made ahead whose header is lost has no use, and whatever lies in it is kept aside.

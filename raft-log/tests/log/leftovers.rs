@@ -84,6 +84,31 @@ fn fault_8_a_segment_that_kept_its_old_name_is_nobodys_and_goes() {
     }
 }
 
+/// Whatever bit of its two headers is flipped, or of what lies behind them, it concerns nobody.
+#[test]
+fn fault_3_every_flipped_bit_of_a_segment_that_kept_its_old_name_concerns_nobody() {
+    let disk = left_over(10);
+    let path = misnamed(&disk).pop_first().expect("one");
+    let (lane, whole) = open(&Arc::new(disk.fork()), &options()).expect("it opens");
+    drop(lane);
+    let len = content(&disk, &path).len();
+    let mut flips = 0;
+    let headers = (0..1_024).flat_map(|byte| (0..8).map(move |bit| (byte, bit)));
+    let rest = (1_024..len).step_by(127).map(|byte| (byte, 3));
+    for (byte, bit) in headers.chain(rest) {
+        let disk = Arc::new(disk.fork());
+        disk.flip_bit(&path, byte, bit);
+        let (lane, recovery) = open(&disk, &options()).expect("it opens");
+        let what = format!("byte {byte} bit {bit}: {:?}", recovery.report);
+        assert_eq!(recovery.replicas, whole.replicas, "{what}");
+        assert_eq!(recovery.report.torn_bytes, 0, "{what}");
+        drop(lane);
+        flips += 1;
+    }
+    crate::record("log bits of leftovers flipped", "bits", flips);
+    assert!(flips > 8_192, "{flips}");
+}
+
 /// The same in the place of a segment that is missed: it may be that one, and is left alone.
 #[test]
 fn fault_7_a_misnamed_segment_that_is_missed_is_not_taken_for_a_leftover() {
