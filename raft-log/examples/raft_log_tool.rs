@@ -481,7 +481,7 @@ fn say_checked(out: &mut Output, checked: &Checked) -> io::Result<()> {
     Ok(())
 }
 
-fn say_entry(out: &mut Output, entry: EntryRef<'_>, json: bool) -> std::io::Result<()> {
+fn say_entry(out: &mut Output, entry: EntryRef<'_>, json: bool) -> io::Result<()> {
     let payload: String = entry
         .payload()
         .iter()
