@@ -714,10 +714,10 @@ fn fault_4_a_sector_that_cannot_be_read_is_damage_and_never_a_cut() {
 
 /// What lies in no record, header or slot: behind the last record, between a footer and its trailer,
 /// in a spare, between the vote file's header and its slots. Nothing there is read as anything.
-fn nowhere(closed: &Closed, path: &Path) -> Vec<std::ops::Range<usize>> {
+fn nowhere(closed: &Closed, path: &Path) -> std::ops::Range<usize> {
     let whole = content(&closed.disk, path);
     if path == closed.votes {
-        return vec![512..4_096];
+        return 512..4_096;
     }
     let records = records(&whole);
     let end = records.last().map_or(1_024, |(at, _, table, data)| {
@@ -725,7 +725,7 @@ fn nowhere(closed: &Closed, path: &Path) -> Vec<std::ops::Range<usize>> {
     });
     let is_sealed = records.last().is_some_and(|last| last.1 == 4);
     let trailer = if is_sealed { 64 } else { 0 };
-    vec![end..whole.len() - trailer]
+    end..whole.len() - trailer
 }
 
 /// These are all the bits that nothing vouches for: whatever they are, everything is there, before
@@ -736,24 +736,23 @@ fn fault_3_bits_that_belong_to_nothing_concern_nobody() {
     for closed in [closed(17, false), closed(18, true)] {
         let names: Vec<&PathBuf> = closed.segments.iter().chain([&closed.votes]).collect();
         for path in names {
-            for range in nowhere(&closed, path) {
-                // All of what is close to a record, a bit in each sector of the rest.
-                let near = (range.start..range.end.min(range.start + 192))
-                    .chain((range.start..range.end).rev().take(64));
-                let near = near.flat_map(|byte| (0..8).map(move |bit| (byte, bit)));
-                let far = range.clone().step_by(509).map(|byte| (byte, 5));
-                for (byte, bit) in near.chain(far) {
-                    let disk = Arc::new(closed.disk.fork());
-                    disk.flip_bit(path, byte, bit);
-                    let what = format!("{path:?} byte {byte} bit {bit}");
-                    let found = look(&disk, &closed, &what, flips % 16 == 0);
-                    assert_eq!(found.hurt, [], "{what}");
-                    assert_eq!(found.torn_bytes, 0, "{what}");
-                    if flips % 16 == 0 {
-                        is_written_on(&disk, &closed, &what);
-                    }
-                    flips += 1;
+            let range = nowhere(&closed, path);
+            // All of what is close to a record, a bit in each sector of the rest.
+            let near = (range.start..range.end.min(range.start + 192))
+                .chain((range.start..range.end).rev().take(64));
+            let near = near.flat_map(|byte| (0..8).map(move |bit| (byte, bit)));
+            let far = range.clone().step_by(509).map(|byte| (byte, 5));
+            for (byte, bit) in near.chain(far) {
+                let disk = Arc::new(closed.disk.fork());
+                disk.flip_bit(path, byte, bit);
+                let what = format!("{path:?} byte {byte} bit {bit}");
+                let found = look(&disk, &closed, &what, flips % 16 == 0);
+                assert_eq!(found.hurt, [], "{what}");
+                assert_eq!(found.torn_bytes, 0, "{what}");
+                if flips % 16 == 0 {
+                    is_written_on(&disk, &closed, &what);
                 }
+                flips += 1;
             }
         }
     }
