@@ -173,7 +173,7 @@ impl LaneOptions {
         self.reserve_bytes.unwrap_or(self.segment_size_bytes / 16)
     }
 
-    /// What of the reserve is kept for opens, closes, and what makes room.
+    /// What of the reserve is kept for watermarks, opens and closes, half of it, and for what makes room.
     pub(crate) fn last_reserve(&self) -> u64 {
         (self.reserve() / 4).min(LAST_RESERVE_BYTES)
     }

@@ -192,6 +192,8 @@ pub struct Lane {
     no_slot: held::Held,
     /// Entries for which a full disk has no segment.
     no_room: held::Held,
+    /// The log has votes of the vote file's first half only when the next record is durable.
+    is_second_half_late: bool,
     /// For want of space the next segment, or a larger vote file, could not be made.
     is_pool_full: bool,
     is_votes_full: bool,
@@ -314,6 +316,7 @@ impl Lane {
             queue_bytes: 0,
             no_slot: held::Held::default(),
             no_room: held::Held::default(),
+            is_second_half_late: false,
             is_pool_full: false,
             is_votes_full: false,
             flight: None,

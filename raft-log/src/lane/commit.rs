@@ -261,17 +261,16 @@ impl Lane {
         RECORD_ALIGN + 8 * self.to_release.len().min(RELEASED_MAX)
     }
 
-    /// What a record leaves to others while there is no next segment: to votes, to what makes room,
-    /// to its release, in this order.
+    /// What a record leaves to others while there is no next segment: to votes, to watermarks, to what
+    /// makes room, to its release, in this order.
     fn kept_behind(&self, record: &Staging) -> u64 {
         let (all, last) = (self.options.reserve(), self.options.last_reserve());
         match () {
             () if self.has_next_segment() => 0,
             () if record.has_entries && record.is_urgent => all / 2,
             () if record.has_entries => all,
-            () if record.is_close => last / 2,
             () if record.is_lanes() && !self.to_release.is_empty() => 0,
-            () if record.is_lanes() => last,
+            () if record.is_lanes() => last / 2,
             () if record.makes_room() => self.kept_for_release(),
             () => last,
         }
@@ -355,7 +354,8 @@ impl Lane {
         let changes = std::mem::take(&mut staging.votes);
         let votes_first = self.votes.set_all(&changes);
         let is_burst_end = kind == RecordKind::Watermark;
-        let votes_second = if votes_first.is_empty() && !is_burst_end {
+        let has_none = votes_first.is_empty() && !is_burst_end;
+        let votes_second = if has_none || self.is_second_half_late {
             Vec::new()
         } else {
             self.votes.behind_except(&votes_first)
@@ -548,6 +548,7 @@ impl Lane {
                 staging,
                 data_at,
             } => {
+                self.is_second_half_late = false;
                 if kind == RecordKind::Watermark {
                     self.watermark_lsn = flight.last_lsn;
                 } else {
@@ -714,12 +715,13 @@ impl Lane {
 
     /// Whether there is room for the record that ends an open, in the active segment or in the next
     /// one. On a full disk an open goes without it, if there is nothing that it must say: opens would
-    /// use up what others need, and nothing else would ever be opened.
+    /// use up what others need. Behind damage nothing may be written before there is a new segment;
+    /// what is there can be read.
     fn make_room_for_open(&mut self, record: &Staging, must_say: bool) -> Result<bool, LogError> {
         let len = record.len() + self.released_bytes() + WATERMARK_BYTES;
         let kept = match self.has_next_segment() {
             true => 0,
-            false => self.options.last_reserve(),
+            false => self.options.last_reserve() / 2,
         };
         if self.has_bytes(len, 0, kept) {
             return Ok(true);
@@ -727,14 +729,17 @@ impl Lane {
         if !self.make_room(len, 0)
             && let Err(error) = self.pool.make_now()
         {
-            if self.active.is_sealed || !error.is_storage_full() {
+            let is_first = self.active.number == 0;
+            if is_first || !error.is_storage_full() {
                 return Err(error.into());
             }
             self.is_pool_full = true;
             self.note_full();
             self.pool.try_again(self.now);
+            // A new segment begins with a checkpoint, which says it too.
+            self.is_second_half_late = must_say && self.active.is_sealed;
             return match self.has_bytes(len, 0, 0) {
-                _ if !must_say => Ok(false),
+                _ if !must_say || self.active.is_sealed => Ok(false),
                 true => Ok(true),
                 false => Err(error.into()),
             };

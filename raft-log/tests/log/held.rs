@@ -7,6 +7,7 @@ use raft_log::vfs::{Fault, SimVfs, Vfs};
 use raft_log::{LaneOptions, LogError, SnapshotRecord, SnapshotsRecord, Submission};
 use raft_proto::{EntryId, HardState, Index, ReplicaId, Term};
 
+use crate::damage::{content, records, segments};
 use crate::workload::{Driven, Rng, batch, disk, key, open, options};
 
 const SECOND: u64 = 1_000_000_000;
@@ -456,6 +457,47 @@ fn fault_16_a_crash_at_any_of_the_last_votes_leaves_room_to_open() {
         }
     }
     assert!(found.contains(&durable), "{found:?} of {durable}");
+}
+
+/// The last vote that had room is proven durable when its burst ends, and by opens: damage to it is
+/// no torn tail.
+#[test]
+fn fault_16_where_votes_have_no_room_left_the_last_one_is_proven() {
+    let options = LaneOptions {
+        segment_size_bytes: 1 << 20,
+        reserve_bytes: Some(64 << 10),
+        ..options()
+    };
+    let (disk, mut driven, _) = exhausted(15, &options);
+    driven.pass(SECOND);
+    drop(driven);
+    for life in 0..30 {
+        let damaged = Arc::new(disk.fork());
+        damaged.crash();
+        let newest = segments(&damaged).pop().expect("there is one");
+        let records = records(&content(&damaged, &newest));
+        let last = records.iter().rfind(|(_, kind, ..)| *kind == 1);
+        let (at, ..) = *last.expect("the last vote's");
+        damaged.damage(&newest, |content| content[at + 64..at + 90].fill(0x55));
+        // Nothing is written behind damage, and there is no room for a segment: it opens.
+        for _ in 0..2 {
+            let (mut driven, recovery) = Driven::open(&damaged, &options);
+            let mut found = recovery.report.damaged.iter();
+            let is_told = found.any(|found| found.segment > 0);
+            assert!(is_told, "life {life}: {:?}", recovery.report);
+            driven.lane.submit(vote(3, 1)).expect("it waits");
+            driven.pass(SECOND);
+            assert_eq!(done(&mut driven), [0; 0]);
+            drop(driven);
+            damaged.crash();
+        }
+        damaged.set_capacity(None);
+        let (mut driven, _) = Driven::open(&damaged, &options);
+        driven.write(vote(3, 1));
+        drop(driven);
+        disk.crash();
+        open(&disk, &options).expect("it opens");
+    }
 }
 
 /// A compaction that needs more than there is, and votes behind it that do not.
