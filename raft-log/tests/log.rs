@@ -37,6 +37,8 @@ mod numbers;
 mod opening;
 #[path = "log/opens.rs"]
 mod opens;
+#[path = "log/report.rs"]
+mod report;
 #[path = "log/space.rs"]
 mod space;
 #[path = "log/split.rs"]
@@ -52,17 +54,4 @@ mod votes_full;
 #[path = "log/workload.rs"]
 mod workload;
 
-use std::io::Write;
-
-/// Adds a line to the file named by `RAFT_TEST_REPORT`.
-pub fn record(suite: &str, kind: &str, count: u64) {
-    if let Some(path) = std::env::var_os("RAFT_TEST_REPORT") {
-        let line = serde_json::json!({ "suite": suite, kind: count });
-        let mut file = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(path)
-            .expect("the report file opens");
-        writeln!(file, "{line}").expect("the report file is written");
-    }
-}
+use report::record;
