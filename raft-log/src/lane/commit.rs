@@ -17,8 +17,11 @@ use crate::state::Health;
 use crate::vfs::{FileId, Op, OpId};
 use bytes::Bytes;
 
-static FILLER: [u8; SECTOR_BYTES] = [0; SECTOR_BYTES];
-/// What a watermark's filler and second record take, at most.
+/// What file systems and most devices write at a time, and lose at a time.
+const PAGE_BYTES: usize = 4096;
+static FILLER: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+/// What a watermark's filler and second record take at least, and at most where there is no room
+/// for more.
 const WATERMARK_BYTES: usize = SECTOR_BYTES + 2 * RECORD_ALIGN;
 
 /// Released segments that one record names, at most.
@@ -399,6 +402,21 @@ impl Lane {
         Ok(())
     }
 
+    /// A watermark that shares its page with what it vouches for would be lost with it: the first
+    /// record, so far of `len` bytes, fills the page, and a second one lies in the next. In a
+    /// segment that has little room left it is the sector.
+    fn watermark_filler(&self, len: usize) -> usize {
+        let start = usize::try_from(self.active.offset).expect("a segment fits in memory");
+        let end = start + aligned(len);
+        let second = to_u64(end.next_multiple_of(PAGE_BYTES) + 2 * RECORD_ALIGN);
+        let taken = second + self.footer_bytes(0) + self.options.reserve();
+        let unit = match taken <= self.active.len {
+            true => PAGE_BYTES,
+            false => SECTOR_BYTES,
+        };
+        end.next_multiple_of(unit) - end
+    }
+
     pub(super) fn fly(&mut self, ops: Vec<OpId>, syncs: u64, kind: FlightKind) {
         self.flight = Some(Flight {
             ops,
@@ -432,11 +450,7 @@ impl Lane {
             staging.item(None, &Item::Closed);
         }
         if kind == RecordKind::Watermark {
-            // A watermark that shares its sector with what it vouches for would be lost with it:
-            // the first record fills the sector, a second one lies in the next.
-            let end = usize::try_from(self.active.offset).expect("a segment fits in memory")
-                + aligned(staging.len());
-            let filler = end.next_multiple_of(SECTOR_BYTES) - end;
+            let filler = self.watermark_filler(staging.len());
             staging.data(Bytes::from_static(&FILLER[..filler]));
         }
         let (mut record, data_at) = self.frame(kind, staging);

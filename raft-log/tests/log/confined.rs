@@ -274,9 +274,14 @@ fn fault_4_a_lost_record_stops_those_who_were_in_it_and_nobody_else() {
         }
         // All that lies in a sector.
         let last = log.records.last().expect("records").start;
+        let whole = content(&log.disk, &log.path);
         for sector in log.records[1].start / 512 + 1..last / 512 - 1 {
             let disk = Arc::new(log.disk.fork());
             let (from, to) = (sector * 512, sector * 512 + 512);
+            if whole[from..to].iter().all(|byte| *byte == 0) {
+                // Of what fills the page of a watermark nothing can be lost.
+                continue;
+            }
             disk.damage(&log.path, |content| content[from..to].fill(0));
             let what = format!("payload {payload_max} sector {sector}");
             let hit = log.records.iter();

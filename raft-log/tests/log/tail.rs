@@ -500,3 +500,59 @@ fn fault_2_what_is_kept_aside_is_the_tail_alone() {
     found(&log.disk, "a torn tail, again");
     assert_eq!(kept_aside(&log.disk), kept);
 }
+
+/// What file systems write at a time lies in one page: the last of them, or the one before, is lost
+/// after a burst's end and after a clean close. Who had acknowledged entries there is told.
+#[test]
+fn fault_4_the_loss_of_a_whole_page_at_the_end_is_damage() {
+    const PAGE: usize = 4096;
+    let (mut cases, mut lost) = (0, 0);
+    for is_closed in [false, true] {
+        for last in 1..40 {
+            let disk = disk(31);
+            let (mut driven, _) = Driven::open(&disk, &options());
+            let (group, replica) = key(1);
+            for index in 1..=last {
+                let mut submission = Submission::new(group, replica, index);
+                let (term, from) = (Term::new(1), Index::new(index));
+                submission.entries = vec![batch(&mut Rng(index), group, term, from, 1, 600)];
+                driven.write(submission);
+            }
+            driven.pass(300_000_000);
+            if is_closed {
+                driven.lane.close().expect("it closes");
+            } else {
+                drop(driven);
+                disk.crash();
+            }
+            disk.set_now(raft_proto::Time(0));
+            let path = segments(&disk)[0].clone();
+            let whole = content(&disk, &path);
+            let used = whole.iter().rposition(|byte| *byte != 0);
+            let end = used.expect("there are records") / PAGE;
+            for page in end.saturating_sub(1).max(1)..=end {
+                let disk = Arc::new(disk.fork());
+                disk.damage(&path, |content| {
+                    content[page * PAGE..(page + 1) * PAGE].fill(0);
+                });
+                let (_, recovery) = open(&disk, &options()).expect("it opens");
+                let state = recovery.replicas.get(&key(1));
+                // Of one whose only record is lost, not even the name is known.
+                let is_told = match state {
+                    Some(state) => state.health != raft_log::Health::Sound,
+                    None => !recovery.report.damaged.is_empty(),
+                };
+                let found = state.map(|state| state.last.index);
+                assert!(
+                    is_told || found == Some(Index::new(last)),
+                    "closed {is_closed}, page {page} of {last} records: {:?}",
+                    recovery.report
+                );
+                lost += u64::from(is_told);
+                cases += 1;
+            }
+        }
+    }
+    record("log pages lost at the end", "cases", cases);
+    assert!(lost > 50, "{lost} of {cases}");
+}
