@@ -257,17 +257,24 @@ impl Tables {
             + self.segments.len() * size_of::<(u64, SegmentInfo)>()
     }
 
-    /// Entries of `first..=last` that no span holds: the first such range.
-    pub(crate) fn gap(&self, key: Key) -> Option<(Index, Index)> {
-        let replica = self.replicas.get(&key)?;
+    /// The ranges of `first..=last` that no span holds, ascending.
+    pub(crate) fn gaps(&self, key: Key) -> Vec<(Index, Index)> {
+        let Some(replica) = self.replicas.get(&key) else {
+            return Vec::new();
+        };
         let mut next = replica.state.first;
+        let mut gaps = Vec::new();
         for span in &replica.spans {
-            if span.first > next {
-                return Some((next, span.first.previous()?));
+            if let Some(before) = span.first.previous().filter(|before| *before >= next) {
+                gaps.push((next, before));
             }
             next = span.last.next();
         }
-        (next <= replica.state.last.index).then_some((next, replica.state.last.index))
+        let last = replica.state.last.index;
+        if next <= last {
+            gaps.push((next, last));
+        }
+        gaps
     }
 }
 
@@ -538,12 +545,12 @@ mod tests {
         tables.clip(key());
         assert_eq!(shown(&tables), [(7, 7, 1), (8, 14, 4), (15, 16, 3)]);
         check(&tables);
-        assert_eq!(tables.gap(key()), None);
+        assert_eq!(tables.gaps(key()), []);
         tables.reset(key());
         check(&tables);
         assert_eq!(
-            tables.gap(key()),
-            Some((Index::new(7), Index::new(16))),
+            tables.gaps(key()),
+            [(Index::new(7), Index::new(16))],
             "all is gone"
         );
     }

@@ -30,6 +30,7 @@ mod scan;
 mod sealed;
 mod segment_bytes;
 mod take;
+mod verify;
 
 pub(crate) use mend::{Opening, mend};
 pub(crate) use segment_bytes::{Record, SegmentBytes};
@@ -178,6 +179,10 @@ struct Walk<'a> {
     released: BTreeSet<u64>,
     /// Records whose table is lost.
     lost_tables: Vec<LostTable>,
+    /// What does not hold in segments that were taken by their footers.
+    lost: Vec<verify::Lost>,
+    /// Records of a segment without a footer are lost, or may be: what they overwrote would count.
+    may_count_overwritten: bool,
 }
 
 /// A record whose table is lost, or many.
@@ -222,6 +227,8 @@ pub(crate) fn analyse(
         named: BTreeMap::new(),
         released: BTreeSet::new(),
         lost_tables: Vec::new(),
+        lost: Vec::new(),
+        may_count_overwritten: false,
     };
     let files = walk.files(&dir)?;
     if files.is_empty() && !walk.report.foreign.is_empty() {
@@ -236,6 +243,9 @@ pub(crate) fn analyse(
     walk.settle_files(&dir, &files, base, &end)?;
     walk.settle_spares(&dir, &files, &end)?;
     walk.settle(&votes);
+    if options.verify_all || walk.may_count_overwritten {
+        walk.verify_entries(&dir, &files, 0..base.unwrap_or(0))?;
+    }
     walk.report_votes(&votes, end.is_closed);
     let is_dead = |number: &u64| {
         *number <= end.newest
@@ -437,10 +447,14 @@ impl Walk<'_> {
             );
             let mut segment = SegmentBytes::open(self.vfs, dir, &file, incarnation, self.options)?;
             segment.glimpse(true);
-            let by_footer = self.take_footer(&mut segment)?;
-            if !by_footer || self.options.verify_all {
-                segment.glimpse(false);
-                self.take_records(&mut segment, by_footer)?;
+            let footer_at = self.take_footer(&mut segment)?;
+            segment.glimpse(false);
+            match footer_at {
+                Some(footer_at) if self.options.verify_all => {
+                    self.verify_records(&mut segment, footer_at)?;
+                }
+                Some(_) => {}
+                None => self.take_records(&mut segment)?,
             }
         }
         Ok(())
@@ -489,6 +503,13 @@ impl Walk<'_> {
             state.health = health;
             self.healths.insert(key);
         }
+    }
+
+    /// Whether a replica is sound, or was until now: what more it lost is news.
+    fn was_sound(&self, key: Key) -> bool {
+        let replica = self.tables.replicas.get(&key);
+        let is_sound = replica.is_some_and(|found| found.state.health == Health::Sound);
+        is_sound || self.healths.contains(&key)
     }
 
     /// What the names of files say once it is known which segments were released.
@@ -597,16 +618,16 @@ impl Walk<'_> {
         let mut lost = Vec::new();
         for key in self.tables.keys() {
             self.tables.clip(key);
-            let state = &self.tables.replicas[&key].state;
-            if state.health != Health::Sound {
+            if !self.was_sound(key) {
                 continue;
             }
+            let state = &self.tables.replicas[&key].state;
             let last = state.last.index;
             let snapshot = state.snapshots.last().map_or(Index::ZERO, |s| s.id.index);
             let named = state.hard_state.commit.max(snapshot);
-            if let Some((first, last)) = self.tables.gap(key) {
-                lost.push((key, first, last));
-            } else if named > last {
+            let gaps = self.tables.gaps(key).into_iter();
+            lost.extend(gaps.map(|(first, last)| (key, first, last)));
+            if named > last {
                 lost.push((key, last.next(), named));
             }
         }
@@ -621,7 +642,7 @@ impl Walk<'_> {
                 .tables
                 .keys()
                 .into_iter()
-                .filter(|key| self.tables.replicas[key].state.health == Health::Sound)
+                .filter(|key| self.was_sound(*key))
                 .filter(may_own)
                 .map(|key| (key, Index::ZERO, Index::ZERO))
                 .collect();

@@ -43,6 +43,8 @@ mod report;
 mod space;
 #[path = "log/split.rs"]
 mod split;
+#[path = "log/strict.rs"]
+mod strict;
 #[path = "log/tail.rs"]
 mod tail;
 #[path = "log/tracked.rs"]

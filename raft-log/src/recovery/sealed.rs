@@ -12,26 +12,30 @@ use crate::record::RecordKind;
 use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES, Trailer};
 
 impl Walk<'_> {
-    /// Takes a sealed segment by its footer. `false` if there is none that holds.
-    pub(super) fn take_footer(&mut self, segment: &mut SegmentBytes<'_>) -> Result<bool, LogError> {
+    /// Takes a sealed segment by its footer, and says where that lies; `None` if there is none
+    /// that holds.
+    pub(super) fn take_footer(
+        &mut self,
+        segment: &mut SegmentBytes<'_>,
+    ) -> Result<Option<usize>, LogError> {
         let Some(trailer_at) = segment.len().checked_sub(TRAILER_BYTES) else {
-            return Ok(false);
+            return Ok(None);
         };
         let bytes = segment.bytes(trailer_at, TRAILER_BYTES)?;
         let Some(trailer) = Trailer::decode(&bytes, segment.place(trailer_at)) else {
-            return Ok(false);
+            return Ok(None);
         };
         let offset = usize::try_from(trailer.footer_offset).unwrap_or(usize::MAX);
         let Some(record) = segment.durable(offset, Some(trailer.footer_lsn))? else {
-            return Ok(false);
+            return Ok(None);
         };
         let is_footer =
             record.header.kind == RecordKind::Footer && record.header.lsn == trailer.footer_lsn;
         let Some(table) = record.table.clone().filter(|_| is_footer) else {
-            return Ok(false);
+            return Ok(None);
         };
         if segment.data(&record)?.is_none() || items(&table).any(|item| item.is_none()) {
-            return Ok(false);
+            return Ok(None);
         }
         self.note_mended(segment.number, &record);
         let data_at = to_u64(record.data_at());
@@ -39,14 +43,14 @@ impl Walk<'_> {
             let (key, runs) = match (owner, item) {
                 (Some(key), Item::Runs(runs)) => (key, runs),
                 (None, Item::Successor(_)) => continue,
-                _ => return Ok(false),
+                _ => return Ok(None),
             };
             let list_end = u64::from(runs.list_at)
                 + u64::from(runs.list_count) * to_u64(crate::index::LIST_RUN_BYTES);
             let is_within =
                 runs.bytes <= to_u64(segment.len()) && list_end <= to_u64(record.header.data_len);
             if runs.first > runs.last || !is_within {
-                return Ok(false);
+                return Ok(None);
             }
             let span = Span {
                 first: runs.first,
@@ -61,7 +65,7 @@ impl Walk<'_> {
             };
             self.take_older(key, runs.overwrites_from, span);
         }
-        Ok(true)
+        Ok(Some(offset))
     }
 
     /// Takes what lies in a segment before the base, whose checkpoint names every replica there is.
@@ -71,12 +75,8 @@ impl Walk<'_> {
         }
     }
 
-    /// Goes through a sealed segment record by record: for lack of a footer, or to verify all.
-    pub(super) fn take_records(
-        &mut self,
-        segment: &mut SegmentBytes<'_>,
-        by_footer: bool,
-    ) -> Result<(), LogError> {
+    /// Goes through a sealed segment record by record, for lack of a footer.
+    pub(super) fn take_records(&mut self, segment: &mut SegmentBytes<'_>) -> Result<(), LogError> {
         let mut at = SEGMENT_HEADER_BYTES;
         let mut is_whole = true;
         let mut has_footer = false;
@@ -86,19 +86,19 @@ impl Walk<'_> {
             self.note_mended(segment.number, &record);
             if record.offset != at {
                 is_whole = false;
+                self.may_count_overwritten = true;
                 self.damage(segment.number, to_u64(at), "records are lost", &[]);
             }
             at = record.end();
             has_footer = record.header.kind == RecordKind::Footer;
             let Some(table) = &record.table else {
                 is_whole = false;
+                self.may_count_overwritten = true;
                 let offset = to_u64(record.offset);
                 self.damage(segment.number, offset, "a record's table is lost", &[]);
                 continue;
             };
-            if !by_footer {
-                self.take_spans(segment.number, &record, table);
-            }
+            self.take_spans(segment.number, &record, table);
             if segment.data(&record)?.is_none() {
                 is_whole = false;
                 let bad = segment.bad_batches(&record)?;
@@ -108,11 +108,13 @@ impl Walk<'_> {
                 break;
             }
         }
-        if !by_footer && is_whole {
+        // The last of them may be lost with the footer.
+        self.may_count_overwritten |= !has_footer;
+        if is_whole {
             let reason = if has_footer {
                 "the trailer is lost; the records are whole"
             } else {
-                "the footer is lost; the records before it are whole"
+                "the footer is lost; the records found before it are whole"
             };
             self.damage(segment.number, to_u64(at), reason, &[]);
         }

@@ -10,7 +10,6 @@ use crate::error::LogError;
 use crate::item::{Item, Key, Limits, items};
 use crate::lane::Active;
 use crate::record::RecordKind;
-use crate::state::Health;
 
 impl Walk<'_> {
     /// Takes what a whole record says. `false` if its table makes no sense.
@@ -124,7 +123,7 @@ impl Walk<'_> {
         let Some(replica) = self.tables.replicas.get(&batch.key) else {
             return false;
         };
-        replica.state.health == Health::Sound
+        self.was_sound(batch.key)
             && replica.spans.iter().any(|span| {
                 span.segment == batch.segment
                     && span.first <= batch.last
