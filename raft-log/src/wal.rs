@@ -80,10 +80,12 @@ impl Wal {
         Ok((this, recovery.report))
     }
 
-    /// The streams, ascending.
+    /// The streams to which something was appended, ascending, as the next open will find them.
     #[must_use]
     pub fn streams(&self) -> Vec<u64> {
-        lock(&self.streams).keys().map(|id| id.get()).collect()
+        let streams = lock(&self.streams);
+        let is_known = |id: &&GroupId| self.reader.health(**id, only()).is_some();
+        streams.keys().filter(is_known).map(|id| id.get()).collect()
     }
 
     /// The first and the last record of a stream, if it has any.

@@ -280,7 +280,13 @@ fn what_a_stream_refuses_leaves_no_gap() {
             })
         ));
     }
+    assert!(matches!(
+        wal.append(8, &[&large]),
+        Err(LogError::TooLarge { .. })
+    ));
     let none: [&str; 0] = [];
+    assert!(wal.append(9, &none).expect("nothing to do").is_empty());
+    assert_eq!(wal.streams(), [5], "nothing was appended to the others");
     assert!(wal.append(5, &none).expect("nothing to do").is_empty());
     assert_eq!(wal.append(5, &["b", ""]).expect("durable"), 2..=3);
     std::thread::scope(|scope| {
