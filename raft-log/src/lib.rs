@@ -85,6 +85,7 @@ mod index;
 mod item;
 mod lane;
 mod owners;
+mod pieces;
 mod pool;
 mod read;
 mod record;

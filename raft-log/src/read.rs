@@ -10,6 +10,7 @@ use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::index::{At, LIST_RUN_BYTES, ListCache, Span, Tables, TailCache, decode_list, find_run};
 use crate::item::Key;
+use crate::pieces::{Ends, Piece};
 use crate::record::Place;
 use crate::state::{Health, ReplicaState};
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -22,6 +23,7 @@ pub(crate) struct Shared {
     tables: RwLock<Tables>,
     lists: ListCache,
     pub(crate) tail: TailCache,
+    ends: Ends,
     is_full: AtomicBool,
 }
 
@@ -32,6 +34,7 @@ impl Shared {
             tables: RwLock::new(tables),
             lists: ListCache::new(options.footer_cache_bytes_max),
             tail: TailCache::new(options.tail_cache_bytes_max),
+            ends: Ends::default(),
             is_full: AtomicBool::new(false),
         }
     }
@@ -93,8 +96,20 @@ struct Location {
     file: FileId,
     offset: u64,
     len: usize,
-    /// What of the batch counts: a later one may have overwritten its end.
+    /// What of the batch counts: its beginning may be compacted, its end overwritten.
+    first: Index,
     last: Index,
+}
+
+/// What is wanted of a batch.
+#[derive(Clone, Copy)]
+struct Wanted {
+    from: Index,
+    to: Index,
+    /// At most so much, at least one entry.
+    bytes_max: usize,
+    /// A batch that is longer is left for the next read.
+    batch_bytes_max: usize,
 }
 
 impl LogReader {
@@ -158,7 +173,9 @@ impl LogReader {
     /// Entries from `from` to `to`, inclusive; at most `bytes_max`, at least one.
     ///
     /// The bytes are slices of the log itself where the file system can give them, checked before
-    /// this returns; they stay valid whatever becomes of the segment.
+    /// this returns; they stay valid whatever becomes of the segment. Of a batch that is larger
+    /// than what is asked for only that is read and checked, and the lengths of the entries before
+    /// it if the read before did not end there.
     ///
     /// # Errors
     ///
@@ -176,10 +193,14 @@ impl LogReader {
         let mut next = from;
         let mut room = bytes_max;
         while next <= to {
-            // A batch is checked as a whole: one that would be cut short is left for the next read,
-            // unless it is the first.
-            let whole_max = if found.is_empty() { usize::MAX } else { room };
-            let Some(part) = self.batch_at(key, next, whole_max)? else {
+            // A batch that would be cut short is left for the next read, unless it is the first.
+            let wanted = Wanted {
+                from: next,
+                to,
+                bytes_max: room,
+                batch_bytes_max: if found.is_empty() { usize::MAX } else { room },
+            };
+            let Some(part) = self.batch_at(key, wanted)? else {
                 break;
             };
             let Some(part) = part.up_to_index(to) else {
@@ -221,20 +242,15 @@ impl LogReader {
         self.shared.read().index_bytes()
     }
 
-    /// The entries that lie together with `index`, from it on; `None` if it is not held, or lies in
-    /// more than `bytes_max`.
-    fn batch_at(
-        &self,
-        key: Key,
-        index: Index,
-        bytes_max: usize,
-    ) -> Result<Option<Batch>, LogError> {
+    /// Entries that lie together, from the first wanted on; `None` if that is not held, or they lie
+    /// in too large a batch.
+    fn batch_at(&self, key: Key, wanted: Wanted) -> Result<Option<Batch>, LogError> {
         let mut tried = None;
         loop {
-            let (location, result) = match self.locate(key, index) {
+            let (location, result) = match self.locate(key, wanted.from) {
                 Ok(None) => return Ok(None),
-                Ok(Some(location)) if location.len > bytes_max => return Ok(None),
-                Ok(Some(location)) => (Some(location), self.read_batch(key, index, location)),
+                Ok(Some(location)) if location.len > wanted.batch_bytes_max => return Ok(None),
+                Ok(Some(location)) => (Some(location), self.read_batch(key, wanted, location)),
                 Err(error) => (None, Err(error)),
             };
             match result {
@@ -246,7 +262,7 @@ impl LogReader {
         }
     }
 
-    fn read_batch(&self, key: Key, index: Index, at: Location) -> Result<Batch, LogError> {
+    fn read_batch(&self, key: Key, wanted: Wanted, at: Location) -> Result<Batch, LogError> {
         let damaged = |reason: String| LogError::Damaged {
             segment: at.segment,
             offset: at.offset,
@@ -255,13 +271,32 @@ impl LogReader {
         let batch = match self.shared.tail.find(at.segment, at.offset) {
             Some(batch) => batch,
             None => {
-                let bytes = self.shared.vfs.read_shared(at.file, at.offset, at.len)?;
-                Batch::decode(key.0, bytes).map_err(|error| damaged(error.to_string()))?
+                let piece = Piece {
+                    vfs: self.shared.vfs.as_ref(),
+                    file: at.file,
+                    offset: at.offset,
+                    len: at.len,
+                    first: at.first,
+                    last: at.last,
+                };
+                let (id, ends) = ((at.segment, at.offset), &self.shared.ends);
+                let known = match wanted.from == at.first {
+                    true => None,
+                    false => ends.before(id, wanted.from),
+                };
+                let range = (wanted.from, wanted.to.min(at.last));
+                let (bytes, end) = piece.read(range, wanted.bytes_max, known)?;
+                let batch = Batch::decode(key.0, bytes);
+                let batch = batch.map_err(|error| damaged(error.to_string()))?;
+                if end < at.len {
+                    ends.note(id, batch.last().index.next(), end);
+                }
+                batch
             }
         };
         let part = batch
-            .from_index(index)
-            .filter(|part| part.first().index == index)
+            .from_index(wanted.from)
+            .filter(|part| part.first().index == wanted.from)
             .and_then(|part| part.up_to_index(at.last));
         part.ok_or_else(|| damaged("other entries than recorded".to_owned()))
     }
@@ -292,6 +327,7 @@ impl LogReader {
                     file,
                     offset: run.offset,
                     len,
+                    first: run.first,
                     last: last.min(span.last),
                 }));
             }
@@ -301,6 +337,7 @@ impl LogReader {
             file,
             offset,
             len,
+            first: span.first,
             last: span.last,
         }))
     }

@@ -275,6 +275,18 @@ impl Batch {
         }
     }
 
+    /// The length in bytes and the index that the frame at the start of `bytes` claims, unchecked:
+    /// to find a frame without checking those before it. `None` if there is no header, or the
+    /// length is below its size.
+    #[must_use]
+    pub fn peek(bytes: &[u8]) -> Option<(usize, Index)> {
+        if bytes.len() < ENTRY_HEADER_BYTES {
+            return None;
+        }
+        let length = length_at(bytes, 0);
+        (length >= ENTRY_HEADER_BYTES).then(|| (length, Index::new(read_u64(bytes, 8))))
+    }
+
     /// The frames from `first` to `last`, unless they are more than can be counted.
     fn of(bytes: Bytes, first: EntryId, last: EntryId, marks: Marks) -> Option<Self> {
         Some(Self {

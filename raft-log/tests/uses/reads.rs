@@ -372,3 +372,103 @@ fn the_tail_is_read_from_memory_and_no_more_of_it_than_is_allowed() {
         assert!(matches!(read(40), Err(LogError::NotFound { .. })));
     }
 }
+
+/// A batch that is larger than what is read at a time.
+fn large_batch(first: u64, count: u64) -> Batch {
+    let mut builder = BatchBuilder::new(key(1).0, Term::new(1), Index::new(first), 0);
+    for index in first..first + count {
+        let byte = u8::try_from(index % 251).expect("below 251");
+        builder.push(EntryKind::Command, 0, None, &[byte; 1_000]);
+    }
+    builder.finish().expect("some")
+}
+
+/// Reading a batch piece by piece reads it once, whatever the piece; what lies before an entry is
+/// looked through for its length alone.
+#[test]
+fn a_read_of_a_part_of_a_batch_costs_that_part() {
+    const COUNT: u64 = 1_000;
+    let options = LaneOptions {
+        segment_size_bytes: 4 << 20,
+        record_bytes_max: 2 << 20,
+        ..quiet()
+    };
+    let disk = disk(22);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let (group, replica) = key(1);
+    for number in 0..6 {
+        let mut submission = Submission::new(group, replica, number);
+        submission
+            .entries
+            .push(large_batch(1 + number * COUNT, COUNT));
+        driven.write(submission);
+    }
+    assert!(driven.lane.stats().sealed_segments > 0);
+    let reader = driven.lane.reader();
+    let whole: u64 = 1_032 * COUNT;
+    for first in [1, 1 + 5 * COUNT] {
+        let last = Index::new(first + COUNT - 1);
+        for window in [16 << 10, 64 << 10, 256 << 10, 4 << 20] {
+            let before = disk.bytes_read();
+            let (mut next, mut found) = (Index::new(first), Vec::new());
+            while next <= last {
+                let read = reader.entries(group, replica, next, last, window);
+                let read = read.expect("it reads");
+                assert!(read.iter().map(Batch::size_bytes).sum::<usize>() <= window);
+                next = read.last().expect("some").last().index.next();
+                found.extend(read);
+            }
+            let bytes: Vec<u8> = found
+                .iter()
+                .flat_map(|part| part.bytes().to_vec())
+                .collect();
+            assert!(bytes == *large_batch(first, COUNT).bytes());
+            let read = disk.bytes_read() - before;
+            assert!(read < whole * 5 / 4, "{read} of {whole} by {window}");
+        }
+        // One alone.
+        for index in [0, COUNT / 2, COUNT - 1] {
+            let at = Index::new(first + index);
+            let before = disk.bytes_read();
+            let read = reader
+                .entries(group, replica, at, at, usize::MAX)
+                .expect("it reads");
+            assert_eq!((read.len(), read[0].len()), (1, 1));
+            assert_eq!(read[0].first().index, at);
+            let read = disk.bytes_read() - before;
+            assert!(read < index * 1_032 + (256 << 10), "{read} for {index}");
+        }
+    }
+}
+
+/// What the log moves it reads once, in pieces, however large the batches are.
+#[test]
+fn moving_a_large_batch_reads_it_once() {
+    let options = LaneOptions {
+        segment_size_bytes: 1 << 20,
+        record_bytes_max: 512 << 10,
+        ..quiet()
+    };
+    let disk = disk(23);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let before = disk.bytes_read();
+    for index in 0..400 {
+        if index % 100 == 0 {
+            // Each in a segment of its own, most of which dies.
+            let mut submission = Submission::new(key(1).0, key(1).1, index);
+            submission.entries.push(large_batch(1 + index * 4, 400));
+            driven.write(submission);
+        }
+        let mut submission = Submission::new(key(2).0, key(2).1, index);
+        submission.entries.push(run_of(key(2), index * 10 + 1, 10));
+        submission.compact_before = Some(Index::new(index * 10 + 11));
+        driven.write(submission);
+    }
+    driven.pass(1_000_000_000);
+    let moved = driven.lane.stats().moved_bytes;
+    assert!(moved > 400 * 1_000, "{moved}");
+    let read = disk.bytes_read() - before;
+    assert!(read < 2 * moved, "{read} to move {moved}");
+    let read = read_all(&driven.lane.reader(), key(1)).expect("it is whole");
+    assert!(read == *large_batch(1, 1_600).bytes());
+}
