@@ -530,7 +530,7 @@ fn fault_4_the_loss_of_a_whole_page_at_the_end_is_damage() {
             let whole = content(&disk, &path);
             let used = whole.iter().rposition(|byte| *byte != 0);
             let end = used.expect("there are records") / PAGE;
-            for page in end.saturating_sub(1).max(1)..=end {
+            for page in end.saturating_sub(2).max(1)..=end {
                 let disk = Arc::new(disk.fork());
                 disk.damage(&path, |content| {
                     content[page * PAGE..(page + 1) * PAGE].fill(0);
@@ -539,7 +539,7 @@ fn fault_4_the_loss_of_a_whole_page_at_the_end_is_damage() {
                 let state = recovery.replicas.get(&key(1));
                 // Of one whose only record is lost, not even the name is known.
                 let is_told = match state {
-                    Some(state) => state.health != raft_log::Health::Sound,
+                    Some(state) => state.health != Health::Sound,
                     None => !recovery.report.damaged.is_empty(),
                 };
                 let found = state.map(|state| state.last.index);
