@@ -63,6 +63,7 @@ enum Stage {
 }
 
 /// What a step came to.
+#[derive(Debug)]
 pub(crate) enum Event {
     /// There is more of this segment.
     More,

@@ -4,6 +4,7 @@
 use bytes::{Bytes, BytesMut};
 use raft_proto::{Batch, Index};
 
+use crate::error::LogError;
 use crate::index::{LIST_RUN_BYTES, SegmentInfo};
 use crate::item::{ENTRIES_ITEM_BYTES, Key};
 use crate::lane::Lane;
@@ -61,8 +62,11 @@ impl Lane {
                 }
                 // Damage is found here before anybody else reads it: the entries stay where they
                 // are, and whoever reads them is told.
-                let batches = reader.entries(key.0, key.1, next, last, left);
-                let Some(batch) = batches.ok().and_then(|batches| joined(key, batches)) else {
+                let batches = match reader.entries(key.0, key.1, next, last, left) {
+                    Err(LogError::Io(error)) if !error.is_of_medium() => break 'spans,
+                    batches => batches.ok(),
+                };
+                let Some(batch) = batches.and_then(|batches| joined(key, batches)) else {
                     self.unmovable.insert(victim);
                     break 'spans;
                 };

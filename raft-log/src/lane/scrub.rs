@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, VecDeque};
 
+use bytes::Bytes;
 use raft_proto::{Batch, Index, Time};
 
 use crate::index::{At, LIST_RUN_BYTES, Span, decode_list};
@@ -63,6 +64,8 @@ struct Pass {
     /// Number and incarnation, the oldest first.
     segments: VecDeque<(u64, u64)>,
     walk: Option<Walk>,
+    /// Found where the walk is; whom it hits is not known yet.
+    found: Option<Event>,
 }
 
 /// Entries that count and do not hold.
@@ -144,7 +147,7 @@ impl Lane {
         self.scrub.has_news = true;
         self.scrub.pass = Some(Pass {
             segments,
-            walk: None,
+            ..Pass::default()
         });
     }
 
@@ -226,11 +229,15 @@ impl Lane {
                 None => return Ok(0),
             },
         };
-        let advanced = walk.advance(self.vfs.as_ref());
+        let advanced = match pass.found.take() {
+            Some(found) => Ok((0, found)),
+            None => walk.advance(self.vfs.as_ref()),
+        };
         let (bytes, event) = match advanced {
             Ok(found) => found,
             Err(error) => {
-                self.scrub.failures += 1;
+                // A want of memory or descriptors passes, and says nothing of what lies there.
+                self.scrub.failures += u32::from(error.is_of_medium());
                 if self.scrub.failures < FAILURES_MAX {
                     pass.walk = Some(walk);
                     return Err(error);
@@ -258,7 +265,14 @@ impl Lane {
                 is_certain,
                 is_end,
             } => {
-                let bad = self.bad_entries(&walk, from, to);
+                let bad = match self.bad_entries(&walk, from, to) {
+                    Ok(bad) => bad,
+                    Err(error) => {
+                        pass.found = Some(event);
+                        pass.walk = Some(walk);
+                        return Err(error);
+                    }
+                };
                 if is_certain || !bad.is_empty() {
                     self.on_damage((walk.number, from), reason, &bad);
                 }
@@ -294,7 +308,8 @@ impl Lane {
     }
 
     /// The live entries between two bytes of a segment that do not hold, each batch for itself.
-    fn bad_entries(&self, walk: &Walk, from: u64, to: u64) -> Vec<Bad> {
+    /// Fails if that cannot be told now.
+    fn bad_entries(&self, walk: &Walk, from: u64, to: u64) -> Result<Vec<Bad>, VfsError> {
         let spans: Vec<(Key, Span)> = {
             let tables = self.tables();
             let keys = tables.keys().into_iter();
@@ -310,14 +325,14 @@ impl Lane {
         for (key, span) in spans {
             match span.at {
                 At::Batch { offset, len } => {
-                    if is_hit(offset, len) && !self.is_batch_whole(walk, key, (offset, len)) {
+                    if is_hit(offset, len) && !self.is_batch_whole(walk, key, (offset, len))? {
                         bad.push(Bad::entries(key, span.first, span.last));
                     }
                 }
                 At::List { offset, count, crc } => {
                     let len = to_usize(u64::from(count)) * LIST_RUN_BYTES;
                     let place = walk.place(offset);
-                    let read = self.vfs.read_shared(walk.file, offset, len).ok();
+                    let read = self.read_of_medium(walk, offset, len)?;
                     let Some(list) = read.and_then(|bytes| decode_list(&bytes, place, crc)) else {
                         bad.push(Bad {
                             is_list: true,
@@ -331,7 +346,7 @@ impl Lane {
                         if is_hit(at.0, at.1)
                             && run.first <= span.last
                             && last >= span.first
-                            && !self.is_batch_whole(walk, key, at)
+                            && !self.is_batch_whole(walk, key, at)?
                         {
                             let (first, last) = (run.first.max(span.first), last.min(span.last));
                             bad.push(Bad::entries(key, first, last));
@@ -340,12 +355,31 @@ impl Lane {
                 }
             }
         }
-        bad
+        Ok(bad)
     }
 
-    fn is_batch_whole(&self, walk: &Walk, key: Key, (offset, len): (u64, usize)) -> bool {
-        let read = self.vfs.read_shared(walk.file, offset, len);
-        read.is_ok_and(|bytes| Batch::decode(key.0, bytes).is_ok())
+    fn is_batch_whole(
+        &self,
+        walk: &Walk,
+        key: Key,
+        (offset, len): (u64, usize),
+    ) -> Result<bool, VfsError> {
+        let read = self.read_of_medium(walk, offset, len)?;
+        Ok(read.is_some_and(|bytes| Batch::decode(key.0, bytes).is_ok()))
+    }
+
+    /// What lies there; `None` if the medium does not give it back.
+    fn read_of_medium(
+        &self,
+        walk: &Walk,
+        offset: u64,
+        len: usize,
+    ) -> Result<Option<Bytes>, VfsError> {
+        match self.vfs.read_shared(walk.file, offset, len) {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(error) if error.is_of_medium() => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 
     /// Reports damage and records it for the replicas that it hits.

@@ -1,7 +1,10 @@
 //! What is submitted and does not fit is refused by name, and leaves no trace.
 
-use raft_log::{Contradiction, LogError, Submission};
-use raft_proto::{Batch, BatchBuilder, EntryId, EntryKind, HardState, Index, Term};
+use std::sync::Arc;
+
+use raft_log::vfs::SimVfs;
+use raft_log::{Contradiction, LaneOptions, LogError, SnapshotRecord, SnapshotsRecord, Submission};
+use raft_proto::{Batch, BatchBuilder, EntryId, EntryKind, HardState, Index, ReplicaId, Term};
 
 use crate::workload::{Driven, disk, key, open, options};
 
@@ -162,18 +165,181 @@ fn what_would_be_read_back_as_damage_is_refused_by_name() {
 /// Nothing is asked of one that is gone, whatever still comes of it; another under its name begins
 /// at 1.
 #[test]
-fn what_follows_a_tombstone_is_refused_as_such() {
+fn what_follows_a_tombstone_is_no_contradiction() {
     let disk = disk(2);
     let (mut driven, _) = Driven::open(&disk, &options());
     driven.write(of(&[batch(1, 1, 1, 3)]));
     let mut gone = of(&[]);
     gone.tombstone = true;
     driven.write(gone);
-    // As long as it is known to be gone.
-    let refused = driven.lane.submit(of(&[batch(1, 1, 9, 1)]));
-    assert!(matches!(refused, Err(LogError::Gone { .. })), "{refused:?}");
+    driven.write(of(&[batch(1, 1, 4, 1)]));
     drop(driven);
     disk.crash();
     let (_, recovery) = open(&disk, &options()).expect("it opens");
     assert_eq!(recovery.report.damaged, []);
+}
+
+/// Snapshots retained at these indexes, each with a membership of `len` bytes.
+fn retaining(indexes: &[u64], len: usize) -> SnapshotsRecord {
+    let retained = indexes.iter().map(|&index| SnapshotRecord {
+        id: id(1, index),
+        membership: vec![7; len].into(),
+    });
+    SnapshotsRecord {
+        retained: retained.collect(),
+    }
+}
+
+fn voting(term: u64, vote: Option<u64>) -> Submission {
+    let mut submission = of(&[]);
+    submission.hard_state = Some(HardState {
+        term: Term::new(term),
+        vote: vote.and_then(ReplicaId::new),
+        commit: Index::ZERO,
+    });
+    submission
+}
+
+/// A log opened with `record_bytes_max`, and entries 1 to 5 of replica 1.
+fn begun(record_bytes_max: usize) -> (Arc<SimVfs>, Driven) {
+    let options = LaneOptions {
+        record_bytes_max,
+        ..options()
+    };
+    let disk = disk(3);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    driven.write(of(&[batch(1, 1, 1, 5)]));
+    (disk, driven)
+}
+
+#[test]
+fn a_vote_is_not_taken_back_nor_given_twice() {
+    for is_durable in [true, false] {
+        let (disk, mut driven) = begun(32 << 10);
+        let changes = |vote: u64| Contradiction::VoteChanges {
+            term: Term::new(4),
+            vote: ReplicaId::new(vote).expect("not 0"),
+        };
+        let falls = |term: u64| Contradiction::HardStateFalls {
+            term: Term::new(term),
+            before: Term::new(4),
+        };
+        for taken in [voting(3, Some(1)), voting(4, None), voting(4, Some(2))] {
+            driven.lane.submit(taken).expect("it fits");
+            if is_durable {
+                driven.settle();
+            }
+        }
+        let mut refused =
+            |submission: Submission, want: Contradiction| match driven.lane.submit(submission) {
+                Err(LogError::Contradiction { reason, .. }) => assert_eq!(reason, want),
+                other => panic!("{want} instead of {other:?}"),
+            };
+        refused(voting(3, Some(1)), falls(3));
+        refused(voting(4, Some(1)), changes(2));
+        refused(voting(4, None), changes(2));
+        driven.lane.submit(voting(4, Some(2))).expect("the same");
+        driven.settle();
+        drop(driven);
+        disk.crash();
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        assert_eq!(recovery.report.damaged, []);
+        let found = recovery.replicas[&key(1)].hard_state;
+        assert_eq!((found.term, found.vote), (Term::new(4), ReplicaId::new(2)));
+    }
+}
+
+#[test]
+fn a_snapshot_past_the_last_entry_is_not_retained() {
+    let (disk, mut driven) = begun(32 << 10);
+    let with = |mut submission: Submission, indexes: &[u64]| {
+        submission.snapshots = Some(retaining(indexes, 10));
+        submission
+    };
+    let past = |snapshot: u64, last: u64| {
+        let (snapshot, last) = (Index::new(snapshot), Index::new(last));
+        Contradiction::SnapshotPastLast { snapshot, last }
+    };
+    driven.write(with(of(&[]), &[2, 4]));
+    for (submission, want) in [
+        (with(of(&[]), &[4, 6]), past(6, 5)),
+        (of(&[batch(1, 2, 3, 1)]), past(4, 3)),
+        (restarted(&[], 2, 3), past(4, 3)),
+    ] {
+        match driven.lane.submit(submission) {
+            Err(LogError::Contradiction { reason, .. }) => assert_eq!(reason, want),
+            other => panic!("{want} instead of {other:?}"),
+        }
+    }
+    // With the entries that it covers, with a log that begins anew, and none at all.
+    for submission in [
+        with(of(&[batch(1, 2, 4, 4)]), &[7]),
+        with(restarted(&[], 3, 30), &[30]),
+        with(of(&[]), &[]),
+    ] {
+        driven.write(submission);
+    }
+    drop(driven);
+    disk.crash();
+    let (_, recovery) = open(&disk, &options()).expect("it opens");
+    assert_eq!(recovery.report.damaged, []);
+    assert_eq!(recovery.replicas[&key(1)].last, id(3, 30));
+}
+
+#[test]
+fn memberships_are_bounded_by_a_record_and_all_of_them_by_a_checkpoint() {
+    let (_, mut driven) = begun(16 << 10);
+    let mut large = of(&[]);
+    large.snapshots = Some(retaining(&[3, 4], 8 << 10));
+    let refused = driven.lane.submit(large);
+    let is_named = matches!(refused, Err(LogError::TooLarge { bound: 16_384, .. }));
+    assert!(is_named, "{refused:?}");
+
+    let (_, mut driven) = begun(64 << 20);
+    let of_group = |group: u64, indexes: &[u64], len: usize| {
+        let mut submission = Submission::new(key(group).0, key(group).1, 1);
+        submission.entries = vec![batch(group, 1, 1, 1)];
+        submission.snapshots = Some(retaining(indexes, len));
+        submission
+    };
+    for group in [2, 3] {
+        let taken = driven.lane.submit(of_group(group, &[1], 50 << 20));
+        taken.expect("there is room for two");
+    }
+    let refused = driven.lane.submit(of_group(4, &[1], 50 << 20));
+    let is_named = matches!(refused, Err(LogError::TooLarge { bound, .. }) if bound == 128 << 20);
+    assert!(is_named, "{refused:?}");
+    let smaller = driven.lane.submit(of_group(2, &[1], 10));
+    smaller.expect("one goes");
+    let taken = driven.lane.submit(of_group(4, &[1], 50 << 20));
+    taken.expect("and makes room for another");
+}
+
+/// A record of large memberships that a crash tears is no damage.
+#[test]
+fn fault_1_a_torn_record_of_memberships_is_torn() {
+    let (disk, mut driven) = begun(32 << 10);
+    let mut submission = of(&[batch(1, 1, 6, 20)]);
+    submission.snapshots = Some(retaining(&[3, 4], 15 << 10));
+    disk.record_crash_points();
+    driven.write(submission);
+    let mut torn = 0;
+    for point in disk.take_crash_points() {
+        let units = point.unsynced();
+        let kept: [fn(usize, usize) -> bool; 5] = [
+            |at, of| at < of / 2,
+            |at, _| at > 0,
+            |at, _| at != 8,
+            |at, of| at + 2 < of,
+            |at, _| at % 2 == 0,
+        ];
+        for keeps in kept {
+            let disk = Arc::new(point.fork());
+            disk.crash_keeping(|at| keeps(at, units));
+            let (_, recovery) = open(&disk, &options()).expect("it opens");
+            assert_eq!(recovery.report.damaged, []);
+            torn += u64::from(recovery.report.torn_bytes > 0);
+        }
+    }
+    assert!(torn > 0, "some are torn");
 }

@@ -1,9 +1,8 @@
 //! Verifying in the background.
 
-use std::io::ErrorKind;
 use std::sync::Arc;
 
-use raft_log::vfs::SimVfs;
+use raft_log::vfs::{Fault, SimVfs};
 use raft_log::{DamageReport, Health, LaneOptions, LogError, ScrubStatus};
 use raft_proto::Index;
 
@@ -248,17 +247,20 @@ fn opened(disk: &Arc<SimVfs>) -> Result<(Driven, Vec<DamageReport>), LogError> {
     Ok((driven, recovery.report.damaged))
 }
 
+/// EIO.
+const OF_MEDIUM: Fault = Fault::Errno(5);
+
 #[test]
 fn a_read_that_fails_once_is_tried_again_and_one_that_keeps_failing_is_damage() {
     let disk = filled(7, ROUNDS);
     let (mut driven, _) = Driven::open(&disk, &quiet());
-    disk.fail_next("read", ErrorKind::Other);
+    disk.fault_next("read", OF_MEDIUM);
     driven.lane.scrub();
     driven.pass(10 * SECOND);
     let status = driven.lane.scrub_status();
     assert_eq!((status.passes, status.damaged), (1, 0), "{status:?}");
     for _ in 0..3 {
-        disk.fail_next("read", ErrorKind::Other);
+        disk.fault_next("read", OF_MEDIUM);
         if !driven.lane.scrub_status().is_running {
             driven.lane.scrub();
         }
@@ -272,5 +274,36 @@ fn a_read_that_fails_once_is_tried_again_and_one_that_keeps_failing_is_damage() 
     assert_eq!(found[0].replicas, []);
     for group in 1..=GROUPS {
         read_all(&driven.lane.reader(), key(group)).expect("it is whole");
+    }
+}
+
+/// Memory or descriptors that are wanting for a while say nothing of what lies there.
+#[test]
+fn no_want_of_memory_or_descriptors_is_damage() {
+    for errno in [12, 24, 23] {
+        let disk = filled(7, ROUNDS);
+        let (mut driven, _) = Driven::open(&disk, &quiet());
+        // While it looks at damage, too: whom that hits is told when it can be.
+        let at = payload_of_group_2(&disk);
+        disk.damage(&segments(&disk)[0], |content| content[at] ^= 1);
+        driven.lane.scrub();
+        for _ in 0..20 {
+            disk.fault_every("read", Some(Fault::Errno(errno)));
+            driven.pass(20 * SECOND);
+            disk.fault_every("read", None);
+            driven.step();
+        }
+        driven.pass(60 * SECOND);
+        let status = driven.lane.scrub_status();
+        assert_eq!(status.passes, 1, "{status:?}");
+        let found = driven.lane.take_damage();
+        let hit = found.iter().flat_map(|report| &report.replicas);
+        let hit: Vec<Key> = hit.map(|hit| (hit.0, hit.1)).collect();
+        assert_eq!(hit, [key(2)], "errno {errno}");
+        for group in 1..=GROUPS {
+            let key = key(group);
+            let health = driven.lane.reader().health(key.0, key.1);
+            assert_eq!(health == Some(Health::Sound), group != 2, "errno {errno}");
+        }
     }
 }

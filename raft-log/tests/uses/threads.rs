@@ -6,8 +6,10 @@ use std::sync::{Arc, Mutex};
 
 use raft_log::tools::StoppedLane;
 use raft_log::vfs::{SimVfs, StdVfs, Vfs};
-use raft_log::{LaneOptions, LaneThread, LogError, Submission, Wal};
-use raft_proto::{BatchBuilder, EntryKind, HardState, Index, Term};
+use raft_log::{
+    LaneOptions, LaneThread, LogError, SnapshotRecord, SnapshotsRecord, Submission, Wal,
+};
+use raft_proto::{BatchBuilder, EntryId, EntryKind, HardState, Index, Term};
 
 use crate::filled::read_all;
 use crate::gate::Gate;
@@ -461,7 +463,14 @@ fn numbers_that_could_not_be_read_back_are_refused_and_harm_nobody() {
 /// While the disk does not answer, what waits for it is bounded.
 #[test]
 fn submissions_over_the_bound_are_busy_until_the_disk_answers() {
-    const BYTES: usize = 512 << 10;
+    submissions_over_the_bound_are_busy(false);
+    submissions_over_the_bound_are_busy(true);
+}
+
+/// What each of them takes.
+const BYTES: usize = 512 << 10;
+
+fn submissions_over_the_bound_are_busy(are_memberships: bool) {
     const BOUND: usize = 64 << 20;
     let dir = tempfile::tempdir().expect("a directory");
     let options = LaneOptions {
@@ -474,6 +483,15 @@ fn submissions_over_the_bound_are_busy_until_the_disk_answers() {
     let (log, _) = LaneThread::open(vfs, dir.path(), options.clone()).expect("it opens");
     let (group, replica) = key(1);
     let submission = |index: u64| {
+        if are_memberships && index > 1 {
+            let mut submission = Submission::new(group, replica, 0);
+            let id = EntryId::new(Term::new(1), Index::new(1));
+            let membership = vec![7; BYTES].into();
+            submission.snapshots = Some(SnapshotsRecord {
+                retained: vec![SnapshotRecord { id, membership }],
+            });
+            return submission;
+        }
         let mut builder = BatchBuilder::new(group, Term::new(1), Index::new(index), BYTES + 64);
         builder.push(EntryKind::Command, 0, None, &vec![7; BYTES]);
         let mut submission = Submission::new(group, replica, 0);
@@ -514,7 +532,8 @@ fn submissions_over_the_bound_are_busy_until_the_disk_answers() {
     log.append(submission(next)).expect("there is room");
     log.close().expect("it closes");
     let (log, recovery) = LaneThread::open(gate, dir.path(), options).expect("it opens");
-    assert_eq!(recovery.replicas[&key(1)].last.index, Index::new(next));
+    let last = if are_memberships { 1 } else { next };
+    assert_eq!(recovery.replicas[&key(1)].last.index, Index::new(last));
     log.close().expect("it closes");
 }
 
