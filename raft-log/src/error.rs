@@ -134,7 +134,7 @@ pub enum LogError {
     },
 }
 
-/// Why entries or a commit index cannot follow what a replica has submitted before, durable or not.
+/// Why a submission cannot follow what a replica has submitted before, durable or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Contradiction {
@@ -181,6 +181,33 @@ pub enum Contradiction {
         found: EntryId,
         /// The term of the one before it.
         before: Term,
+    },
+    /// A replica's term never falls.
+    #[error("term {term} is below {before}, the term submitted before")]
+    HardStateFalls {
+        /// The term submitted.
+        term: Term,
+        /// The one before it.
+        before: Term,
+    },
+    /// A replica votes once in a term (Raft thesis, section 3.4).
+    #[error("the vote of term {term} is for replica {vote} already: it cannot change")]
+    VoteChanges {
+        /// The term.
+        term: Term,
+        /// The vote submitted before.
+        vote: ReplicaId,
+    },
+    /// A retained snapshot covers entries that would not be there: the log ends, or begins anew, before
+    /// it.
+    #[error(
+        "the retained snapshot at {snapshot} is past {last}, the last entry: retain none past it"
+    )]
+    SnapshotPastLast {
+        /// The snapshot's index.
+        snapshot: Index,
+        /// The last entry.
+        last: Index,
     },
     /// The commit index names an entry that is not there.
     #[error("the commit index {commit} is past {last}, the last entry: submit the entries first")]

@@ -21,7 +21,7 @@ use crate::error::LogError;
 use crate::hard_state::VoteFile;
 use crate::identity;
 use crate::index::Tables;
-use crate::item::{ENTRIES_ITEM_BYTES, Item, Key};
+use crate::item::{Item, Key};
 use crate::owners::Lately;
 use crate::pool::{Made, Pool};
 use crate::read::{LogReader, Shared, lane_dir, lock_path};
@@ -444,14 +444,13 @@ impl Lane {
         self.stats.encoded += 1;
         let key = (submission.group, submission.replica);
         let bound = self.gather_max();
-        let entries_bytes = submission.entries_bytes();
-        let items_bytes = submission.entries.len() * ENTRIES_ITEM_BYTES;
-        let is_over = self.staging.len() + entries_bytes + items_bytes + 256 > bound;
+        let bytes = submission.bytes();
+        let is_over = self.staging.len() + bytes > bound;
         if !self.staging.is_empty() && is_over {
             self.enqueue();
         }
         let mut begun = submission.hard_state;
-        let is_split = entries_bytes + items_bytes > bound;
+        let is_split = bytes > bound;
         if is_split && let Some(hard_state) = submission.hard_state {
             // Over more than one record: term and vote go first, as no entry may be durable before
             // its term; the commit index goes last, as it names entries, and never falls back behind

@@ -4,11 +4,14 @@ use bytes::Bytes;
 use raft_proto::{Batch, EntryId, GroupId, HardState, Index, ReplicaId, Term, TermRun};
 
 use crate::error::{Contradiction, LogError};
-use crate::item::{EntriesItem, NUMBER_END};
+use crate::item::{ENTRIES_ITEM_BYTES, EntriesItem, NUMBER_END};
 
 /// What the snapshots retained take, at most: each submission of them is one item, and so are those of
 /// each replica in a checkpoint.
 pub(crate) const SNAPSHOTS_BYTES_MAX: usize = 512 << 10;
+
+/// What a submission counts for besides entries and snapshots.
+const SUBMISSION_BYTES: usize = 256;
 
 /// A snapshot the log knows of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,13 +54,14 @@ pub struct Submission {
     pub replica: ReplicaId,
     /// Its number: one more each time, completed in that order.
     pub submission: u64,
-    /// Term, vote and commit; the commit index never passes the last entry.
+    /// Term, vote and commit: terms never fall, a vote does not change within its term, and the
+    /// commit index never passes the last entry.
     pub hard_state: Option<HardState>,
     /// Entries, consecutive, of this group; the first one's index overwrites the log from there. It
     /// leaves no gap, lies behind what was compacted, and its term is no lower than that of the entry
     /// before it.
     pub entries: Vec<Batch>,
-    /// The snapshots retained, in place of those recorded before.
+    /// The snapshots retained, in place of those recorded before: none past the last entry.
     pub snapshots: Option<SnapshotsRecord>,
     /// The log starts anew behind this entry: all entries held are dropped.
     pub restart_after: Option<EntryId>,
@@ -140,6 +144,13 @@ impl Submission {
             replica: self.replica,
             reason,
         }
+    }
+
+    /// What it takes of records, about, and of memory until then.
+    pub(crate) fn bytes(&self) -> usize {
+        let items = self.entries.len() * ENTRIES_ITEM_BYTES;
+        let snapshots = self.snapshots.as_ref().map_or(0, SnapshotsRecord::bytes);
+        SUBMISSION_BYTES + items + snapshots + self.entries_bytes()
     }
 
     /// The bytes of its entries.

@@ -29,8 +29,6 @@ use crate::vfs::{Vfs, VfsError};
 const PENDING_BYTES_MAX: usize = 64 << 20;
 /// An idle thread looks around this often, whatever happens.
 const PARK_MAX: Duration = Duration::from_millis(500);
-/// What a submission counts for besides its entries.
-const SUBMISSION_BYTES: usize = 128;
 
 /// Damage reports kept until somebody takes them.
 const DAMAGE_MAX: usize = 1_024;
@@ -133,7 +131,7 @@ impl LaneThread {
         if !submission.entries.is_empty() && self.reader.space().is_full() {
             return Err(LogError::StorageFull);
         }
-        Ok(submission.entries_bytes() + SUBMISSION_BYTES)
+        Ok(submission.bytes())
     }
 
     /// A handle for reading.

@@ -1,13 +1,13 @@
 //! Whether what is submitted fits what was submitted before: what does not would be acknowledged, and
 //! read back as damage.
 
-use raft_proto::{EntryId, Index, Term};
+use raft_proto::{EntryId, HardState, Index, ReplicaId, Term};
 
 use crate::error::{Contradiction, LogError};
 use crate::item::Key;
 use crate::lane::{FlightKind, Lane};
 use crate::staging::Staging;
-use crate::state::{Health, Submission};
+use crate::state::{Health, SnapshotRecord, Submission};
 
 /// What a replica's log holds once everything submitted is durable.
 #[derive(Clone, Copy, Debug)]
@@ -16,6 +16,26 @@ pub(super) struct Extent {
     first: Index,
     last: EntryId,
     commit: Index,
+    term: Term,
+    vote: Option<ReplicaId>,
+    /// The newest snapshot retained; 0: none.
+    snapshot: Index,
+}
+
+impl Extent {
+    fn vote_as(&mut self, hard_state: HardState) -> Result<(), Contradiction> {
+        let (term, before) = (hard_state.term, self.term);
+        if term < before {
+            return Err(Contradiction::HardStateFalls { term, before });
+        }
+        if let Some(vote) = self.vote.filter(|_| term == before)
+            && hard_state.vote != Some(vote)
+        {
+            return Err(Contradiction::VoteChanges { term, vote });
+        }
+        (self.term, self.vote, self.commit) = (term, hard_state.vote, hard_state.commit);
+        Ok(())
+    }
 }
 
 impl Lane {
@@ -52,11 +72,19 @@ impl Lane {
             extent.last = last.last();
         }
         if let Some(hard_state) = submission.hard_state {
-            extent.commit = hard_state.commit;
+            let voted = extent.vote_as(hard_state);
+            voted.map_err(|reason| submission.contradicts(reason))?;
         }
         let (commit, last) = (extent.commit, extent.last.index);
         if commit > last {
             return Err(submission.contradicts(Contradiction::CommitPastLast { commit, last }));
+        }
+        if let Some(record) = &submission.snapshots {
+            extent.snapshot = newest(&record.retained);
+        }
+        let snapshot = extent.snapshot;
+        if snapshot > last {
+            return Err(submission.contradicts(Contradiction::SnapshotPastLast { snapshot, last }));
         }
         if let Some(index) = submission.compact_before {
             extent.first = extent.first.max(index.min(last.next()));
@@ -83,6 +111,9 @@ impl Lane {
                 first: Index::new(1),
                 last: EntryId::ZERO,
                 commit: Index::ZERO,
+                term: Term::ZERO,
+                vote: None,
+                snapshot: Index::ZERO,
             });
         };
         let state = &found.state;
@@ -91,6 +122,9 @@ impl Lane {
             last: state.last,
             // Of a damaged replica more may be committed than is left.
             commit: state.hard_state.commit.min(state.last.index),
+            term: state.hard_state.term,
+            vote: state.hard_state.vote,
+            snapshot: newest(&state.snapshots).min(state.last.index),
         })
     }
 
@@ -117,4 +151,10 @@ impl Lane {
             term.unwrap_or_default()
         })
     }
+}
+
+/// The index of the newest snapshot; 0: there is none.
+fn newest(retained: &[SnapshotRecord]) -> Index {
+    let indexes = retained.iter().map(|snapshot| snapshot.id.index);
+    indexes.max().unwrap_or_default()
 }

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::SUBMISSION_BYTES;
 use super::desk::Ended;
 use super::inbox::OnDone;
 use crate::error::LogError;
@@ -49,7 +48,7 @@ impl Intake {
                 self.held.push_back((submission, on_done));
                 continue;
             }
-            let bytes = submission.entries_bytes() + SUBMISSION_BYTES;
+            let bytes = submission.bytes();
             // Only a full lane refuses for lack of room, and whether it is full changes in its own
             // poll alone.
             let spare = self.space.is_full().then(|| submission.clone());

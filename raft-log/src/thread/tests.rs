@@ -6,7 +6,6 @@ use std::sync::mpsc::channel;
 
 use raft_proto::{GroupId, HardState, ReplicaId, Term, Time};
 
-use super::SUBMISSION_BYTES;
 use super::desk::{Desk, Tenure};
 use crate::config::LaneOptions;
 use crate::error::LogError;
@@ -85,8 +84,9 @@ fn while_the_disk_works_the_next_batch_is_encoded_by_those_who_submit_it() {
             result.expect("it is durable");
             done.send(group).expect("the test listens");
         });
-        desk.push(submission(group), SUBMISSION_BYTES, on_done)
-            .expect("room");
+        let submission = submission(group);
+        let bytes = submission.bytes();
+        desk.push(submission, bytes, on_done).expect("room");
     };
     let stats = || desk.stats().expect("there is a lane");
     let before = stats();

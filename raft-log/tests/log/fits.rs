@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use raft_log::vfs::SimVfs;
-use raft_log::{Contradiction, LaneOptions, LogError, SnapshotRecord, SnapshotsRecord, Submission};
+use raft_log::{Contradiction, LogError, SnapshotRecord, SnapshotsRecord, Submission};
 use raft_proto::{Batch, BatchBuilder, EntryId, EntryKind, HardState, Index, ReplicaId, Term};
 
 use crate::workload::{Driven, disk, key, open, options};
@@ -165,14 +165,16 @@ fn what_would_be_read_back_as_damage_is_refused_by_name() {
 /// Nothing is asked of one that is gone, whatever still comes of it; another under its name begins
 /// at 1.
 #[test]
-fn what_follows_a_tombstone_is_no_contradiction() {
+fn what_follows_a_tombstone_is_refused_as_such() {
     let disk = disk(2);
     let (mut driven, _) = Driven::open(&disk, &options());
     driven.write(of(&[batch(1, 1, 1, 3)]));
     let mut gone = of(&[]);
     gone.tombstone = true;
     driven.write(gone);
-    driven.write(of(&[batch(1, 1, 4, 1)]));
+    // As long as it is known to be gone.
+    let refused = driven.lane.submit(of(&[batch(1, 1, 9, 1)]));
+    assert!(matches!(refused, Err(LogError::Gone { .. })), "{refused:?}");
     drop(driven);
     disk.crash();
     let (_, recovery) = open(&disk, &options()).expect("it opens");
@@ -200,14 +202,10 @@ fn voting(term: u64, vote: Option<u64>) -> Submission {
     submission
 }
 
-/// A log opened with `record_bytes_max`, and entries 1 to 5 of replica 1.
-fn begun(record_bytes_max: usize) -> (Arc<SimVfs>, Driven) {
-    let options = LaneOptions {
-        record_bytes_max,
-        ..options()
-    };
+/// A log that holds entries 1 to 5 of replica 1.
+fn begun() -> (Arc<SimVfs>, Driven) {
     let disk = disk(3);
-    let (mut driven, _) = Driven::open(&disk, &options);
+    let (mut driven, _) = Driven::open(&disk, &options());
     driven.write(of(&[batch(1, 1, 1, 5)]));
     (disk, driven)
 }
@@ -215,7 +213,7 @@ fn begun(record_bytes_max: usize) -> (Arc<SimVfs>, Driven) {
 #[test]
 fn a_vote_is_not_taken_back_nor_given_twice() {
     for is_durable in [true, false] {
-        let (disk, mut driven) = begun(32 << 10);
+        let (disk, mut driven) = begun();
         let changes = |vote: u64| Contradiction::VoteChanges {
             term: Term::new(4),
             vote: ReplicaId::new(vote).expect("not 0"),
@@ -251,7 +249,7 @@ fn a_vote_is_not_taken_back_nor_given_twice() {
 
 #[test]
 fn a_snapshot_past_the_last_entry_is_not_retained() {
-    let (disk, mut driven) = begun(32 << 10);
+    let (disk, mut driven) = begun();
     let with = |mut submission: Submission, indexes: &[u64]| {
         submission.snapshots = Some(retaining(indexes, 10));
         submission
@@ -284,62 +282,4 @@ fn a_snapshot_past_the_last_entry_is_not_retained() {
     let (_, recovery) = open(&disk, &options()).expect("it opens");
     assert_eq!(recovery.report.damaged, []);
     assert_eq!(recovery.replicas[&key(1)].last, id(3, 30));
-}
-
-#[test]
-fn memberships_are_bounded_by_a_record_and_all_of_them_by_a_checkpoint() {
-    let (_, mut driven) = begun(16 << 10);
-    let mut large = of(&[]);
-    large.snapshots = Some(retaining(&[3, 4], 8 << 10));
-    let refused = driven.lane.submit(large);
-    let is_named = matches!(refused, Err(LogError::TooLarge { bound: 16_384, .. }));
-    assert!(is_named, "{refused:?}");
-
-    let (_, mut driven) = begun(64 << 20);
-    let of_group = |group: u64, indexes: &[u64], len: usize| {
-        let mut submission = Submission::new(key(group).0, key(group).1, 1);
-        submission.entries = vec![batch(group, 1, 1, 1)];
-        submission.snapshots = Some(retaining(indexes, len));
-        submission
-    };
-    for group in [2, 3] {
-        let taken = driven.lane.submit(of_group(group, &[1], 50 << 20));
-        taken.expect("there is room for two");
-    }
-    let refused = driven.lane.submit(of_group(4, &[1], 50 << 20));
-    let is_named = matches!(refused, Err(LogError::TooLarge { bound, .. }) if bound == 128 << 20);
-    assert!(is_named, "{refused:?}");
-    let smaller = driven.lane.submit(of_group(2, &[1], 10));
-    smaller.expect("one goes");
-    let taken = driven.lane.submit(of_group(4, &[1], 50 << 20));
-    taken.expect("and makes room for another");
-}
-
-/// A record of large memberships that a crash tears is no damage.
-#[test]
-fn fault_1_a_torn_record_of_memberships_is_torn() {
-    let (disk, mut driven) = begun(32 << 10);
-    let mut submission = of(&[batch(1, 1, 6, 20)]);
-    submission.snapshots = Some(retaining(&[3, 4], 15 << 10));
-    disk.record_crash_points();
-    driven.write(submission);
-    let mut torn = 0;
-    for point in disk.take_crash_points() {
-        let units = point.unsynced();
-        let kept: [fn(usize, usize) -> bool; 5] = [
-            |at, of| at < of / 2,
-            |at, _| at > 0,
-            |at, _| at != 8,
-            |at, of| at + 2 < of,
-            |at, _| at % 2 == 0,
-        ];
-        for keeps in kept {
-            let disk = Arc::new(point.fork());
-            disk.crash_keeping(|at| keeps(at, units));
-            let (_, recovery) = open(&disk, &options()).expect("it opens");
-            assert_eq!(recovery.report.damaged, []);
-            torn += u64::from(recovery.report.torn_bytes > 0);
-        }
-    }
-    assert!(torn > 0, "some are torn");
 }

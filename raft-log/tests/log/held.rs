@@ -507,7 +507,7 @@ fn fault_16_what_fits_passes_what_does_not() {
     let mut large = compact(3, 1, 1);
     large.snapshots = Some(SnapshotsRecord {
         retained: vec![SnapshotRecord {
-            id: EntryId::new(Term::new(1), Index::new(1)),
+            id: EntryId::ZERO,
             membership: vec![7; 20_000].into(),
         }],
     });

@@ -435,7 +435,7 @@ fn numbers_that_could_not_be_read_back_are_refused_and_harm_nobody() {
     for number in [u64::MAX, u64::MAX - 1] {
         let mut bad = [term(1, 1), term(1, number), term(1, 1), term(1, 1)];
         bad[0].compact_before = Some(Index::new(number));
-        bad[2].restart_after = Some(raft_proto::EntryId::new(Term::new(1), Index::new(number)));
+        bad[2].restart_after = Some(EntryId::new(Term::new(1), Index::new(number)));
         bad[3].hard_state = Some(HardState {
             term: Term::new(1),
             commit: Index::new(number),
@@ -468,7 +468,7 @@ fn submissions_over_the_bound_are_busy_until_the_disk_answers() {
 }
 
 /// What each of them takes.
-const BYTES: usize = 512 << 10;
+const BYTES: usize = 500 << 10;
 
 fn submissions_over_the_bound_are_busy(are_memberships: bool) {
     const BOUND: usize = 64 << 20;
