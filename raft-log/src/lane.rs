@@ -194,6 +194,8 @@ pub struct Lane {
     no_room: held::Held,
     /// The log has votes of the vote file's first half only when the next record is durable.
     is_second_half_late: bool,
+    /// The next segment could not be made, for want of space or of anything else: entries wait for it.
+    lacks_segment: bool,
     /// For want of space the next segment, or a larger vote file, could not be made.
     is_pool_full: bool,
     is_votes_full: bool,
@@ -317,6 +319,7 @@ impl Lane {
             no_slot: held::Held::default(),
             no_room: held::Held::default(),
             is_second_half_late: false,
+            lacks_segment: false,
             is_pool_full: false,
             is_votes_full: false,
             flight: None,
@@ -549,15 +552,20 @@ impl Lane {
         }
         match self.pool.on_done(done.op, done.result, self.now) {
             Some(Made::Spare) => {
-                self.is_pool_full = false;
+                (self.lacks_segment, self.is_pool_full) = (false, false);
                 self.note_full();
                 self.unhold(HeldFor::Room);
                 true
             }
-            Some(Made::Full) => {
-                self.is_pool_full = true;
+            Some(Made::NoRoom { is_full }) => {
+                self.lacks_segment = true;
+                self.is_pool_full |= is_full;
                 self.note_full();
                 self.collect();
+                true
+            }
+            Some(Made::Failed(error)) => {
+                self.latch(&format!("the next segment cannot be made: {error}"));
                 true
             }
             Some(Made::Nothing) => true,

@@ -17,6 +17,8 @@ pub(crate) const DEAD_MAX: usize = 2;
 const NUMBERS_AHEAD: u64 = 64;
 /// How long after a failure the next attempt comes.
 pub(crate) const RETRY_NANOS: u64 = 1_000_000_000;
+/// So many failures in a row that do not pass by themselves are the end.
+const FAILURES_MAX: u32 = 3;
 
 /// A segment that holds no record yet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +65,8 @@ pub(crate) struct Pool {
     /// A record waits that needs a segment of this size.
     needed: u64,
     retry_at: Option<Time>,
+    /// How often in a row a spare could not be made, for a reason that does not pass by itself.
+    failures: u32,
     /// Rises with every segment made, so that no two lives share an incarnation.
     lives: u64,
 }
@@ -90,6 +94,7 @@ impl Pool {
             next_number,
             needed: 0,
             retry_at: None,
+            failures: 0,
             lives,
         }
     }
@@ -256,6 +261,7 @@ impl Pool {
                 self.insert(spare);
                 self.next_number = self.next_number.max(spare.number + 1);
                 self.retry_at = None;
+                self.failures = 0;
                 Made::Spare
             }
             Err(error) => {
@@ -263,10 +269,18 @@ impl Pool {
                 recycles.into_iter().for_each(|path| self.remove(path));
                 self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
                 replaces.into_iter().for_each(|small| self.insert(small));
-                if error.is_storage_full() {
-                    Made::Full
+                let is_full = error.is_storage_full();
+                self.failures = if error.may_pass() {
+                    0
                 } else {
-                    Made::Nothing
+                    self.failures + 1
+                };
+                let front = self.spares.front();
+                let is_lacking = front.is_none_or(|front| front.len < self.needed);
+                if is_lacking && self.failures >= FAILURES_MAX {
+                    Made::Failed(error)
+                } else {
+                    Made::NoRoom { is_full }
                 }
             }
         })
@@ -347,12 +361,17 @@ impl Pool {
 }
 
 /// What a completion of the pool means.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub(crate) enum Made {
     /// There is a spare more.
     Spare,
-    /// The disk is full.
-    Full,
+    /// There is none for now: the disk is full, or there are no descriptors, say.
+    NoRoom {
+        /// It is the disk.
+        is_full: bool,
+    },
+    /// There is none, and none can be made.
+    Failed(VfsError),
     /// Nothing to act on.
     Nothing,
 }

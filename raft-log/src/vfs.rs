@@ -124,15 +124,13 @@ impl VfsError {
         self.source.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
     }
 
-    /// Whether the same call may succeed later, because it did nothing for want of space or of
-    /// descriptors.
+    /// Whether the same call may succeed later, because it did nothing for want of space, of
+    /// descriptors or of memory.
     pub(crate) fn may_pass(&self) -> bool {
-        let is_out_of_files = matches!(
-            self.source.raw_os_error(),
-            Some(code) if code == rustix::io::Errno::MFILE.raw_os_error()
-                || code == rustix::io::Errno::NFILE.raw_os_error()
-        );
-        self.is_storage_full() || is_out_of_files
+        use rustix::io::Errno;
+        let passing = [Errno::MFILE, Errno::NFILE, Errno::NOMEM].map(Errno::raw_os_error);
+        let code = self.source.raw_os_error();
+        self.is_storage_full() || code.is_some_and(|code| passing.contains(&code))
     }
 }
 

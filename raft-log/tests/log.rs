@@ -31,6 +31,8 @@ mod large;
 mod leftovers;
 #[path = "log/model.rs"]
 mod model;
+#[path = "log/no_segment.rs"]
+mod no_segment;
 #[path = "log/numbers.rs"]
 mod numbers;
 #[path = "log/opening.rs"]

@@ -108,7 +108,7 @@ impl Lane {
         }
         let (len, batches) = (self.record_bytes(next), next.batches);
         if !self.make_room(len, batches) {
-            return Ok(self.is_pool_full && self.set_aside());
+            return Ok(self.lacks_segment && self.set_aside());
         }
         let (size, bound) = (self.checkpoint_bytes(), RECORD_BYTES_HARD_MAX);
         if size > bound {
@@ -216,7 +216,7 @@ impl Lane {
         }
         let mut watermark = Staging::default();
         watermark.item(None, &Item::Released(Vec::new()));
-        if self.is_pool_full && !self.has_next_segment() && !self.has_room_for(&watermark) {
+        if self.lacks_segment && !self.has_next_segment() && !self.has_room_for(&watermark) {
             watermark.is_plain = true;
             if self.to_release.is_empty() || !self.has_room_for(&watermark) {
                 return None;
@@ -255,7 +255,7 @@ impl Lane {
     fn record_bytes(&self, record: &Staging) -> usize {
         let is_watermark = record.is_lanes() && !record.is_plain;
         // In peace as much is left behind any record.
-        let has_watermark = is_watermark || !self.is_pool_full;
+        let has_watermark = is_watermark || !self.lacks_segment;
         let watermark = if has_watermark { WATERMARK_BYTES } else { 0 };
         record.len() + self.released_bytes() + watermark
     }
@@ -747,7 +747,7 @@ impl Lane {
             if is_first || !error.is_storage_full() {
                 return Err(error.into());
             }
-            self.is_pool_full = true;
+            (self.lacks_segment, self.is_pool_full) = (true, true);
             self.note_full();
             self.pool.try_again(self.now);
             // A new segment begins with a checkpoint, which says it too.

@@ -246,7 +246,12 @@ fn fault_16_a_vote_behind_few_entries_without_room_takes_them_along() {
 #[test]
 fn fault_16_a_vote_behind_an_append_that_just_lacks_room_takes_it_along() {
     let disk = disk(8);
-    let (mut driven, _) = Driven::open(&disk, &options());
+    // Entries wait from the want of descriptors on, so that a watermark is written meanwhile.
+    let options = LaneOptions {
+        reserve_bytes: Some(16 << 10),
+        ..options()
+    };
+    let (mut driven, _) = Driven::open(&disk, &options);
     let mut rng = Rng(8);
     disk.set_capacity(Some(disk.used_bytes()));
     // Whether it is full is not known yet.
@@ -274,7 +279,7 @@ fn fault_16_a_vote_behind_an_append_that_just_lacks_room_takes_it_along() {
     assert!(driven.lane.stats().is_full);
     drop(driven);
     disk.crash();
-    let (_, recovery) = open(&disk, &options()).expect("it opens");
+    let (_, recovery) = open(&disk, &options).expect("it opens");
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     let state = &recovery.replicas[&key(1)];
     assert_eq!(state.hard_state.term, Term::new(5));

@@ -127,6 +127,10 @@ impl Vfs for Gate {
         self.disk.submit(op)
     }
 
+    fn wait_for_all(&self) {
+        self.disk.wait_for_all();
+    }
+
     fn wait(&self) {
         self.disk.wait();
     }

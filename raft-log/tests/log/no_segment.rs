@@ -1,0 +1,124 @@
+//! The next segment cannot be made.
+
+use raft_log::vfs::Fault;
+use raft_log::{LogError, Submission};
+use raft_proto::{HardState, Index, ReplicaId, Term};
+
+use crate::workload::{Driven, Rng, batch, disk, key, open, options};
+
+const SECOND: u64 = 1_000_000_000;
+
+/// Whether it passes by itself.
+const ERRNOS: [(i32, bool); 7] = [
+    (5, false),
+    (30, false),
+    (2, false),
+    (13, false),
+    (24, true),
+    (12, true),
+    (28, true),
+];
+
+/// Enough for three segments.
+const ALL: u64 = 60;
+
+fn told(count: usize) -> u64 {
+    u64::try_from(count).expect("few")
+}
+
+fn vote(group: u64, term: u64) -> Submission {
+    let (group, replica) = key(group);
+    let mut submission = Submission::new(group, replica, term);
+    submission.hard_state = Some(HardState {
+        term: Term::new(term),
+        vote: ReplicaId::new(1),
+        commit: Index::ZERO,
+    });
+    submission
+}
+
+fn append(rng: &mut Rng, index: u64) -> Submission {
+    let (group, replica) = key(1);
+    let mut submission = Submission::new(group, replica, index);
+    let from = Index::new(index);
+    submission.entries = vec![batch(rng, group, Term::new(1), from, 1, 8_000)];
+    submission
+}
+
+/// Those of others go on meanwhile; in the end everybody is told why, or it goes on.
+#[test]
+fn fault_18_nobody_waits_unheard_for_a_segment_that_cannot_be_made() {
+    for (errno, passes) in ERRNOS {
+        let disk = disk(41);
+        let (mut driven, _) = Driven::open(&disk, &options());
+        driven.write(vote(2, 1));
+        driven.pass(SECOND);
+        disk.fault_every("prepare", Some(Fault::Errno(errno)));
+        let mut rng = Rng(1);
+        let mut taken = 0;
+        // All at once: nothing is known of the next segment yet.
+        while taken < ALL {
+            taken += 1;
+            let submitted = driven.lane.submit(append(&mut rng, taken));
+            submitted.expect("it is taken");
+        }
+        driven.pass(SECOND / 2);
+        driven.lane.submit(vote(2, 2)).expect("it is taken");
+        driven.pass(SECOND / 2);
+        let done = driven.lane.take_completions();
+        let voted = done.iter().find(|done| done.group == key(2).0);
+        let voted = voted.expect("a vote waits for no segment");
+        assert!(voted.result.is_ok(), "errno {errno}: {voted:?}");
+        let appended = done.len() - 1;
+        assert!((1..ALL).contains(&told(appended)), "{appended}");
+        driven.pass(10 * SECOND);
+        let refused = driven.lane.submit(append(&mut rng, taken + 1));
+        let done = driven.lane.take_completions();
+        if passes {
+            let is_refused = matches!(refused, Err(LogError::StorageFull));
+            assert!(is_refused == (errno == 28), "errno {errno}: {refused:?}");
+            assert!(done.is_empty(), "errno {errno}: they wait");
+            disk.fault_every("prepare", None);
+            driven.pass(10 * SECOND);
+            let done = driven.lane.take_completions();
+            assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+            let all = ALL + u64::from(!is_refused);
+            assert_eq!(told(appended + done.len()), all, "errno {errno}");
+            continue;
+        }
+        let Err(LogError::Latched(reason)) = refused else {
+            panic!("errno {errno}: {refused:?}");
+        };
+        assert!(
+            reason.contains("the next segment cannot be made"),
+            "{reason}"
+        );
+        assert_eq!(told(appended + done.len()), ALL, "all are told");
+        assert!(done.iter().all(|done| done.result.is_err()), "{done:?}");
+        disk.fault_every("prepare", None);
+        drop(driven);
+        disk.crash();
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+        let last = recovery.replicas[&key(1)].last.index;
+        assert_eq!(last, Index::new(told(appended)));
+    }
+}
+
+/// A spare that could not be made twice, and then could, is none.
+#[test]
+fn fault_18_a_segment_that_can_be_made_in_the_end_is_enough() {
+    let disk = disk(42);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    let mut rng = Rng(2);
+    for index in 1..=40 {
+        if index % 10 == 0 {
+            disk.fault_next("prepare", Fault::Errno(5));
+        }
+        driven.lane.submit(append(&mut rng, index)).expect("taken");
+        driven.pass(2 * SECOND);
+        let done = driven.lane.take_completions();
+        assert!(done.iter().all(|done| done.result.is_ok()), "{done:?}");
+    }
+    assert_eq!(driven.lane.pending_bytes(), 0);
+}
