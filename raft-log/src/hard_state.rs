@@ -504,7 +504,7 @@ impl VoteFile {
         };
         let new: Vec<usize> = (0..self.slots.len()).filter(is_new).collect();
         if !new.is_empty() {
-            for write in self.writes_within(&new, Half::A, 1) {
+            for write in self.clusters(&new, Half::A, |before, slot| slot == before + 1) {
                 vfs.write(file, write.offset, &write.data)?;
             }
             vfs.sync(file)?;
@@ -674,7 +674,8 @@ impl VoteFile {
         for half in [Half::A, Half::B] {
             let is_written = |at: &usize| half == Half::A || !self.behind.contains(at);
             let all: Vec<usize> = (0..self.slots.len()).filter(is_written).collect();
-            for write in self.writes(&all, half) {
+            let apart: Vec<usize> = self.behind.iter().copied().collect();
+            for write in self.writes(&all, half, &apart) {
                 vfs.write(file, write.offset, &write.data)?;
             }
         }
@@ -687,26 +688,34 @@ impl VoteFile {
         self.file
     }
 
-    /// The writes that put `slots`, ascending, into a half: one for each cluster.
-    pub(crate) fn writes(&self, slots: &[usize], half: Half) -> Vec<VoteWrite> {
-        // What lies between in half A is durable there already, so that writing it again is
-        // nothing new; in half B it may be ahead of half A's sync.
-        let gap_max = match half {
-            Half::A => GAP_SLOTS_MAX,
-            Half::B => 1,
+    /// The writes that put `slots`, ascending, into a half: one for each cluster. What lies between
+    /// them says what it says in half A, and in half B too but for those that are `apart`,
+    /// ascending: half A does not have them yet.
+    pub(crate) fn writes(&self, slots: &[usize], half: Half, apart: &[usize]) -> Vec<VoteWrite> {
+        let is_apart = |before: usize, slot: usize| {
+            let behind = apart.partition_point(|&at| at <= before);
+            half == Half::B && apart.get(behind).is_some_and(|&at| at < slot)
         };
-        self.writes_within(slots, half, gap_max)
+        self.clusters(slots, half, |before, slot| {
+            slot - before <= GAP_SLOTS_MAX && !is_apart(before, slot)
+        })
     }
 
-    /// The same, with what lies between those that are no further apart than `gap_max`.
-    fn writes_within(&self, slots: &[usize], half: Half, gap_max: usize) -> Vec<VoteWrite> {
+    /// The writes that put `slots`, ascending, into a half: one for all that join, with what lies
+    /// between.
+    fn clusters(
+        &self,
+        slots: &[usize],
+        half: Half,
+        joins: impl Fn(usize, usize) -> bool,
+    ) -> Vec<VoteWrite> {
         let mut writes = Vec::new();
         let mut rest = slots;
         while let Some(&first) = rest.first() {
             let mut taken = 1;
             while rest
                 .get(taken)
-                .is_some_and(|slot| slot - rest[taken - 1] <= gap_max)
+                .is_some_and(|&slot| joins(rest[taken - 1], slot))
             {
                 taken += 1;
             }

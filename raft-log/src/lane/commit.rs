@@ -373,7 +373,7 @@ impl Lane {
         let mut syncs = 1;
         let votes = [(&votes_first, Half::A), (&votes_second, Half::B)];
         for (slots, half) in votes {
-            for write in self.votes.writes(slots, half) {
+            for write in self.votes.writes(slots, half, &votes_first) {
                 self.stats.written_bytes += to_u64(write.data.len());
                 ops.push(self.vfs.submit(Op::Write {
                     file: self.votes.file(),
