@@ -191,7 +191,7 @@ mod tests {
     fn file(bytes: &[u8]) -> (Arc<SimVfs>, FileId) {
         let disk = Arc::new(SimVfs::new(1));
         let file = disk.create("/file".as_ref()).expect("made");
-        disk.prepare(file, 1 << 20).expect("there is room");
+        disk.prepare(file, 16 << 10).expect("there is room");
         disk.write(file, 64, bytes).expect("written");
         (disk, file)
     }
