@@ -20,6 +20,14 @@ struct State {
     is_shut: bool,
     has_sync: bool,
     is_waiting: bool,
+    writes: Vec<Vec<Place>>,
+}
+
+/// Where in memory bytes lie, and how many.
+pub type Place = (usize, usize);
+
+pub fn place(bytes: &Bytes) -> Place {
+    (bytes.as_ptr().addr(), bytes.len())
 }
 
 impl Gate {
@@ -31,6 +39,11 @@ impl Gate {
     pub fn shut(&self) -> Shut<'_> {
         self.lock().is_shut = true;
         Shut(self)
+    }
+
+    /// Takes the writes submitted since the last call: where the buffers of each lie.
+    pub fn take_writes(&self) -> Vec<Vec<Place>> {
+        std::mem::take(&mut self.lock().writes)
     }
 
     /// Returns when somebody waits at the gate.
@@ -123,7 +136,14 @@ impl Vfs for Gate {
     }
 
     fn submit(&self, op: Op) -> OpId {
-        self.lock().has_sync |= matches!(op, Op::Sync { .. });
+        match &op {
+            Op::Sync { .. } => self.lock().has_sync = true,
+            Op::Write { buffers, .. } => {
+                let places = buffers.iter().map(place).collect();
+                self.lock().writes.push(places);
+            }
+            _ => {}
+        }
         self.disk.submit(op)
     }
 

@@ -1,8 +1,8 @@
 //! The lane on its own thread.
 
 use std::collections::BTreeMap;
-use std::sync::mpsc::channel;
-use std::sync::{Arc, Mutex};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex, Weak};
 
 use raft_log::tools::StoppedLane;
 use raft_log::vfs::{SimVfs, StdVfs, Vfs};
@@ -12,7 +12,7 @@ use raft_log::{
 use raft_proto::{BatchBuilder, EntryId, EntryKind, HardState, Index, Term};
 
 use crate::filled::read_all;
-use crate::gate::Gate;
+use crate::gate::{Gate, Place, place};
 use crate::workload::{DATA, Rng, batch, disk, key};
 
 fn options() -> LaneOptions {
@@ -227,6 +227,101 @@ fn while_a_sync_runs_the_next_batch_is_gathered_and_encoded() {
     assert_eq!(order, [1, 2, 3, 4, 5, 6, 7, 8, 9]);
     assert_eq!(log.stats().records, before.records + 2, "one record a sync");
     log.close().expect("it closes");
+}
+
+/// One write for a batch, and in it the very bytes in which larger entries came.
+#[test]
+fn one_write_takes_what_was_gathered_from_where_it_lies() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let disk = Arc::<Gate>::default();
+    let vfs: Arc<dyn Vfs> = Arc::<Gate>::clone(&disk);
+    let options = LaneOptions {
+        // No watermark comes in between.
+        burst_end_nanos: 60_000_000_000,
+        ..options()
+    };
+    let (log, _) = LaneThread::open(vfs, dir.path(), options).expect("it opens");
+    let mut rng = Rng(3);
+    let (done, ended) = channel();
+    let mut submit = |group: u64| {
+        let (group, replica) = key(group);
+        let mut submission = Submission::new(group, replica, 0);
+        let entries = loop {
+            let batch = batch(&mut rng, group, Term::new(1), Index::new(1), 4, 1_500);
+            if batch.size_bytes() >= 1_024 {
+                break batch;
+            }
+        };
+        let place = place(entries.bytes());
+        submission.entries = vec![entries];
+        let done = done.clone();
+        let told = move |result| drop(done.send((group.get(), result)));
+        log.submit(submission, told).expect("there is room");
+        place
+    };
+    let shut = disk.shut();
+    submit(1);
+    disk.wait_until_somebody_waits();
+    disk.take_writes();
+    let places: Vec<Place> = (2..=9).map(&mut submit).collect();
+    assert!(
+        disk.take_writes().is_empty(),
+        "none before the sync is over"
+    );
+    drop(shut);
+    for group in 1..=9 {
+        let (told, result) = ended.recv().expect("it is told");
+        let result: Result<(), LogError> = result;
+        result.expect("it is durable");
+        assert_eq!(told, group, "in order");
+    }
+    let writes = disk.take_writes();
+    assert_eq!(writes.len(), 1, "{writes:?}");
+    let written = writes[0].iter().filter(|place| places.contains(place));
+    assert!(written.eq(&places), "copied: {writes:?} of {places:?}");
+    log.close().expect("it closes");
+}
+
+/// Chains of callbacks, each submitting its next when it hears of the last: all of them are in each
+/// sync.
+#[test]
+fn all_who_submit_again_are_in_the_next_sync() {
+    const CHAINS: u64 = 16;
+    const EACH: u64 = 50;
+    let dir = tempfile::tempdir().expect("a directory");
+    let options = LaneOptions {
+        burst_end_nanos: 60_000_000_000,
+        ..options()
+    };
+    let vfs = Arc::new(StdVfs::new());
+    let (log, _) = LaneThread::open(vfs, dir.path(), options).expect("it opens");
+    let log = Arc::new(log);
+    let before = log.stats().records;
+    let (done, ended) = channel();
+    for group in 1..=CHAINS {
+        chain(&Arc::downgrade(&log), group, EACH, &done);
+    }
+    drop(done);
+    assert_eq!(ended.iter().count(), usize::try_from(CHAINS).expect("few"));
+    let records = log.stats().records - before;
+    // The first records hold those who were there first.
+    assert!(records <= EACH + CHAINS, "{records} of {EACH}");
+    assert!(records >= EACH);
+}
+
+fn chain(log: &Weak<LaneThread>, group: u64, left: u64, done: &Sender<()>) {
+    let Some(running) = log.upgrade() else {
+        return;
+    };
+    let (log, done) = (Weak::clone(log), done.clone());
+    let told = move |result: Result<(), LogError>| {
+        result.expect("it is durable");
+        match left {
+            1 => done.send(()).expect("the test listens"),
+            left => chain(&log, group, left - 1, &done),
+        }
+    };
+    running.submit(term(group, 1), told).expect("there is room");
 }
 
 #[test]
