@@ -4,7 +4,8 @@
 //! One pass: drain the inbox, step every touched group once, hand on what came out. A group that
 //! panics on the way fails alone, and nothing it put out in that pass leaves.
 
-use std::collections::BTreeSet;
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -156,12 +157,21 @@ pub(crate) struct StepWorker {
     shared: Arc<StepShared>,
     inbox: Arc<Inbox<StepInput>>,
     groups: FxHashMap<GroupId, Box<Group>>,
+    stopping: BTreeMap<GroupId, Stopping>,
     /// Each group's next deadline, in ticks.
     timers: BTreeSet<(u64, GroupId)>,
     touched: Vec<GroupId>,
     drained: Vec<StepInput>,
     out: Out,
     failed: Option<String>,
+}
+
+/// A group that is gone from here, and whose last submission is not durable yet. It counts as running
+/// until then: whoever starts it again reads what is durable, and must not say less than that.
+struct Stopping {
+    replica: ReplicaId,
+    sequence: u64,
+    responder: Responder<()>,
 }
 
 impl Drop for StepWorker {
@@ -177,6 +187,7 @@ impl StepWorker {
             shared,
             inbox,
             groups: FxHashMap::default(),
+            stopping: BTreeMap::new(),
             timers: BTreeSet::new(),
             touched: Vec::new(),
             drained: Vec::new(),
@@ -463,6 +474,21 @@ impl StepWorker {
             self.timers.remove(&(tick, id));
         }
         requests::abort_save(&mut group);
+        let mut outstanding = group.outstanding.iter().rev();
+        match outstanding.find_map(|outstanding| outstanding.sequence) {
+            Some(sequence) if self.failed.is_none() => {
+                let stopping = Stopping {
+                    replica: group.replica,
+                    sequence,
+                    responder,
+                };
+                self.stopping.insert(id, stopping);
+            }
+            _ => self.stop_machine(id, responder),
+        }
+    }
+
+    fn stop_machine(&self, id: GroupId, responder: Responder<()>) {
         let worker = route(id, self.shared.applies.len());
         self.shared.applies[worker].notice(ApplyInput::Stop {
             group: id,
@@ -528,6 +554,15 @@ impl StepWorker {
     }
 
     fn persisted(&mut self, done: LaneDone) {
+        let ends = |stopping: &Stopping| {
+            stopping.replica == done.replica && stopping.sequence <= done.sequence
+        };
+        if let Entry::Occupied(stopping) = self.stopping.entry(done.group)
+            && ends(stopping.get())
+        {
+            let responder = stopping.remove().responder;
+            return self.stop_machine(done.group, responder);
+        }
         self.isolated(done.group, |shared, out, group| {
             if group.replica != done.replica {
                 return;
@@ -648,6 +683,9 @@ impl StepWorker {
         tracing::error!(%reason, "host failed");
         self.failed = Some(reason.to_owned());
         self.timers.clear();
+        for (id, stopping) in std::mem::take(&mut self.stopping) {
+            self.stop_machine(id, stopping.responder);
+        }
         let mut groups: Vec<_> = self.groups.values_mut().collect();
         groups.sort_unstable_by_key(|group| group.id);
         for group in groups {

@@ -221,6 +221,36 @@ fn a_group_that_was_stopped_starts_again_from_what_is_durable() {
     world.check();
 }
 
+/// Whoever starts it again reads what is durable: less than it has said would contradict that.
+#[test]
+fn a_group_has_stopped_when_all_that_it_submitted_is_durable() {
+    let mut world = World::running(6, 3, 2);
+    let leader = world.leader(group(1));
+    world.propose(leader, group(1), 1).expect("it serves");
+    world.hosts[leader].vfs.set_hung(true);
+    let waits = world.ask_later(leader, |engine, responder| {
+        engine.propose(group(1), command(2), None, responder);
+    });
+    world.pass();
+    let stopped = world.ask_later(leader, |engine, responder| {
+        engine.stop_group(group(1), responder);
+    });
+    world.run_for(100 * MILLISECOND);
+    assert!(waits.take().is_some(), "whoever waited has an answer");
+    assert!(stopped.take().is_none(), "its entry is not durable");
+    let outcome = world.start_group(leader, group(1), Some(Start::Restart));
+    assert_eq!(outcome, Err(RequestError::AlreadyRunning(group(1))));
+    world.hosts[leader].vfs.set_hung(false);
+    world.run_for(100 * MILLISECOND);
+    stopped.take().expect("it is durable").expect("it stops");
+    world
+        .start_group(leader, group(1), Some(Start::Restart))
+        .expect("its state is there");
+    world.leader(group(1));
+    world.await_level(group(1));
+    world.check();
+}
+
 #[test]
 fn reads_without_an_answer_are_bounded() {
     let mut world = World::new(3, 3, 1);
