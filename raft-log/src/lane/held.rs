@@ -343,7 +343,20 @@ impl Lane {
             records.extend((!held.is_empty()).then_some(held));
             self.enqueue_part(free);
         }
+        let changes = records.iter().flat_map(|record| &record.changes);
+        let compactions: Vec<(Key, Index)> = changes
+            .filter_map(|(key, change)| match change {
+                Change::Compact(index) => Some((*key, *index)),
+                _ => None,
+            })
+            .collect();
         self.hold_all(reason, records);
+        for (key, index) in compactions {
+            let waiting = self.held(reason).keys.get(&key);
+            if waiting.is_some_and(|waiting| waiting.may_pass) {
+                self.compact_early(key, index);
+            }
+        }
     }
 
     /// What is gathered of some replicas waits.
@@ -360,20 +373,7 @@ impl Lane {
             // Its later ones wait for something else: all wait together, or the order is lost.
             records.append(&mut other.take());
         }
-        let changes = records.iter().flat_map(|record| &record.changes);
-        let compactions: Vec<(Key, Index)> = changes
-            .filter_map(|(key, change)| match change {
-                Change::Compact(index) => Some((*key, *index)),
-                _ => None,
-            })
-            .collect();
         self.held(reason).put_first(records);
-        for (key, index) in compactions {
-            let waiting = self.held(reason).keys.get(&key);
-            if waiting.is_some_and(|waiting| waiting.may_pass) {
-                self.compact_early(key, index);
-            }
-        }
     }
 
     /// Queues what was split off.
@@ -390,7 +390,12 @@ impl Lane {
     /// Whose term or vote waits for room, behind few entries perhaps, goes on in the reserve: half
     /// of it is left to others.
     pub(super) fn release_urgent(&mut self) {
-        if self.no_room.urgent.is_empty() || self.has_next_segment() {
+        if self.no_room.urgent.is_empty() {
+            return;
+        }
+        // What the log moves is older than what waits, which may overwrite it: it is written first,
+        // or dropped.
+        if self.gathered().any(|record| record.has_moved) {
             return;
         }
         let mut taken = self.urgent_fitting(false);

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use raft_log::vfs::{Fault, SimVfs, Vfs};
-use raft_log::{LaneOptions, LogError, SnapshotRecord, SnapshotsRecord, Submission};
+use raft_log::{LaneOptions, LogError, Progress, SnapshotRecord, SnapshotsRecord, Submission};
 use raft_proto::{EntryId, HardState, Index, ReplicaId, Term};
 
 use crate::damage::{content, records, segments};
@@ -581,4 +581,28 @@ fn a_close_hears_of_what_still_waits() {
     let last = recovery.replicas[&key(1)].last.index.get();
     assert_eq!(usize::try_from(last).expect("small"), durable);
     assert_eq!(recovery.replicas[&key(2)].hard_state.term, Term::new(5));
+}
+
+/// A compaction that even the reserve has no room for waits, and is not tried again and again.
+#[test]
+fn fault_16_a_compaction_without_any_room_waits() {
+    let options = LaneOptions {
+        reserve_bytes: Some(0),
+        ..options()
+    };
+    let (_, mut driven, _) = exhausted(13, &options);
+    let before = driven.lane.pending_bytes();
+    let mut polls = 0;
+    for number in 1..=12 {
+        let compaction = compact(1, number, 1 + number);
+        driven.lane.submit(compaction).expect("it is taken");
+        while driven.lane.poll(driven.now) == Progress::More {
+            polls += 1;
+            assert!(polls < 1_000, "it comes to an end");
+        }
+    }
+    let pending = driven.lane.pending_bytes() - before;
+    assert!(pending > 0, "the last ones wait");
+    assert!(pending < 4_096, "{pending} bytes wait");
+    drop(driven.lane.close());
 }
