@@ -224,10 +224,14 @@ impl Lane {
     fn scrub_step(&mut self, pass: &mut Pass) -> Result<u64, VfsError> {
         let mut walk = match pass.walk.take() {
             Some(walk) if self.is_there(&walk) => walk,
-            _ => match self.next_walk(pass) {
-                Some(walk) => walk,
-                None => return Ok(0),
-            },
+            _ => {
+                // What was found there went with it.
+                pass.found = None;
+                match self.next_walk(pass) {
+                    Some(walk) => walk,
+                    None => return Ok(0),
+                }
+            }
         };
         let advanced = match pass.found.take() {
             Some(found) => Ok((0, found)),
