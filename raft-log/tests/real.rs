@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use raft_log::vfs::{Op, ReadMode, StdVfs, Vfs};
-use raft_log::{Lane, LaneOptions, LogError, Progress, Recovery, Submission};
+use raft_log::{Completion, Lane, LaneOptions, LogError, Progress, Recovery, Submission};
 use raft_proto::{
     Batch, BatchBuilder, EntryKind, GroupId, HardState, Index, ReplicaId, Term, Time,
 };
@@ -168,12 +168,24 @@ impl Log {
     /// Submits and waits for the disk.
     fn write(&mut self, submission: Submission) -> Result<(), LogError> {
         self.lane.submit(submission)?;
+        self.drive_until(|_| false).expect("it ends").result
+    }
+
+    /// Drives until something ends, or `is_over`.
+    fn drive_until(&mut self, is_over: impl Fn(&Self) -> bool) -> Option<Completion> {
+        // Far more polls than any disk takes.
+        let end = self.now.plus_nanos(10_000_000_000_000);
         loop {
             self.lane.poll(self.now);
             self.now = self.now.plus_nanos(1_000_000);
             if let Some(done) = self.lane.take_completions().pop() {
-                return done.result;
+                return Some(done);
             }
+            if is_over(self) {
+                return None;
+            }
+            let (stats, pending) = (self.lane.stats(), self.lane.pending_bytes());
+            assert!(self.now < end, "{pending} bytes wait: {stats:?}");
             std::thread::yield_now();
         }
     }
@@ -201,12 +213,22 @@ fn fault_16_a_full_ext4_refuses_entries_keeps_voting_and_resumes() {
     log.write(append(1, BYTES)).expect("there is room");
     let ballast = fill(&mounted.above());
     let mut last = 1;
+    let space = log.lane.reader().space();
+    let mut waits = false;
     loop {
-        match log.write(append(last + 1, BYTES)) {
-            Ok(()) => last += 1,
+        match log.lane.submit(append(last + 1, BYTES)) {
+            Ok(()) => {}
             Err(LogError::StorageFull) => break,
             Err(error) => panic!("entry {last}: {error}"),
         }
+        // Taken just before it was known that there is no room, it waits for some.
+        let done = log.drive_until(|log| space.is_full() && log.lane.pending_bytes() > BYTES);
+        let Some(done) = done else {
+            waits = true;
+            break;
+        };
+        done.result.expect("it is durable");
+        last += 1;
         assert!(last < 100, "it fills up");
     }
     // Votes go on.
@@ -221,6 +243,11 @@ fn fault_16_a_full_ext4_refuses_entries_keeps_voting_and_resumes() {
     }
     log.check(1, last, BYTES);
     std::fs::remove_file(ballast).expect("removed");
+    if waits {
+        let done = log.drive_until(|_| false).expect("it has room");
+        done.result.expect("it is durable");
+        last += 1;
+    }
     // By itself, when the next attempt is due.
     for _ in 0..1_000_000 {
         if !log.lane.reader().space().is_full() {
