@@ -85,7 +85,8 @@ pub(crate) fn decode_list(mut bytes: &[u8], place: Place, crc: u32) -> Option<Ve
             len: bytes.get_u32_le(),
         };
         let end = run.first.get().checked_add(u64::from(run.count));
-        if run.count == 0 || end.is_none_or(|end| end >= u64::MAX - 1) {
+        let ends_at = run.offset.checked_add(u64::from(run.len));
+        if run.count == 0 || end.is_none_or(|end| end >= u64::MAX - 1) || ends_at.is_none() {
             return None;
         }
         runs.push(run);
@@ -579,6 +580,10 @@ mod tests {
             assert_eq!(run.offset, (index - 1) / 3 * 100);
         }
         assert_eq!(find_run(&found, Index::new(31)), None);
+        // One that claims to lie past all bytes there could be.
+        let mut beyond = bytes.to_vec();
+        beyond[8..16].copy_from_slice(&u64::MAX.to_le_bytes());
+        assert_eq!(decode_list(&beyond, place, place.checksum(&beyond)), None);
         for bit in 0..bytes.len() * 8 {
             let mut flipped = bytes.to_vec();
             flipped[bit / 8] ^= 1 << (bit % 8);

@@ -77,7 +77,7 @@ impl Piece<'_> {
         (from, to): (Index, Index),
         bytes_max: usize,
     ) -> Result<Bytes, VfsError> {
-        let rest = self.len - start;
+        let rest = self.len.saturating_sub(start);
         let most = rest.min(bytes_max.max(ENTRY_HEADER_BYTES));
         if to >= self.last && most == rest {
             return self.bytes(start, rest);

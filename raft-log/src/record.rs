@@ -9,6 +9,8 @@ use crate::owners::{OWNERS_BYTES, Owners};
 pub(crate) const RECORD_HEADER_BYTES: usize = 64;
 /// Records begin at multiples of this.
 pub(crate) const RECORD_ALIGN: usize = 64;
+/// Far more records than any lane writes: a next one always has a number.
+const LSN_MAX: u64 = u64::MAX / 2;
 /// The largest table or data a record may claim, whatever the options: nothing larger is believed.
 pub(crate) const RECORD_BYTES_HARD_MAX: usize = 256 << 20;
 pub(crate) const RECORD_MAGIC: u32 = 0x314C_5246;
@@ -183,7 +185,7 @@ impl RecordHeader {
         };
         let lens = len(table_len).zip(len(data_len));
         let (table_len, data_len) = lens.ok_or(NoHeader::Invalid)?;
-        if lsn == 0 || synced_lsn >= lsn {
+        if lsn == 0 || lsn > LSN_MAX || synced_lsn >= lsn {
             return Err(NoHeader::Invalid);
         }
         Ok(Self {
