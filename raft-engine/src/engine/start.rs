@@ -217,8 +217,9 @@ impl Engine {
     }
 
     /// Stops a group on this host; its state stays on disk. A save under way is aborted. Answered
-    /// when its state machine is gone; until then the group counts as running. A group whose start
-    /// is under way does not run yet.
+    /// when all that it submitted is durable, which on a full disk may wait for room, and its state
+    /// machine is gone; until then the group counts as running. A group whose start is under way
+    /// does not run yet.
     ///
     /// # Errors
     ///
