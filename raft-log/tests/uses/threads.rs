@@ -1,6 +1,7 @@
 //! The lane on its own thread.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, Weak};
 
@@ -190,18 +191,23 @@ fn threads_that_wait_share_syncs_and_each_is_told() {
     log.close().expect("it closes");
 }
 
+/// A log whose syncs can be held up, and of which no watermark comes in between.
+fn gated(dir: &Path) -> (Arc<Gate>, LaneThread) {
+    let disk = Arc::<Gate>::default();
+    let vfs: Arc<dyn Vfs> = Arc::<Gate>::clone(&disk);
+    let options = LaneOptions {
+        burst_end_nanos: 60_000_000_000,
+        ..options()
+    };
+    let (log, _) = LaneThread::open(vfs, dir, options).expect("it opens");
+    (disk, log)
+}
+
 #[test]
 fn while_a_sync_runs_the_next_batch_is_gathered_and_encoded() {
     const NEXT: u64 = 8;
     let dir = tempfile::tempdir().expect("a directory");
-    let disk = Arc::<Gate>::default();
-    let vfs: Arc<dyn Vfs> = Arc::<Gate>::clone(&disk);
-    let options = LaneOptions {
-        // No watermark comes in between.
-        burst_end_nanos: 60_000_000_000,
-        ..options()
-    };
-    let (log, _) = LaneThread::open(vfs, dir.path(), options).expect("it opens");
+    let (disk, log) = gated(dir.path());
     let before = log.stats();
     let (done, ended) = channel();
     let submit = |group: u64| {
@@ -233,14 +239,7 @@ fn while_a_sync_runs_the_next_batch_is_gathered_and_encoded() {
 #[test]
 fn one_write_takes_what_was_gathered_from_where_it_lies() {
     let dir = tempfile::tempdir().expect("a directory");
-    let disk = Arc::<Gate>::default();
-    let vfs: Arc<dyn Vfs> = Arc::<Gate>::clone(&disk);
-    let options = LaneOptions {
-        // No watermark comes in between.
-        burst_end_nanos: 60_000_000_000,
-        ..options()
-    };
-    let (log, _) = LaneThread::open(vfs, dir.path(), options).expect("it opens");
+    let (disk, log) = gated(dir.path());
     let mut rng = Rng(3);
     let (done, ended) = channel();
     let mut submit = |group: u64| {
