@@ -604,17 +604,17 @@ impl VoteFile {
     }
 
     /// Makes a file that has room for `changes` in place of this one, without the slots of those who
-    /// are `gone`; durable on return.
+    /// are `gone`; durable on return. Half B says nothing of those who are `ahead` of the log.
     pub(crate) fn grow(
         &mut self,
         vfs: &dyn Vfs,
         changes: &[VoteChange],
         gone: &BTreeSet<Key>,
+        ahead: &BTreeSet<Key>,
     ) -> Result<(), LogError> {
         // Room for as many again, so that this is rare.
         let capacity = 2 * (self.all_but(gone).count() + changes.len());
-        // Every slot is durable in half A, and in the log.
-        let new = self.rewritten(vfs, gone, &BTreeSet::new(), capacity)?;
+        let new = self.rewritten(vfs, gone, ahead, capacity)?;
         vfs.close(self.file);
         *self = new;
         Ok(())
@@ -743,6 +743,12 @@ impl VoteFile {
         for slot in slots {
             self.behind.remove(slot);
         }
+    }
+
+    /// Whose half B is older than half A.
+    pub(crate) fn keys_behind(&self) -> BTreeSet<Key> {
+        let slots = self.behind.iter().filter_map(|&at| self.slots[at]);
+        slots.map(|slot| slot.key).collect()
     }
 
     pub(crate) fn has_behind(&self) -> bool {

@@ -1,5 +1,7 @@
 //! From the staged record to its completion.
 
+use std::collections::BTreeSet;
+
 use raft_proto::HardState;
 
 use crate::error::LogError;
@@ -155,7 +157,12 @@ impl Lane {
             return Ok(false);
         }
         let gone = self.tables().tombstones();
-        match self.votes.grow(self.vfs.as_ref(), votes, &gone) {
+        // Every slot is durable in half A, and in the log but for these.
+        let ahead = match self.is_second_half_late {
+            true => self.votes.keys_behind(),
+            false => BTreeSet::new(),
+        };
+        match self.votes.grow(self.vfs.as_ref(), votes, &gone, &ahead) {
             Ok(()) => {
                 self.is_votes_full = false;
                 self.note_full();

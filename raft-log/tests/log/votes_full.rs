@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use raft_log::vfs::{Fault, SimVfs};
-use raft_log::{Health, LogError, Recovery};
+use raft_log::{Health, LaneOptions, LogError, Recovery};
 use raft_proto::{Index, Term, Time};
 
-use crate::damage::content;
+use crate::damage::{content, records, segments};
 use crate::votes::{HALF_A, HALF_B, vote, voted};
 use crate::workload::{DATA, Driven, Rng, batch, disk, key, open, options};
 
@@ -248,7 +248,7 @@ fn fault_7_each_foreign_vote_file_is_kept_beside_those_before_it() {
     let mut kept = Vec::new();
     for round in 0..9_u64 {
         let other = disk(30 + round);
-        let options_of_other = raft_log::LaneOptions {
+        let options_of_other = LaneOptions {
             identity: Some(100 + round),
             ..options()
         };
@@ -279,6 +279,66 @@ fn fault_7_each_foreign_vote_file_is_kept_beside_those_before_it() {
             content(&ours, &Path::new(DATA).join(&name)) == content_then,
             "{name}"
         );
+    }
+}
+
+/// A vote that was on its way: half A has it, the log does not. Behind damage an open on a full disk
+/// cannot say it in the log either, and the vote file grows before there is a segment for it: half B
+/// goes on saying what the log does.
+#[test]
+fn fault_16_a_vote_file_that_grows_says_nothing_that_the_log_lacks() {
+    let options = LaneOptions {
+        segment_size_bytes: 1 << 20,
+        ..options()
+    };
+    let disk = disk(21);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    let mut submission = vote(key(1), 1, 1);
+    let (term, from) = (Term::new(1), Index::new(1));
+    submission.entries = vec![batch(&mut Rng(1), key(1).0, term, from, 1, 3_000)];
+    driven.write(submission);
+    // Few places are left.
+    for group in 2..=1_000 {
+        driven.lane.submit(vote(key(group), 1, 6)).expect("taken");
+    }
+    driven.settle();
+    fill(&disk);
+    driven.pass(500_000_000);
+    driven.lane.submit(vote(key(2), 2, 7)).expect("taken");
+    driven.step();
+    drop(driven);
+    let has_vote = |disk: &SimVfs| content(disk, &file())[HALF_A + 64 + 32] == 7;
+    let disk = (0..disk.unsynced())
+        .map(|kept| {
+            let disk = disk.fork();
+            disk.crash_keeping(|unit| unit == kept);
+            Arc::new(disk)
+        })
+        .find(|disk| has_vote(disk))
+        .expect("one of what was on its way is the slot's sector");
+    let segments = segments(&disk);
+    let (at, ..) = *records(&content(&disk, &segments[0]))
+        .iter()
+        .find(|(_, kind, ..)| *kind == 1)
+        .expect("the first one is that of the entries");
+    disk.damage(&segments[0], |content| content[at + 64..at + 90].fill(0x55));
+    for spare in &segments[1..] {
+        disk.misplace(spare, None);
+    }
+    // Too little for a segment, and enough for a vote file.
+    disk.set_capacity(Some(disk.used_bytes() + (400 << 10)));
+    let before = content(&disk, &file()).len();
+    for life in 0..3 {
+        disk.set_now(Time(0));
+        let (mut driven, recovery) = Driven::open(&disk, &options);
+        let state = &recovery.replicas[&key(2)];
+        let report = &recovery.report;
+        assert_eq!(state.hard_state.term, Term::new(7), "life {life}");
+        assert_eq!(state.health, Health::Sound, "life {life}: {report:?}");
+        driven.pass(3_000_000_000);
+        assert!(content(&disk, &file()).len() > before, "it has grown");
+        drop(driven);
+        disk.crash();
     }
 }
 
