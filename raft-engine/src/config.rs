@@ -46,7 +46,8 @@ pub struct EngineConfig {
     /// Committed bytes handed to the apply worker and not yet applied. 64 KiB to 1 GiB,
     /// default 16 MiB.
     pub applying_bytes_max: usize,
-    /// Snapshots kept. 1 to 16, default 2.
+    /// Snapshots kept. 1 to 16, default 2; fewer, 7 at least, while their memberships are over
+    /// [`raft_log::SNAPSHOTS_BYTES_MAX`].
     pub snapshot_retention: usize,
     /// Snapshots written at once; further ones wait. 1 to 64, default 4.
     pub saves_max: usize,

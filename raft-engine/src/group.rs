@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use raft_log::{SnapshotRecord, SnapshotsRecord};
+use raft_log::{SNAPSHOTS_BYTES_MAX, SnapshotRecord, SnapshotsRecord};
 use raft_proto::{
-    AfterSync, EntryId, GroupId, HardState, HostId, Index, Membership, Message, Raft, ReplicaId,
-    Session, SnapshotMeta, SubmissionId,
+    AfterSync, EntryId, GroupId, HardState, HostId, Index, MEMBERSHIP_BYTES_MAX, Membership,
+    Message, Raft, ReplicaId, Session, SnapshotMeta, SubmissionId,
 };
 use raft_snapshot::SnapshotEnv;
 
@@ -19,6 +19,15 @@ pub(crate) struct Proposal {
     pub(crate) command: Bytes,
     pub(crate) session: Option<Session>,
     pub(crate) responder: Responder<Applied>,
+}
+
+/// A life of a replica numbers its submissions in this many bits: ten thousand a second for three
+/// years. That leaves sixteen million lives.
+pub(crate) const SEQUENCE_BITS: u32 = 40;
+
+/// Which of a replica's lives in this process a submission's number is of.
+pub(crate) const fn life_of(sequence: u64) -> u64 {
+    sequence >> SEQUENCE_BITS
 }
 
 /// What the core was promised a notice for, in the order it asked.
@@ -167,13 +176,7 @@ impl Group {
 
     /// What the log records of the retained snapshots.
     pub(crate) fn snapshots_record(&self) -> SnapshotsRecord {
-        let record = |meta: &SnapshotMeta| SnapshotRecord {
-            id: meta.id,
-            membership: Bytes::from(meta.membership.encode()),
-        };
-        SnapshotsRecord {
-            retained: self.snapshots.iter().map(record).collect(),
-        }
+        record_of(&self.snapshots)
     }
 
     /// The task that replaces the machine's state by the stored snapshot at `index`.
@@ -201,8 +204,7 @@ impl Group {
     /// Adds a snapshot to those retained; the oldest go.
     pub(crate) fn retain_with(&mut self, meta: SnapshotMeta, retention: usize) {
         self.snapshots.push(meta);
-        let excess = self.snapshots.len().saturating_sub(retention);
-        self.snapshots.drain(..excess);
+        retain_newest(&mut self.snapshots, retention);
     }
 
     /// Takes the next of what completes with the submission of this number.
@@ -253,6 +255,34 @@ impl Group {
     }
 }
 
+fn record_of(snapshots: &[SnapshotMeta]) -> SnapshotsRecord {
+    let record = |meta: &SnapshotMeta| SnapshotRecord {
+        id: meta.id,
+        membership: Bytes::from(meta.membership.encode()),
+    };
+    SnapshotsRecord {
+        retained: snapshots.iter().map(record).collect(),
+    }
+}
+
+/// Keeps the newest snapshots: so many at most, and no more than the log takes a record of.
+fn retain_newest(snapshots: &mut Vec<SnapshotMeta>, retention: usize) {
+    const {
+        assert!(MEMBERSHIP_BYTES_MAX + RECORD_BYTES <= SNAPSHOTS_BYTES_MAX / 7);
+    }
+    let mut bytes = 0;
+    let newest = snapshots.iter().rev().take(retention);
+    let kept = newest.take_while(|meta| {
+        bytes += RECORD_BYTES + meta.membership.encode().len();
+        bytes <= SNAPSHOTS_BYTES_MAX
+    });
+    let excess = snapshots.len() - kept.count();
+    snapshots.drain(..excess);
+}
+
+/// What the record of a snapshot takes beside its membership, at most.
+const RECORD_BYTES: usize = 64;
+
 /// Places of replicas that are remembered; a membership has no more than 1,024.
 const HOSTS_MAX: usize = 4_096;
 
@@ -260,3 +290,62 @@ const HOSTS_MAX: usize = 4_096;
 /// definition: its term is 1 and its content the founding membership, recorded like a snapshot.
 /// A replica that joins later is therefore always fed by a snapshot.
 pub(crate) const BOOTSTRAP_INDEX: Index = Index::new(1);
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use raft_log::vfs::{SimVfs, Vfs};
+    use raft_log::{Lane, LaneOptions, Submission};
+    use raft_proto::Term;
+
+    use super::*;
+
+    /// A membership of more bytes than a sixteenth of what the log takes.
+    fn large() -> Membership {
+        let id = |number: u64| ReplicaId::new(u64::MAX - 9_999 + number).expect("an id");
+        let ids = || (1..=1_000).map(id);
+        let host = HostId::new(u64::MAX - 9_999).expect("an id");
+        Membership {
+            voters: ids().collect(),
+            voters_outgoing: ids().collect(),
+            hosts: ids().map(|id| (id, host)).collect(),
+            ..Membership::default()
+        }
+    }
+
+    #[test]
+    fn as_many_snapshots_are_retained_as_the_log_takes() {
+        let disk: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
+        let path = Path::new("/data");
+        disk.create_dir_all(path).expect("an empty disk");
+        let (mut lane, _) = Lane::open(disk, path, LaneOptions::default()).expect("it opens");
+        let ids = GroupId::new(1).zip(ReplicaId::new(1));
+        let (group, replica) = ids.expect("not 0");
+        let membership = large();
+        let bytes = membership.encode().len();
+        assert!((SNAPSHOTS_BYTES_MAX / 16..MEMBERSHIP_BYTES_MAX).contains(&bytes));
+        let mut snapshots = Vec::new();
+        for index in 1..=40 {
+            let id = EntryId::new(Term::new(1), Index::new(index));
+            snapshots.push(SnapshotMeta {
+                id,
+                membership: membership.clone(),
+            });
+            retain_newest(&mut snapshots, 16);
+            let mut submission = Submission::new(group, replica, index);
+            submission.snapshots = Some(record_of(&snapshots));
+            submission.restart_after = Some(id);
+            lane.submit(submission).expect("the log takes it");
+        }
+        assert!((7..16).contains(&snapshots.len()), "{}", snapshots.len());
+        for index in 41..=80 {
+            let id = EntryId::new(Term::new(1), Index::new(index));
+            let membership = Membership::default();
+            snapshots.push(SnapshotMeta { id, membership });
+            retain_newest(&mut snapshots, 16);
+        }
+        assert_eq!(snapshots.len(), 16);
+    }
+}

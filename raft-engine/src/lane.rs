@@ -1,14 +1,15 @@
 //! The lane worker: drives the log lane and tells the step workers what is durable.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use raft_log::{
     AtDisk, DamageReport, FromDisk, Lane, LaneSpace, LogError, ScrubStatus, Submission,
 };
-use raft_proto::Time;
+use raft_proto::{GroupId, ReplicaId, Time};
 
+use crate::group::life_of;
 use crate::inbox::{Inbox, Wake};
 use crate::step::{LaneDone, StepInput};
 use crate::workers::EngineStats;
@@ -41,6 +42,11 @@ struct Core {
     /// What found no room, in order: entries that had got an index when the disk became full, and
     /// whatever their groups submitted after them.
     held: VecDeque<Submission>,
+    /// Whose submission was refused, and in which life of the replica: what follows in that life is
+    /// dropped, as it builds on what is not there.
+    refused: BTreeMap<(GroupId, ReplicaId), u64>,
+    /// Of whom the step workers are to hear, and why.
+    failed: Vec<(GroupId, ReplicaId, String)>,
     /// The lane takes nothing any more, and why.
     failure: Option<String>,
     scrub: ScrubStatus,
@@ -54,6 +60,8 @@ impl LaneDesk {
             lane,
             drained: Vec::new(),
             held: VecDeque::new(),
+            refused: BTreeMap::new(),
+            failed: Vec::new(),
             failure: None,
         };
         Self {
@@ -113,19 +121,51 @@ impl Core {
         if self.failure.is_some() {
             return;
         }
-        let group = submission.group;
+        let (group, replica, number) =
+            (submission.group, submission.replica, submission.submission);
+        match self.refused.get(&(group, replica)) {
+            Some(&life) if life == life_of(number) => {
+                return self.end_in_turn(Submission::new(group, replica, number));
+            }
+            _ => {}
+        }
         if self.held.iter().any(|held| held.group == group) {
             return self.held.push_back(submission);
         }
-        // Only a full lane refuses, and whether it is full changes in its own poll alone.
+        // Whether the lane is full changes in its own poll alone.
         let spare = self.space.is_full().then(|| submission.clone());
         match (self.lane.submit(submission), spare) {
             // Nobody waits for what a replica says that is gone.
             (Ok(()) | Err(LogError::Gone { .. }), _) => {}
             (Err(LogError::StorageFull), Some(spare)) => self.held.push_back(spare),
+            (Err(error), _) if is_of_one_replica(&error) => {
+                let reason = format!(
+                    "the log refused what the replica submitted, and holds nothing of it: {error}; \
+                     stop the group and start it again, to go on from what is durable"
+                );
+                self.failed.push((group, replica, reason));
+                self.refused.insert((group, replica), life_of(number));
+                self.end_in_turn(Submission::new(group, replica, number));
+            }
             (Err(error), _) => self.failure = Some(error.to_string()),
         }
     }
+
+    /// What was dropped ends as one that is `empty` does, behind all that was submitted before it:
+    /// whoever stops the group waits for that.
+    fn end_in_turn(&mut self, empty: Submission) {
+        if let Err(error) = self.lane.submit(empty) {
+            self.failure = Some(error.to_string());
+        }
+    }
+}
+
+/// Whether a refusal is for what one replica submitted, and concerns nobody else.
+const fn is_of_one_replica(error: &LogError) -> bool {
+    matches!(
+        error,
+        LogError::Contradiction { .. } | LogError::TooLarge { .. } | LogError::NumberTooHigh { .. }
+    )
 }
 
 /// Drives the lane: the only place where an append waits for the disk.
@@ -197,7 +237,7 @@ impl LaneWorker {
     fn end(&mut self, from_disk: FromDisk) -> Progress {
         let desk = Arc::clone(&self.desk);
         desk.is_at_disk.store(false, Ordering::Release);
-        let (progress, completions, damage) = {
+        let (progress, completions, damage, failed) = {
             let mut core = desk.core();
             let core = core.as_mut().expect("its worker is there");
             let progress = core.lane.poll_end(from_disk);
@@ -205,8 +245,13 @@ impl LaneWorker {
                 core.scrub = core.lane.scrub_status();
             }
             let completions = core.lane.take_completions();
-            (progress, completions, core.lane.take_damage())
+            let failed = std::mem::take(&mut core.failed);
+            (progress, completions, core.lane.take_damage(), failed)
         };
+        // Before it hears that what was refused has ended.
+        for (group, replica, reason) in failed {
+            self.fail_replica(group, replica, reason);
+        }
         for completion in completions {
             match completion.result {
                 Ok(()) => {
@@ -238,14 +283,19 @@ impl LaneWorker {
                      replica and add one with a new id",
                     report.segment, report.offset, report.reason
                 );
-                let step = &self.steps[route(group, self.steps.len())];
-                step.notice(StepInput::ReplicaDamaged {
-                    group,
-                    replica,
-                    reason,
-                });
+                self.fail_replica(group, replica, reason);
             }
         }
+    }
+
+    /// A replica stops, and everybody else goes on.
+    fn fail_replica(&self, group: GroupId, replica: ReplicaId, reason: String) {
+        let step = &self.steps[route(group, self.steps.len())];
+        step.notice(StepInput::ReplicaFailed {
+            group,
+            replica,
+            reason,
+        });
     }
 
     fn fail(&mut self, reason: &str) {
@@ -285,6 +335,78 @@ mod tests {
             ..HardState::default()
         });
         submission
+    }
+
+    fn of_term(group: u64, number: u64, term: u64) -> Submission {
+        let mut submission = submission(group);
+        submission.submission = number;
+        submission.hard_state = Some(HardState {
+            term: Term::new(term),
+            ..HardState::default()
+        });
+        submission
+    }
+
+    #[test]
+    fn a_refused_submission_fails_its_group_and_nobody_else() {
+        let disk: Arc<dyn Vfs> = Arc::new(SimVfs::new(2));
+        let path = Path::new("/data");
+        disk.create_dir_all(path).expect("an empty disk");
+        let (lane, _) = Lane::open(disk, path, LaneOptions::default()).expect("it opens");
+        let reader = lane.reader();
+        let desk = Arc::new(LaneDesk::new(lane, Arc::default()));
+        let step = Arc::new(Inbox::new(usize::MAX, Arc::default()));
+        let mut worker = LaneWorker::new(Arc::clone(&desk), vec![Arc::clone(&step)]);
+        let mut now = Time(0);
+        let mut settle = |submissions: Vec<Submission>| {
+            let expected = submissions.len();
+            desk.notice(LaneInput::Submit(submissions));
+            let (mut done, mut failed) = (Vec::new(), Vec::new());
+            while done.len() < expected {
+                now = now.plus_nanos(1_000_000);
+                worker.poll(now);
+                let mut told = Vec::new();
+                step.drain(&mut told);
+                for input in told {
+                    match input {
+                        StepInput::Persisted(persisted) => {
+                            done.extend(persisted.iter().map(|it| (it.group.get(), it.sequence)));
+                        }
+                        StepInput::ReplicaFailed { group, reason, .. } => {
+                            failed.push((group.get(), done.len(), reason));
+                        }
+                        StepInput::HostFailed { reason } => panic!("the host failed: {reason}"),
+                        _ => {}
+                    }
+                }
+            }
+            (done, failed)
+        };
+        let next_life = (1 << crate::group::SEQUENCE_BITS) + 1;
+        let (done, failed) = settle(vec![
+            of_term(1, 1, 5),
+            of_term(2, 1, 1),
+            // Its term falls; what follows counts on it.
+            of_term(1, 2, 4),
+            of_term(1, 3, 9),
+            of_term(2, 2, 2),
+        ]);
+        // All have ended, those that were dropped behind what was taken before them.
+        let of = |group| done.iter().filter(move |done| done.0 == group);
+        assert!(of(1).map(|done| done.1).eq(1..=3), "{done:?}");
+        assert!(of(2).map(|done| done.1).eq(1..=2), "{done:?}");
+        let [(1, 0, reason)] = &failed[..] else {
+            panic!("{failed:?}");
+        };
+        assert!(reason.contains("start it again"), "{reason}");
+        let term = |group: u64| {
+            let found = reader.replicas_of(GroupId::new(group).expect("not 0"));
+            found[0].1.hard_state.term.get()
+        };
+        assert_eq!((term(1), term(2)), (5, 2));
+        // Stopped and started again, it goes on.
+        let (_, failed) = settle(vec![of_term(1, next_life, 6)]);
+        assert_eq!((failed, term(1)), (Vec::new(), 6));
     }
 
     #[test]

@@ -114,7 +114,8 @@ pub(crate) enum StepInput {
         group: GroupId,
         reason: String,
     },
-    ReplicaDamaged {
+    /// It lost what it had, or the log takes no more of it.
+    ReplicaFailed {
         group: GroupId,
         replica: ReplicaId,
         reason: String,
@@ -322,7 +323,7 @@ impl StepWorker {
             }
             StepInput::HostFailed { reason } => self.fail_host(&reason),
             StepInput::GroupFailed { group, reason } => self.fail_group(group, reason),
-            StepInput::ReplicaDamaged {
+            StepInput::ReplicaFailed {
                 group,
                 replica,
                 reason,

@@ -123,8 +123,9 @@ pub enum LogError {
         /// The replica.
         replica: ReplicaId,
     },
-    /// A batch is larger than a record may be, or snapshots' memberships than 512 KiB. Nothing was
-    /// taken.
+    /// A batch is larger than a record may be, or the memberships of the snapshots retained than
+    /// [`SNAPSHOTS_BYTES_MAX`](crate::SNAPSHOTS_BYTES_MAX). Nothing was taken: cut the batch, or retain
+    /// fewer.
     #[error("a batch, or memberships, of {size} bytes are over the bound of {bound}")]
     TooLarge {
         /// Its size.

@@ -106,7 +106,8 @@ pub use lane::{AtDisk, FromDisk, Lane, LaneStats, Progress, ScrubStatus};
 pub use read::{Batches, LaneSpace, LogReader};
 pub use recovery::{DamageReport, MendedReport, Recovery, RecoveryReport};
 pub use state::{
-    Completion, Damage, Health, ReplicaState, SnapshotRecord, SnapshotsRecord, Submission,
+    Completion, Damage, Health, ReplicaState, SNAPSHOTS_BYTES_MAX, SnapshotRecord, SnapshotsRecord,
+    Submission,
 };
 pub use thread::LaneThread;
 pub use vfs::install_sigbus_handler;

@@ -6,9 +6,9 @@ use raft_proto::{Batch, EntryId, GroupId, HardState, Index, ReplicaId, Term, Ter
 use crate::error::{Contradiction, LogError};
 use crate::item::{ENTRIES_ITEM_BYTES, EntriesItem, NUMBER_END};
 
-/// What the snapshots retained take, at most: each submission of them is one item, and so are those of
-/// each replica in a checkpoint.
-pub(crate) const SNAPSHOTS_BYTES_MAX: usize = 512 << 10;
+/// What the snapshots retained take, at most: the memberships, with 20 bytes for each. Each submission of
+/// them is one item, and so are those of each replica in a checkpoint.
+pub const SNAPSHOTS_BYTES_MAX: usize = 512 << 10;
 
 /// What a submission counts for besides entries and snapshots.
 const SUBMISSION_BYTES: usize = 256;
@@ -22,7 +22,7 @@ pub struct SnapshotRecord {
     pub membership: Bytes,
 }
 
-/// All snapshots retained, oldest first: 512 KiB of memberships at most.
+/// All snapshots retained, oldest first: [`SNAPSHOTS_BYTES_MAX`] at most.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SnapshotsRecord {
     /// The snapshots.

@@ -12,16 +12,12 @@ use raft_snapshot::{SnapshotEnv, SnapshotError};
 use super::origin::Origin;
 use super::{Engine, EngineShared, Phase, Running, damage, lock, storage};
 use crate::apply::{ApplyInput, Task};
-use crate::group::BOOTSTRAP_INDEX;
+use crate::group::{BOOTSTRAP_INDEX, SEQUENCE_BITS};
 use crate::prepared::Prepared;
 use crate::request::{Completion, RequestError, Responder};
 use crate::route;
 use crate::state_machine::StateMachine;
 use crate::step::StepInput;
-
-/// A life of a replica numbers its submissions in this many bits: ten thousand a second for three
-/// years. That leaves sixteen million lives.
-const SEQUENCE_BITS: u32 = 40;
 
 /// And so many bits number the lives within an opening of the data directory.
 const LIVES_BITS: u32 = u64::BITS - SEQUENCE_BITS;
