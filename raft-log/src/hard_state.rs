@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use raft_proto::{GroupId, ReplicaId, Term, crc32c_append};
@@ -13,7 +14,7 @@ use crate::item::Key;
 use crate::record::is_zero;
 use crate::segment::SECTOR_BYTES;
 use crate::staging::VoteChange;
-use crate::vfs::{FileId, Vfs, read_through, unfinished_path};
+use crate::vfs::{FileId, OwnedFile, Vfs, read_through, unfinished_path};
 
 pub(crate) const SLOT_BYTES: usize = 64;
 pub(crate) const HALVES_AT: usize = 4096;
@@ -161,7 +162,8 @@ pub(crate) struct VotesFound {
 #[derive(Debug)]
 pub(crate) struct VoteFile {
     path: PathBuf,
-    file: FileId,
+    /// `None` until it is open.
+    file: Option<OwnedFile>,
     lane: u16,
     identity: u64,
     capacity: usize,
@@ -425,17 +427,13 @@ pub(crate) struct VotesWanted {
 }
 
 impl VoteFile {
-    pub(crate) fn close(&self, vfs: &dyn Vfs) {
-        vfs.close(self.file);
-    }
-
     /// Opens the file for writing, or makes it. Everything is durable in both halves on return, one
     /// half after the other; of those who are ahead of the log, in half A alone.
     ///
     /// A full disk needs no other file: the one that is there stays as it is, with the slots of
     /// those who are gone, or leaves its room to another if nothing in it can be told.
     pub(crate) fn open(
-        vfs: &dyn Vfs,
+        vfs: &Arc<dyn Vfs>,
         data_dir: &Path,
         (lane, identity): (u16, u64),
         found: &VotesFound,
@@ -456,7 +454,7 @@ impl VoteFile {
                 Err(LogError::Io(error)) if error.is_storage_full() => {
                     if found.is_worthless() {
                         vfs.remove_file(&this.path)?;
-                        sync_parent(vfs, &this.path)?;
+                        sync_parent(vfs.as_ref(), &this.path)?;
                         return this.rewritten(vfs, &wanted.gone, &wanted.ahead, 0);
                     }
                     if !has_places {
@@ -466,7 +464,8 @@ impl VoteFile {
                 rewritten => return rewritten,
             }
         }
-        this.write_in_place(vfs, found)?;
+        this.file = Some(OwnedFile::new(vfs, vfs.open(&this.path, false)?));
+        this.write_in_place(vfs.as_ref(), found)?;
         Ok(this)
     }
 
@@ -481,7 +480,7 @@ impl VoteFile {
         let is_free = |at: &usize| slots[*at].is_none() && !found.lost.contains(at);
         Self {
             path,
-            file: FileId(0),
+            file: None,
             lane,
             identity,
             capacity: found.capacity,
@@ -496,8 +495,7 @@ impl VoteFile {
     /// Writes every slot where it is, and nothing where nobody's is. What is new comes first, where
     /// it hides nothing: until then, what is lost must tell so again after a crash.
     fn write_in_place(&mut self, vfs: &dyn Vfs, found: &VotesFound) -> Result<(), LogError> {
-        let file = vfs.open(&self.path, false)?;
-        self.file = file;
+        let file = self.file();
         let is_new = |at: &usize| {
             let slot = self.slots[*at].filter(|_| !found.lost.contains(at));
             slot.is_some_and(|slot| !found.places.contains_key(&slot.key))
@@ -607,16 +605,14 @@ impl VoteFile {
     /// are `gone`; durable on return. Half B says nothing of those who are `ahead` of the log.
     pub(crate) fn grow(
         &mut self,
-        vfs: &dyn Vfs,
+        vfs: &Arc<dyn Vfs>,
         changes: &[VoteChange],
         gone: &BTreeSet<Key>,
         ahead: &BTreeSet<Key>,
     ) -> Result<(), LogError> {
         // Room for as many again, so that this is rare.
         let capacity = 2 * (self.all_but(gone).count() + changes.len());
-        let new = self.rewritten(vfs, gone, ahead, capacity)?;
-        vfs.close(self.file);
-        *self = new;
+        *self = self.rewritten(vfs, gone, ahead, capacity)?;
         Ok(())
     }
 
@@ -629,7 +625,7 @@ impl VoteFile {
     /// half B without those of who is `ahead`, and with room for `capacity` at least.
     fn rewritten(
         &self,
-        vfs: &dyn Vfs,
+        vfs: &Arc<dyn Vfs>,
         gone: &BTreeSet<Key>,
         ahead: &BTreeSet<Key>,
         capacity: usize,
@@ -642,7 +638,7 @@ impl VoteFile {
         let capacity = capacity.max(self.capacity).max(slots.len());
         let mut new = Self {
             path: self.path.clone(),
-            file: FileId(0),
+            file: None,
             lane: self.lane,
             identity: self.identity,
             capacity: capacity.next_power_of_two().max(CAPACITY_MIN),
@@ -656,14 +652,14 @@ impl VoteFile {
             lost: BTreeSet::new(),
         };
         let temporary = unfinished_path(&new.path);
-        let file = vfs.create(&temporary)?;
-        if let Err(error) = new.fill(vfs, file, &temporary) {
-            vfs.close(file);
+        let file = OwnedFile::new(vfs, vfs.create(&temporary)?);
+        if let Err(error) = new.fill(vfs.as_ref(), file.id(), &temporary) {
+            drop(file);
             // It takes room that somebody needs; if it cannot go, the next one is made over it.
             drop(vfs.remove_file(&temporary));
             return Err(error);
         }
-        new.file = file;
+        new.file = Some(file);
         Ok(new)
     }
 
@@ -684,8 +680,8 @@ impl VoteFile {
         sync_parent(vfs, &self.path)
     }
 
-    pub(crate) const fn file(&self) -> FileId {
-        self.file
+    pub(crate) fn file(&self) -> FileId {
+        self.file.as_ref().expect("an open has opened it").id()
     }
 
     /// The writes that put `slots`, ascending, into a half: one for each cluster. What lies between

@@ -269,7 +269,6 @@ impl Drop for Lane {
         if self.pool.is_busy() {
             self.vfs.wait_for_all();
         }
-        self.votes.close(self.vfs.as_ref());
     }
 }
 
@@ -297,7 +296,7 @@ impl Lane {
             let found = identity::of_files(vfs.as_ref(), data_dir, options.lane)?;
             options.identity = Some(found.map_or_else(|| vfs.random(), Ok)?);
         }
-        let analysis = recovery::analyse(vfs.as_ref(), data_dir, &options)?;
+        let analysis = recovery::analyse(&vfs, data_dir, &options)?;
         let recovered = recovery::mend(&vfs, data_dir, &options, analysis)?;
         let shared = Arc::new(Shared::new(Arc::clone(&vfs), &options, recovered.tables));
         let scrub = scrub::Scrub::new(options.scrub_bytes_per_s);

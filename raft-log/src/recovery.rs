@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::sync::Arc;
 
 use raft_proto::{GroupId, Index, ReplicaId};
 
@@ -18,13 +19,13 @@ use crate::owners::OwnerSet;
 use crate::read::lane_dir;
 use crate::record::RecordKind;
 use crate::segment::{
-    HeaderFound, SEGMENT_HEADER_BYTES, SegmentHeader, UNFINISHED_SUFFIX, segment_number,
-    segment_path,
+    SEGMENT_HEADER_BYTES, SegmentHeader, UNFINISHED_SUFFIX, segment_number, segment_path,
 };
 use crate::state::{Damage, Health, ReplicaState};
-use crate::vfs::{FileId, Vfs, read_through};
+use crate::vfs::Vfs;
 
 mod behind;
+mod files;
 mod mend;
 mod scan;
 mod sealed;
@@ -32,6 +33,7 @@ mod segment_bytes;
 mod take;
 mod verify;
 
+pub(crate) use files::{Files, SegmentFile};
 pub(crate) use mend::{Opening, mend};
 pub(crate) use segment_bytes::{Record, SegmentBytes};
 
@@ -98,21 +100,6 @@ impl RecoveryReport {
     }
 }
 
-/// A segment file that is there.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SegmentFile {
-    pub(crate) number: u64,
-    pub(crate) file: FileId,
-    /// As its header says, or the file itself if that is shorter or there is no header.
-    pub(crate) len: u64,
-    /// The file is shorter than its header says: somebody cut it.
-    pub(crate) is_short: bool,
-    /// `None` if the header cannot be read.
-    pub(crate) header: Option<SegmentHeader>,
-    /// Only one of the header and its copy can be read.
-    pub(crate) is_half: bool,
-}
-
 /// What is to be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
@@ -126,7 +113,7 @@ pub(crate) struct Cut {
 /// What the files say.
 #[derive(Debug)]
 pub(crate) struct Analysis {
-    pub(crate) files: BTreeMap<u64, SegmentFile>,
+    pub(crate) files: Files,
     pub(crate) tables: Tables,
     /// The segment appended to last; `None` if there is none, or none that may be appended to.
     pub(crate) active: Option<Active>,
@@ -206,11 +193,13 @@ impl LostTable {
 
 /// Reads everything and changes nothing.
 pub(crate) fn analyse(
-    vfs: &dyn Vfs,
+    vfs: &Arc<dyn Vfs>,
     data_dir: &Path,
     options: &LaneOptions,
 ) -> Result<Analysis, LogError> {
     let dir = lane_dir(data_dir, options.lane);
+    let mut files = Files::new(Arc::clone(vfs));
+    let vfs = vfs.as_ref();
     let votes = hard_state::load(vfs, data_dir, options.lane, options.log_identity())?;
     let mut walk = Walk {
         vfs,
@@ -230,7 +219,7 @@ pub(crate) fn analyse(
         lost: Vec::new(),
         may_count_overwritten: false,
     };
-    let files = walk.files(&dir)?;
+    walk.find_files(&dir, &mut files)?;
     if files.is_empty() && !walk.report.foreign.is_empty() {
         return Err(LogError::Foreign {
             path: dir,
@@ -284,8 +273,7 @@ pub(crate) fn analyse(
 
 impl Walk<'_> {
     /// The segment files of the lane, headers read.
-    fn files(&mut self, dir: &Path) -> Result<BTreeMap<u64, SegmentFile>, LogError> {
-        let mut files = BTreeMap::new();
+    fn find_files(&mut self, dir: &Path, files: &mut Files) -> Result<(), LogError> {
         for entry in self.vfs.list(dir)? {
             let number = segment_number(&entry.name).filter(|_| entry.is_file);
             let Some(number) = number else {
@@ -298,52 +286,19 @@ impl Walk<'_> {
                 continue;
             };
             self.highest = self.highest.max(number);
-            let path = dir.join(&entry.name);
-            let file = self.vfs.open(&path, false)?;
-            let found_len = self.vfs.len(file)?;
-            let (head, _) = read_through(self.vfs, file, 0, SEGMENT_HEADER_BYTES)?;
-            let mut is_half = false;
-            let header = match SegmentHeader::decode(&head) {
-                HeaderFound::Whole(header) => Some(header),
-                HeaderFound::Half(header) => {
-                    is_half = true;
-                    Some(header)
-                }
-                HeaderFound::Unreadable => None,
-                HeaderFound::Newer(version) => {
-                    return Err(LogError::NeedsVersion {
-                        path,
-                        offset: 0,
-                        version,
-                    });
-                }
-            };
-            let is_foreign = header.is_some_and(|header| {
+            let found = files.open(number, &dir.join(&entry.name))?;
+            let is_foreign = found.header.is_some_and(|header| {
                 header.lane != self.options.lane || header.identity != self.options.log_identity()
             });
             if is_foreign {
-                self.vfs.close(file);
+                files.close(number);
                 self.report.foreign.push(entry.name);
-                continue;
-            }
-            let len = header.map_or(found_len, |header| header.len);
-            if found_len > len {
-                let behind = format!("{} behind byte {len}", entry.name);
+            } else if found.is_long {
+                let behind = format!("{} behind byte {}", entry.name, found.len);
                 self.report.ignored.push(behind);
             }
-            files.insert(
-                number,
-                SegmentFile {
-                    number,
-                    file,
-                    len: found_len.min(len),
-                    is_short: found_len < len,
-                    header,
-                    is_half,
-                },
-            );
         }
-        Ok(files)
+        Ok(())
     }
 
     /// The newest segment with a whole checkpoint: everything before it is told by it and by

@@ -26,7 +26,7 @@ use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::identity;
 use crate::read::{LogReader, Shared, lane_dir, lock_path};
-use crate::recovery::{RecoveryReport, analyse};
+use crate::recovery::{Files, RecoveryReport, analyse};
 use crate::segment::segment_number;
 use crate::state::ReplicaState;
 use crate::vfs::{FileLock, Vfs};
@@ -251,8 +251,7 @@ struct Looked {
     stat: LogStat,
     report: RecoveryReport,
     reader: LogReader,
-    vfs: Arc<dyn Vfs>,
-    files: Vec<crate::vfs::FileId>,
+    _files: Files,
     _lock: FileLock,
 }
 
@@ -283,7 +282,7 @@ impl Looked {
             verify_all,
             ..LaneOptions::default()
         };
-        let analysis = analyse(vfs.as_ref(), data_dir, &options)?;
+        let analysis = analyse(vfs, data_dir, &options)?;
         let active = analysis.active.as_ref();
         let active = active.filter(|active| !active.is_sealed);
         let active = active.map(|active| active.number);
@@ -321,14 +320,12 @@ impl Looked {
             segments: segments.collect(),
             replicas: replicas.collect(),
         };
-        let files = analysis.files.values().map(|file| file.file).collect();
         let shared = Shared::new(Arc::clone(vfs), &options, analysis.tables);
         Ok(Self {
             stat,
             report: analysis.report,
             reader: LogReader::new(Arc::new(shared)),
-            vfs: Arc::clone(vfs),
-            files,
+            _files: analysis.files,
             _lock: lock,
         })
     }
@@ -381,14 +378,6 @@ impl Looked {
             return Err(LogError::NotFound { group, from: next });
         }
         Ok(())
-    }
-}
-
-impl Drop for Looked {
-    fn drop(&mut self) {
-        for file in &self.files {
-            self.vfs.close(*file);
-        }
     }
 }
 

@@ -14,7 +14,7 @@
 use std::fmt::Debug;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use raft_proto::Time;
@@ -140,6 +140,30 @@ pub(crate) fn unfinished_path(path: &Path) -> PathBuf {
     let mut path = path.to_owned().into_os_string();
     path.push(".new");
     PathBuf::from(path)
+}
+
+/// An open file, closed when this is dropped.
+#[derive(Debug)]
+pub(crate) struct OwnedFile {
+    vfs: Arc<dyn Vfs>,
+    id: FileId,
+}
+
+impl OwnedFile {
+    pub(crate) fn new(vfs: &Arc<dyn Vfs>, id: FileId) -> Self {
+        let vfs = Arc::clone(vfs);
+        Self { vfs, id }
+    }
+
+    pub(crate) const fn id(&self) -> FileId {
+        self.id
+    }
+}
+
+impl Drop for OwnedFile {
+    fn drop(&mut self) {
+        self.vfs.close(self.id);
+    }
 }
 
 /// What is called when there is something to look at: it must not wait. A panic of it goes no

@@ -162,7 +162,7 @@ impl Lane {
             true => self.votes.keys_behind(),
             false => BTreeSet::new(),
         };
-        match self.votes.grow(self.vfs.as_ref(), votes, &gone, &ahead) {
+        match self.votes.grow(&self.vfs, votes, &gone, &ahead) {
             Ok(()) => {
                 self.is_votes_full = false;
                 self.note_full();

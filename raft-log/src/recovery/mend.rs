@@ -103,7 +103,7 @@ pub(crate) fn mend(
     }
     let wanted = votes_wanted(&tables, &votes_found, &voted);
     let ids = (options.lane, options.log_identity());
-    let votes = VoteFile::open(vfs.as_ref(), data_dir, ids, &votes_found, &wanted)?;
+    let votes = VoteFile::open(vfs, data_dir, ids, &votes_found, &wanted)?;
     if let Some(active) = &active
         && !active.is_sealed
     {
@@ -115,10 +115,7 @@ pub(crate) fn mend(
     let reusable = bury(vfs.as_ref(), &dir, options, &files, &dead)?;
     for number in unreadable {
         // Nothing can be read from it, and nothing of it is thrown away.
-        let Some(lost) = files.remove(&number) else {
-            continue;
-        };
-        vfs.close(lost.file);
+        files.close(number);
         let path = segment_path(&dir, number);
         let mut aside = path.clone().into_os_string();
         aside.push(DAMAGED_SUFFIX);
@@ -139,6 +136,7 @@ pub(crate) fn mend(
         is_untouched: is_closed,
     };
     let spares = spares(vfs.as_ref(), &dir, options, &files, next)?;
+    files.hand_over(&tables);
     for key in voted {
         let hard_state = tables.replicas[&key].state.hard_state;
         opening.hard_states.push((key, hard_state));
@@ -338,7 +336,6 @@ fn spares(
     for (number, file) in files.range(newest + 1..) {
         let is_misnamed = file.header.is_some_and(|header| header.number != *number);
         if is_misnamed {
-            vfs.close(file.file);
             continue;
         }
         let is_next = next.successor == Some(*number);
@@ -346,16 +343,13 @@ fn spares(
         let is_whole = file.header.is_some() && !file.is_short;
         let is_of_size = file.len >= options.segment_size_bytes || is_next;
         if !follows || !is_whole || !is_of_size {
-            excess.push((*number, file.file));
+            excess.push(*number);
             continue;
         }
-        let spare = renew(vfs, options, file, next.is_untouched)?;
-        vfs.close(file.file);
-        spares.push_back(spare);
+        spares.push_back(renew(vfs, options, file, next.is_untouched)?);
     }
     // From the end, each durable: a number that is there says that those before it were made.
-    for (number, file) in excess.into_iter().rev() {
-        vfs.close(file);
+    for number in excess.into_iter().rev() {
         vfs.remove_file(&segment_path(dir, number))?;
         vfs.sync_dir(dir)?;
     }

@@ -134,6 +134,12 @@ impl SimVfs {
         self.lock().calls
     }
 
+    /// Files that are open.
+    #[must_use]
+    pub fn open_files(&self) -> usize {
+        self.lock().open.len()
+    }
+
     /// The bytes read so far.
     #[must_use]
     pub fn bytes_read(&self) -> u64 {

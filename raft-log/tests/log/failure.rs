@@ -4,10 +4,12 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
+use raft_log::tools::StoppedLane;
 use raft_log::vfs::{Fault, SimVfs, Vfs};
 use raft_log::{LaneOptions, LogError, Submission};
 use raft_proto::{HardState, Index, ReplicaId, Term};
 
+use crate::damage::segments;
 use crate::record;
 use crate::tracked::{Tracks, read_back};
 use crate::workload::{
@@ -76,6 +78,62 @@ fn every_operation_failing_loses_nothing_acknowledged() {
     assert!(cases > 5_000, "{cases}");
     assert!(latched > 500 && latched < cases - 500, "{latched}");
     assert!(refused > 0, "some are refused for want of room");
+}
+
+/// Whatever fails of an open, what it had opened is closed: else each attempt would leave a
+/// descriptor for each segment, and nothing of them would be recycled in this process.
+#[test]
+fn fault_18_an_open_leaves_no_file_open_that_the_log_has_no_use_for() {
+    let (mut refused, mut opened) = (0, 0);
+    for kind in [Kind::Usual, Kind::Turnover] {
+        let disk = base(kind);
+        let (mut driven, _) = Driven::open(&disk, &options_of(kind));
+        let mut workload = Workload::new(2, 3, 4_000);
+        workload.has_laggard = kind == Kind::Turnover;
+        while driven.lane.stats().live_segments < 3 {
+            driven.write(workload.draw());
+        }
+        driven.lane.submit(workload.draw()).expect("taken");
+        driven.step();
+        drop(driven);
+        // A torn tail, a segment under a wrong name, and one that cannot be read.
+        disk.crash_keeping(|unit| unit % 2 == 1);
+        let segments = segments(&disk);
+        let number = |at: usize| Path::new(DATA).join(format!("log/0/{at:016x}.seg"));
+        disk.misplace(&segments[0], Some(&number(99)));
+        for (at, byte) in [(97, 0x55), (98, 0)] {
+            let file = disk.open(&number(at), true).expect("made");
+            disk.write(file, 0, &[byte; 5_000]).expect("written");
+            disk.close(file);
+        }
+        for fault in [Fault::Errno(EIO), Fault::Errno(EMFILE), Fault::Short] {
+            for call in 1.. {
+                let disk = Arc::new(disk.fork());
+                let reached = disk.calls() + call;
+                disk.fault_at(reached, fault);
+                match open(&disk, &options_of(kind)) {
+                    Err(_) => refused += 1,
+                    Ok((lane, _)) => {
+                        opened += 1;
+                        let live = lane.stats().live_segments;
+                        // The vote file is one.
+                        assert_eq!(disk.open_files() as u64, live + 1, "call {call}");
+                    }
+                }
+                assert_eq!(disk.open_files(), 0, "{kind:?} call {call} {fault:?}");
+                let is_reached = disk.calls() >= reached;
+                disk.fault_at(u64::MAX, fault);
+                let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+                let lane = StoppedLane::new(vfs, Path::new(DATA), 0);
+                lane.check().expect("it can be looked at");
+                assert_eq!(disk.open_files(), 0, "{kind:?} call {call} {fault:?}");
+                if !is_reached {
+                    break;
+                }
+            }
+        }
+    }
+    assert!(refused > 200 && opened > 6, "{refused} {opened}");
 }
 
 /// The disk that a life begins on.
