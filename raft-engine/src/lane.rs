@@ -1,12 +1,10 @@
 //! The lane worker: drives the log lane and tells the step workers what is durable.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use raft_log::{
-    AtDisk, DamageReport, FromDisk, Lane, LaneSpace, LogError, ScrubStatus, Submission,
-};
+use raft_log::{AtDisk, DamageReport, FromDisk, Lane, LogError, ScrubStatus, Submission};
 use raft_proto::{GroupId, ReplicaId, Time};
 
 use crate::group::life_of;
@@ -37,11 +35,7 @@ pub(crate) struct LaneDesk {
 /// The lane, and what was submitted to it.
 struct Core {
     lane: Lane,
-    space: LaneSpace,
     drained: Vec<LaneInput>,
-    /// What found no room, in order: entries that had got an index when the disk became full, and
-    /// whatever their groups submitted after them.
-    held: VecDeque<Submission>,
     /// Whose submission was refused, and in which life of the replica: what follows in that life is
     /// dropped, as it builds on what is not there.
     refused: BTreeMap<(GroupId, ReplicaId), u64>,
@@ -55,11 +49,9 @@ struct Core {
 impl LaneDesk {
     pub(crate) fn new(lane: Lane, wake: Arc<Wake>) -> Self {
         let core = Core {
-            space: lane.reader().space(),
             scrub: lane.scrub_status(),
             lane,
             drained: Vec::new(),
-            held: VecDeque::new(),
             refused: BTreeMap::new(),
             failed: Vec::new(),
             failure: None,
@@ -97,9 +89,6 @@ impl Core {
     fn take_in(&mut self, inbox: &Inbox<LaneInput>) {
         inbox.drain(&mut self.drained);
         let mut drained = std::mem::take(&mut self.drained);
-        for submission in std::mem::take(&mut self.held) {
-            self.submit(submission);
-        }
         for input in drained.drain(..) {
             match input {
                 LaneInput::Submit(submissions) => {
@@ -116,7 +105,7 @@ impl Core {
         self.drained = drained;
     }
 
-    /// Submits, or holds back what there is no room for: an entry that has an index stays.
+    /// Submits, where there is no room too: an entry that has an index stays.
     fn submit(&mut self, submission: Submission) {
         if self.failure.is_some() {
             return;
@@ -129,16 +118,10 @@ impl Core {
             }
             _ => {}
         }
-        if self.held.iter().any(|held| held.group == group) {
-            return self.held.push_back(submission);
-        }
-        // Whether the lane is full changes in its own poll alone.
-        let spare = self.space.is_full().then(|| submission.clone());
-        match (self.lane.submit(submission), spare) {
+        match self.lane.submit_admitted(submission) {
             // Nobody waits for what a replica says that is gone.
-            (Ok(()) | Err(LogError::Gone { .. }), _) => {}
-            (Err(LogError::StorageFull), Some(spare)) => self.held.push_back(spare),
-            (Err(error), _) if is_of_one_replica(&error) => {
+            Ok(()) | Err(LogError::Gone { .. }) => {}
+            Err(error) if is_of_one_replica(&error) => {
                 let reason = format!(
                     "the log refused what the replica submitted, and holds nothing of it: {error}; \
                      stop the group and start it again, to go on from what is durable"
@@ -147,7 +130,7 @@ impl Core {
                 self.refused.insert((group, replica), life_of(number));
                 self.end_in_turn(Submission::new(group, replica, number));
             }
-            (Err(error), _) => self.failure = Some(error.to_string()),
+            Err(error) => self.failure = Some(error.to_string()),
         }
     }
 
@@ -321,9 +304,11 @@ impl Drop for LaneWorker {
 mod tests {
     use std::path::Path;
 
-    use raft_log::LaneOptions;
     use raft_log::vfs::{SimVfs, Vfs};
-    use raft_proto::{GroupId, HardState, ReplicaId, Term};
+    use raft_log::{LaneOptions, LogReader, SnapshotRecord, SnapshotsRecord};
+    use raft_proto::{
+        BatchBuilder, EntryId, EntryKind, GroupId, HardState, Index, ReplicaId, Term,
+    };
 
     use super::*;
 
@@ -452,5 +437,131 @@ mod tests {
         assert_eq!(done, [1, 2, 3]);
         let records = worker.stats().lane.records - before.records;
         assert_eq!(records, 2, "one record a batch");
+    }
+
+    fn append(group: u64, index: u64, bytes: usize) -> Submission {
+        let mut submission = submission(group);
+        let next = Index::new(index);
+        let mut batch = BatchBuilder::new(submission.group, Term::new(1), next, bytes);
+        batch.push(EntryKind::Command, 0, None, &vec![1; bytes]);
+        submission.hard_state = None;
+        submission.entries.extend(batch.finish());
+        submission
+    }
+
+    /// A worker whose lane is full.
+    struct Full {
+        disk: Arc<SimVfs>,
+        desk: Arc<LaneDesk>,
+        worker: LaneWorker,
+        reader: LogReader,
+        now: Time,
+    }
+
+    impl Full {
+        fn new() -> Self {
+            let disk = Arc::new(SimVfs::new(1));
+            let path = Path::new("/data");
+            disk.create_dir_all(path).expect("an empty disk");
+            let options = LaneOptions {
+                segment_size_bytes: 256 << 10,
+                ..LaneOptions::default()
+            };
+            let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+            let room = 2 * options.segment_size_bytes;
+            let (lane, _) = Lane::open(vfs, path, options).expect("it opens");
+            disk.set_capacity(Some(disk.used_bytes() + room));
+            let reader = lane.reader();
+            let desk = Arc::new(LaneDesk::new(lane, Arc::default()));
+            let step = Arc::new(Inbox::new(usize::MAX, Arc::default()));
+            let mut full = Self {
+                worker: LaneWorker::new(Arc::clone(&desk), vec![step]),
+                disk,
+                desk,
+                reader,
+                now: Time(0),
+            };
+            full.submit([submission(1), submission(2)]);
+            for next in 1..1_000 {
+                full.submit([append(1, next, 10_000)]);
+                if full.reader.space().is_full() {
+                    return full;
+                }
+            }
+            panic!("it fills up");
+        }
+
+        fn submit(&mut self, submissions: impl Into<Vec<Submission>>) {
+            self.desk.notice(LaneInput::Submit(submissions.into()));
+            self.run(10);
+        }
+
+        fn run(&mut self, millis: u64) {
+            for _ in 0..millis {
+                self.now = self.now.plus_nanos(1_000_000);
+                self.disk.set_now(self.now);
+                self.worker.poll(self.now);
+            }
+        }
+
+        /// The first and the last durable entry.
+        fn range(&self, group: u64) -> (u64, u64) {
+            let (group, replica) = (submission(group).group, submission(group).replica);
+            let range = self.reader.range(group, replica);
+            range.map_or((1, 0), |(first, last)| (first.get(), last.get()))
+        }
+
+        fn term(&self, group: u64) -> Term {
+            let found = self.reader.replicas_of(submission(group).group);
+            found[0].1.hard_state.term
+        }
+
+        /// Appends to a group what has got its index when there was room still, until some waits.
+        fn append_until_some_waits(&mut self, group: u64, bytes: usize) -> u64 {
+            let mut next = self.range(group).1 + 1;
+            while self.range(group).1 + 1 == next {
+                self.submit([append(group, next, bytes)]);
+                next += 1;
+            }
+            next
+        }
+    }
+
+    #[test]
+    fn entries_without_room_do_not_hold_up_the_compaction_that_makes_it() {
+        let mut full = Full::new();
+        let next = full.append_until_some_waits(1, 12_000);
+        let last = next - 2;
+        full.submit([append(1, next, 100_000)]);
+        let mut compaction = submission(1);
+        compaction.hard_state = None;
+        compaction.compact_before = Some(Index::new(last));
+        compaction.snapshots = Some(SnapshotsRecord {
+            retained: vec![SnapshotRecord {
+                id: EntryId::new(Term::new(1), Index::new(last)),
+                membership: vec![7; 100].into(),
+            }],
+        });
+        full.submit([compaction]);
+        full.run(5_000);
+        assert!(!full.reader.space().is_full(), "it resumes by itself");
+        assert_eq!(full.range(1), (last, next));
+    }
+
+    #[test]
+    fn few_entries_without_room_do_not_hold_up_their_groups_vote() {
+        let mut full = Full::new();
+        full.append_until_some_waits(1, 12_000);
+        let next = full.append_until_some_waits(2, 2_000);
+        let mut vote = submission(2);
+        vote.hard_state = Some(HardState {
+            term: Term::new(2),
+            ..HardState::default()
+        });
+        full.submit([vote]);
+        full.run(1_000);
+        assert_eq!(full.term(2), Term::new(2));
+        assert_eq!(full.range(2).1, next - 1);
+        assert!(full.reader.space().is_full());
     }
 }

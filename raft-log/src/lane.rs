@@ -392,28 +392,40 @@ impl Lane {
     /// behind its tombstone, as long as that is known; [`LogError::StorageFull`] for entries for
     /// which there is no prepared space while the disk is full.
     pub fn submit(&mut self, submission: Submission) -> Result<(), LogError> {
+        self.take(&submission, false)
+    }
+
+    /// Takes what somebody was told to be taken before the disk was known to be full: entries, too,
+    /// for which there is no space. They wait for it, with what their replica submits behind them;
+    /// what must not wait goes on as far as the reserve has room.
+    ///
+    /// What waits is bounded by whoever lets it in, and asks [`LaneSpace::is_full`] before.
+    ///
+    /// # Errors
+    ///
+    /// As [`Lane::submit`], but for [`LogError::StorageFull`].
+    ///
+    /// [`LaneSpace::is_full`]: crate::LaneSpace::is_full
+    pub fn submit_admitted(&mut self, submission: Submission) -> Result<(), LogError> {
+        self.take(&submission, true)
+    }
+
+    fn take(&mut self, submission: &Submission, is_admitted: bool) -> Result<(), LogError> {
         if let Some(reason) = &self.latched {
             return Err(LogError::Latched(reason.clone()));
         }
         submission.check(self.options.record_bytes_max)?;
         let key = (submission.group, submission.replica);
-        let Some(extent) = self.extent_after(&submission)? else {
-            return self.submit_for_gone(&submission);
+        let Some(extent) = self.extent_after(submission)? else {
+            return self.take_of_gone(submission);
         };
-        if !submission.entries.is_empty()
-            && self.shared.is_full()
-            && !self.has_room(submission.entries_bytes())
-        {
+        let waits_for = self.is_held_for(submission);
+        let has_room = || waits_for.is_none() && self.has_room(submission.entries_bytes());
+        let may_wait = is_admitted || submission.entries.is_empty() || !self.shared.is_full();
+        if !may_wait && !has_room() {
             return Err(LogError::StorageFull);
         }
-        match self.is_held_for(&submission) {
-            // Its entries would wait as long.
-            Some(_) if !submission.entries.is_empty() && self.shared.is_full() => {
-                return Err(LogError::StorageFull);
-            }
-            Some(reason) => self.stage_held(reason, &submission),
-            None => self.stage(&submission),
-        }
+        self.stage_or_hold(waits_for, submission);
         if submission.tombstone {
             self.extents.remove(&key);
             self.buried.insert(key);
@@ -424,7 +436,7 @@ impl Lane {
     }
 
     /// Takes what says nothing, or once more that the replica is gone: it completes in its turn.
-    fn submit_for_gone(&mut self, submission: &Submission) -> Result<(), LogError> {
+    fn take_of_gone(&mut self, submission: &Submission) -> Result<(), LogError> {
         let (group, replica) = (submission.group, submission.replica);
         let is_news = submission.hard_state.is_some()
             || !submission.entries.is_empty()
@@ -435,11 +447,15 @@ impl Lane {
             return Err(LogError::Gone { group, replica });
         }
         let empty = Submission::new(group, replica, submission.submission);
-        match self.is_held_for(&empty) {
-            Some(reason) => self.stage_held(reason, &empty),
-            None => self.stage(&empty),
-        }
+        self.stage_or_hold(self.is_held_for(&empty), &empty);
         Ok(())
+    }
+
+    fn stage_or_hold(&mut self, waits_for: Option<HeldFor>, submission: &Submission) {
+        match waits_for {
+            Some(reason) => self.stage_held(reason, submission),
+            None => self.stage(submission),
+        }
     }
 
     fn stage(&mut self, submission: &Submission) {

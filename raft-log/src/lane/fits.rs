@@ -130,7 +130,7 @@ impl Lane {
 
     /// The term of the entry before `index`, which overwrites others; what is not durable yet is
     /// looked through, newest first.
-    fn term_before(&self, key: Key, index: Index) -> Term {
+    pub(super) fn term_before(&self, key: Key, index: Index) -> Term {
         let before = index.previous().unwrap_or_default();
         let flying = self.flight.as_ref().and_then(|flight| match &flight.kind {
             FlightKind::Record { staging, .. } => Some(&**staging),

@@ -1,18 +1,19 @@
 //! What cannot be written now, and must not hold up what can.
 //!
 //! On a full disk a replica that is new to the vote file waits for a larger one, and entries that
-//! were taken before the disk was known to be full wait for a segment. Whoever has something
-//! waiting goes on behind it, in order; all others go on in the reserve.
+//! were taken before the disk was known to be full wait for a segment: here, and nowhere else. Whoever
+//! has something waiting goes on behind it, in order; all others go on in the reserve.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use raft_proto::Index;
+use raft_proto::{EntryId, Index};
 use rustc_hash::{FxHashMap, FxHashSet};
 
+use crate::index::Tables;
 use crate::item::Key;
 use crate::lane::Lane;
 use crate::staging::{Change, Staging, VoteChange};
-use crate::state::Submission;
+use crate::state::{SnapshotsRecord, Submission};
 
 /// Records that wait, in order, and whose they are.
 #[derive(Debug, Default)]
@@ -21,26 +22,43 @@ pub(super) struct Held {
     queue: VecDeque<Staging>,
     queue_bytes: usize,
     keys: FxHashMap<Key, Waiting>,
-    /// Of whom a term or vote waits, or what makes room, perhaps behind entries.
+    /// Of whom a term or vote waits, or what makes room and cannot go first, perhaps behind entries.
     urgent: BTreeSet<Key>,
 }
 
 /// What waits of one replica.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug, Default)]
 struct Waiting {
-    /// A compaction says nothing of it.
-    may_pass: bool,
+    early: Early,
     /// What it takes of a record, at most.
     bytes: usize,
     batches: usize,
 }
 
-impl Default for Waiting {
-    fn default() -> Self {
-        Self {
-            may_pass: true,
-            bytes: 0,
-            batches: 0,
+/// What may go before all else that waits of a replica, and is said again in its turn: the furthest
+/// compaction, and the snapshots that it needs. Of these one record alone, or the second said of them
+/// would be an older one.
+#[derive(Clone, Debug, Default)]
+struct Early {
+    snapshots: Option<SnapshotsRecord>,
+    compact_before: Option<Index>,
+    is_over: bool,
+}
+
+impl Early {
+    fn note(&mut self, change: &Change) {
+        match change {
+            Change::Reset(_) | Change::Tombstone => self.is_over = true,
+            Change::Snapshots(record) => {
+                self.is_over |= self.snapshots.as_ref().is_some_and(|early| early != record);
+                if !self.is_over {
+                    self.snapshots = Some(record.clone());
+                }
+            }
+            Change::Compact(index) if !self.is_over => {
+                self.compact_before = self.compact_before.max(Some(*index));
+            }
+            _ => {}
         }
     }
 }
@@ -94,10 +112,7 @@ impl Held {
         for record in &records {
             for (key, change) in &record.changes {
                 let waiting = self.keys.entry(*key).or_default();
-                waiting.may_pass &= !matches!(
-                    change,
-                    Change::Snapshots(_) | Change::Reset(_) | Change::Tombstone
-                );
+                waiting.early.note(change);
                 waiting.bytes += change.bytes();
                 waiting.batches += usize::from(matches!(change, Change::Entries { .. }));
             }
@@ -201,15 +216,8 @@ impl Lane {
         let is_end = submission.restart_after.is_some() || submission.tombstone;
         let votes = submission.hard_state.into_iter();
         let mut votes = votes.map(|hard_state| VoteChange::new(key, hard_state));
-        let is_urgent = is_end || votes.any(|vote| self.votes.is_news(&vote));
-        let held = self.held(reason);
-        let before = held.len();
-        let waiting = held.keys.entry(key).or_default();
-        waiting.may_pass &= submission.snapshots.is_none() && !is_end;
-        let may_pass = waiting.may_pass;
-        if let Some(index) = submission.compact_before.filter(|_| may_pass) {
-            self.compact_early(key, index);
-        }
+        let mut is_urgent = is_end || votes.any(|vote| self.votes.is_news(&vote));
+        let before = self.held(reason).len();
         self.swap_held(reason);
         self.stage(submission);
         self.swap_held(reason);
@@ -218,25 +226,57 @@ impl Lane {
         let waiting = held.keys.entry(key).or_default();
         waiting.bytes += bytes;
         waiting.batches += submission.entries.len();
+        let changes = [
+            submission.restart_after.map(Change::Reset),
+            submission.snapshots.clone().map(Change::Snapshots),
+            submission.compact_before.map(Change::Compact),
+            submission.tombstone.then_some(Change::Tombstone),
+        ];
+        for change in changes.iter().flatten() {
+            waiting.early.note(change);
+        }
+        if submission.compact_before.is_some() {
+            is_urgent |= !self.compact_early(reason, key);
+        }
         if is_urgent {
-            held.urgent.insert(key);
+            self.held(reason).urgent.insert(key);
         }
     }
 
-    /// What waits may wait for the very room that a compaction behind it makes: what of it concerns
-    /// durable entries alone goes first, and is said again in its turn.
-    fn compact_early(&mut self, key: Key, index: Index) {
-        let last = {
-            let tables = self.tables();
-            let found = tables.replicas.get(&key);
-            let state = found.map(|replica| &replica.state);
-            let state = state.filter(|state| state.first < index);
-            state.map(|state| state.last.index)
+    /// What waits may wait for the very room that a compaction behind it makes: what of that
+    /// concerns durable entries alone goes first. Whether that is all that there is to compact.
+    fn compact_early(&mut self, reason: HeldFor, key: Key) -> bool {
+        let waiting = self.held(reason).keys.get(&key);
+        let early = waiting.map(|waiting| waiting.early.clone());
+        let state = |tables: &Tables| Some(tables.replicas.get(&key)?.state.clone());
+        let (Some(early), Some(state)) = (early, state(&self.tables())) else {
+            return true;
         };
-        if let Some(last) = last {
-            let index = index.min(last.next());
-            self.staging.change(key, Change::Compact(index));
+        let Some(index) = early.compact_before else {
+            return !early.is_over;
+        };
+        let index = index.min(state.last.index.next());
+        if index <= state.first {
+            return !early.is_over;
         }
+        // Entries that wait may overwrite durable ones.
+        let before = index.previous().unwrap_or_default();
+        let before = EntryId::new(self.term_before(key, index), before);
+        let snapshots = early.snapshots.iter().flat_map(|record| &record.retained);
+        let mut named = snapshots.map(|snapshot| snapshot.id).chain([before]);
+        let is_durable =
+            |id: EntryId| id.index < state.first || state.term_at(id.index) == Some(id.term);
+        if !named.all(is_durable) {
+            return false;
+        }
+        let snapshots = early.snapshots.map(Change::Snapshots);
+        for change in snapshots.into_iter().chain([Change::Compact(index)]) {
+            if !self.staging.is_empty() && self.staging.len() + change.bytes() > self.gather_max() {
+                self.enqueue();
+            }
+            self.staging.change(key, change);
+        }
+        !early.is_over
     }
 
     fn swap_held(&mut self, reason: HeldFor) {
@@ -343,18 +383,14 @@ impl Lane {
             records.extend((!held.is_empty()).then_some(held));
             self.enqueue_part(free);
         }
-        let changes = records.iter().flat_map(|record| &record.changes);
-        let compactions: Vec<(Key, Index)> = changes
-            .filter_map(|(key, change)| match change {
-                Change::Compact(index) => Some((*key, *index)),
-                _ => None,
-            })
-            .collect();
+        let new = records.iter().filter(|record| !record.is_urgent);
+        let changes = new.flat_map(|record| &record.changes);
+        let compactions = changes.filter(|(_, change)| matches!(change, Change::Compact(_)));
+        let compacted: BTreeSet<Key> = compactions.map(|(key, _)| *key).collect();
         self.hold_all(reason, records);
-        for (key, index) in compactions {
-            let waiting = self.held(reason).keys.get(&key);
-            if waiting.is_some_and(|waiting| waiting.may_pass) {
-                self.compact_early(key, index);
+        for key in compacted {
+            if !self.compact_early(reason, key) {
+                self.held(reason).urgent.insert(key);
             }
         }
     }
@@ -391,11 +427,6 @@ impl Lane {
     /// of it is left to others.
     pub(super) fn release_urgent(&mut self) {
         if self.no_room.urgent.is_empty() {
-            return;
-        }
-        // What the log moves is older than what waits, which may overwrite it: it is written first,
-        // or dropped.
-        if self.gathered().any(|record| record.has_moved) {
             return;
         }
         let mut taken = self.urgent_fitting(false);
@@ -435,9 +466,13 @@ impl Lane {
             true => self.options.reserve() / 2,
             false => self.options.last_reserve(),
         };
+        // What is gathered of them is what went before, or what the log moves: it is older, and is
+        // written first.
+        let gathered: FxHashSet<Key> = self.gathered().flat_map(Staging::keys).collect();
         let (mut bytes, mut batches) = (0, 0);
         let mut taken = FxHashSet::default();
-        for key in &self.no_room.urgent {
+        let may_go = |key: &&Key| !gathered.contains(key);
+        for key in self.no_room.urgent.iter().filter(may_go) {
             let Some(waiting) = self.no_room.keys.get(key) else {
                 continue;
             };

@@ -53,7 +53,7 @@ impl Core {
 impl Desk {
     pub(super) fn new(lane: Lane) -> Self {
         let core = Core {
-            intake: Intake::new(&lane),
+            intake: Intake::default(),
             lane,
             taken: Vec::new(),
         };
@@ -179,17 +179,8 @@ impl Desk {
             Err(LogError::Latched(reason)) => LogError::Latched(reason.clone()),
             _ => LogError::StorageFull,
         };
-        let mut is_refused = false;
-        let refused = core.intake.take_all().map(|on_done| {
-            is_refused = true;
-            (on_done, Err(why()))
-        });
-        tell_all(refused);
-        closed.and(if is_refused {
-            Err(LogError::StorageFull)
-        } else {
-            Ok(())
-        })
+        tell_all(core.intake.take_all().map(|on_done| (on_done, Err(why()))));
+        closed
     }
 }
 

@@ -1,71 +1,44 @@
-//! What the lane's thread takes from its inbox, and what it must hold back.
+//! What the lane's thread takes from its inbox.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 
 use super::desk::Ended;
 use super::inbox::OnDone;
 use crate::error::LogError;
 use crate::lane::Lane;
-use crate::read::LaneSpace;
 use crate::state::Submission;
 
 /// What the lane's thread has taken and not completed.
+#[derive(Default)]
 pub(super) struct Intake {
-    space: LaneSpace,
     /// Number of the last submission that the lane took.
     ticket: u64,
     /// Of what the lane took: bytes and who is told.
     told_later: ToldLater,
-    /// What found no room, in order: entries taken while there was some, and whatever their groups
-    /// submitted after them. To refuse them would leave a gap before those behind.
-    held: VecDeque<(Submission, OnDone)>,
     /// What never will be taken, its bytes, and why: told by the lane's thread.
     refused: Vec<(usize, OnDone, LogError)>,
 }
 
 impl Intake {
-    pub(super) fn new(lane: &Lane) -> Self {
-        Self {
-            space: lane.reader().space(),
-            ticket: 0,
-            told_later: ToldLater::default(),
-            held: VecDeque::new(),
-            refused: Vec::new(),
-        }
-    }
-
-    /// Submits what was held back, then what is new.
+    /// Submits what is new. What was let in while there was room is not refused for want of it: that
+    /// would leave a gap before those behind.
     pub(super) fn take(
         &mut self,
         lane: &mut Lane,
         new: impl Iterator<Item = (Submission, OnDone)>,
     ) {
-        let held = std::mem::take(&mut self.held);
-        let mut held_groups = BTreeSet::new();
-        for (submission, on_done) in held.into_iter().chain(new) {
-            let group = submission.group;
-            if held_groups.contains(&group) {
-                self.held.push_back((submission, on_done));
-                continue;
-            }
+        for (submission, on_done) in new {
             let bytes = submission.bytes();
-            // Only a full lane refuses for lack of room, and whether it is full changes in its own
-            // poll alone.
-            let spare = self.space.is_full().then(|| submission.clone());
             let numbered = Submission {
                 submission: self.ticket + 1,
                 ..submission
             };
-            match (lane.submit(numbered), spare) {
-                (Ok(()), _) => {
+            match lane.submit_admitted(numbered) {
+                Ok(()) => {
                     self.ticket += 1;
                     self.told_later.push(self.ticket, bytes, on_done);
                 }
-                (Err(LogError::StorageFull), Some(spare)) => {
-                    held_groups.insert(group);
-                    self.held.push_back((spare, on_done));
-                }
-                (Err(error), _) => self.refused.push((bytes, on_done, error)),
+                Err(error) => self.refused.push((bytes, on_done, error)),
             }
         }
     }
@@ -88,9 +61,7 @@ impl Intake {
 
     /// Takes all who were not told yet.
     pub(super) fn take_all(&mut self) -> impl Iterator<Item = OnDone> {
-        let told_later = std::mem::take(&mut self.told_later).into_all();
-        let held = std::mem::take(&mut self.held).into_iter();
-        told_later.chain(held.map(|(_, on_done)| on_done))
+        std::mem::take(&mut self.told_later).into_all()
     }
 }
 
@@ -150,66 +121,125 @@ mod tests {
     }
 
     fn nobody() -> OnDone {
-        OnDone::Call(Caller::new(Box::new(|result| {
-            result.expect("nothing is refused");
-        })))
+        OnDone::Call(Caller::new(Box::new(|_| ())))
+    }
+
+    /// A lane on a disk that has become full, driven in simulated time.
+    struct Full {
+        disk: Arc<SimVfs>,
+        lane: Lane,
+        intake: Intake,
+        now: Time,
+        /// The entry of group 1 that has no room.
+        first: u64,
+    }
+
+    impl Full {
+        fn new() -> Self {
+            let disk = Arc::new(SimVfs::new(1));
+            let path = Path::new("/data");
+            disk.create_dir_all(path).expect("an empty disk");
+            let options = LaneOptions {
+                segment_size_bytes: 64 << 10,
+                record_bytes_max: 32 << 10,
+                ..LaneOptions::default()
+            };
+            let room = 2 * options.segment_size_bytes;
+            let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+            let (lane, _) = Lane::open(vfs, path, options).expect("it opens");
+            disk.set_capacity(Some(disk.used_bytes() + room));
+            let mut full = Self {
+                intake: Intake::default(),
+                disk,
+                lane,
+                now: Time(0),
+                first: 0,
+            };
+            let mut number = 0;
+            loop {
+                full.first += 1;
+                number += 1;
+                assert!(number < 1_000, "it fills up");
+                let append = Submission {
+                    submission: number,
+                    ..submission(1, full.first, 6_000)
+                };
+                match full.lane.submit(append) {
+                    Ok(()) => full.run(10),
+                    Err(LogError::StorageFull) => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            full.run(1_000);
+            full.lane.take_completions();
+            full
+        }
+
+        fn take(&mut self, new: impl IntoIterator<Item = Submission>) {
+            let new = new.into_iter().map(|new| (new, nobody()));
+            self.intake.take(&mut self.lane, new);
+            assert!(self.intake.refused.is_empty());
+        }
+
+        fn run(&mut self, millis: u64) {
+            for _ in 0..millis {
+                self.now = self.now.plus_nanos(1_000_000);
+                self.disk.set_now(self.now);
+                self.lane.poll(self.now);
+            }
+        }
+
+        /// Whose submissions have become durable since.
+        fn done(&mut self) -> Vec<u64> {
+            let done = self.lane.take_completions().into_iter();
+            let groups = done.map(|done| {
+                done.result.expect("it is durable");
+                done.group.get()
+            });
+            let mut groups: Vec<u64> = groups.collect();
+            groups.sort_unstable();
+            groups
+        }
+    }
+
+    fn vote(group: u64) -> Submission {
+        let mut vote = submission(group, 1, 1);
+        vote.entries.clear();
+        vote.hard_state = Some(HardState {
+            term: Term::new(2),
+            ..HardState::default()
+        });
+        vote
     }
 
     #[test]
-    fn what_finds_no_room_is_held_with_all_that_its_group_submitted_behind_it() {
-        let disk = Arc::new(SimVfs::new(1));
-        let path = Path::new("/data");
-        disk.create_dir_all(path).expect("an empty disk");
-        let options = LaneOptions {
-            segment_size_bytes: 64 << 10,
-            record_bytes_max: 32 << 10,
-            ..LaneOptions::default()
-        };
-        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
-        let (mut lane, _) = Lane::open(vfs, path, options).expect("it opens");
-        let mut intake = Intake::new(&lane);
-        let mut now = Time(0);
-        let mut run = |lane: &mut Lane, span: u64| {
-            for _ in 0..100 {
-                now = now.plus_nanos(span / 100);
-                disk.set_now(now);
-                lane.poll(now);
-            }
-        };
-        disk.set_capacity(Some(disk.used_bytes()));
-        let mut first = 1;
-        while intake.held.is_empty() {
-            assert!(first < 1_000, "it fills up");
-            let new = (submission(1, first, 6_000), nobody());
-            intake.take(&mut lane, std::iter::once(new));
-            run(&mut lane, 10_000_000);
-            first += 1;
-        }
-        let taken = intake.ticket;
-        let mut vote = submission(1, 1, 1);
-        vote.entries.clear();
-        vote.hard_state = Some(HardState::default());
-        let other = Submission {
-            group: GroupId::new(2).expect("not 0"),
-            ..vote.clone()
-        };
-        let small = submission(1, first, 1);
-        let new = [small, vote, other].map(|new| (new, nobody()));
-        intake.take(&mut lane, new.into_iter());
-        assert_eq!(intake.held.len(), 3, "all of group 1, in order");
-        assert_eq!(intake.ticket, taken + 1, "the other group goes on");
-        disk.set_capacity(None);
-        run(&mut lane, 5_000_000_000);
-        assert!(!intake.space.is_full());
-        intake.take(&mut lane, std::iter::empty());
-        assert!(intake.refused.is_empty());
-        assert!(intake.held.is_empty());
-        run(&mut lane, 1_000_000_000);
-        let done = lane.take_completions();
-        assert_eq!(u64::try_from(done.len()), Ok(intake.ticket));
-        assert!(done.iter().all(|done| done.result.is_ok()));
-        let (group, replica) = (done[0].group, done[0].replica);
-        let range = lane.reader().range(group, replica);
-        assert_eq!(range, Some((Index::new(1), Index::new(first))));
+    fn what_was_let_in_before_the_disk_was_full_waits_and_holds_up_no_vote() {
+        let mut full = Full::new();
+        let first = full.first;
+        let large = submission(1, first, 6_000);
+        let next = submission(1, first + 1, 10);
+        full.take([large, next, vote(1), vote(2), submission(3, 1, 10), vote(3)]);
+        full.run(5_000);
+        assert_eq!(full.done(), [2, 3, 3], "with few entries, or without");
+        full.disk.set_capacity(None);
+        full.run(5_000);
+        assert_eq!(full.done(), [1, 1, 1]);
+    }
+
+    /// It is what makes room for what waits.
+    #[test]
+    fn a_compaction_behind_what_was_let_in_before_the_disk_was_full_goes_on() {
+        let mut full = Full::new();
+        let first = full.first;
+        let mut compact = vote(1);
+        compact.hard_state = None;
+        compact.compact_before = Some(Index::new(first));
+        full.take([submission(1, first, 6_000), compact]);
+        full.run(5_000);
+        assert_eq!(full.done(), [1, 1]);
+        let (group, replica) = (submission(1, 1, 1).group, submission(1, 1, 1).replica);
+        let range = full.lane.reader().range(group, replica);
+        assert_eq!(range, Some((Index::new(first), Index::new(first))));
+        assert!(!full.lane.stats().is_full, "it resumes by itself");
     }
 }

@@ -141,6 +141,95 @@ fn fault_16_entries_without_room_hold_up_neither_votes_nor_compaction() {
     assert_eq!(state.first, Index::new(41));
 }
 
+fn snapshot(group: u64, number: u64, index: u64) -> Submission {
+    let mut submission = compact(group, number, index + 1);
+    submission.snapshots = Some(SnapshotsRecord {
+        retained: vec![SnapshotRecord {
+            id: EntryId::new(Term::new(1), Index::new(index)),
+            membership: vec![7; 100].into(),
+        }],
+    });
+    submission
+}
+
+/// A compaction comes with the snapshot that it needs; the next one of the same replica takes few
+/// entries along.
+#[test]
+fn fault_16_snapshots_behind_entries_without_room_make_it() {
+    let options = LaneOptions {
+        reserve_bytes: Some(16 << 10),
+        ..options()
+    };
+    for bytes in [300, 12_000] {
+        let (disk, mut driven) = filled(20, &options);
+        let reader = driven.lane.reader();
+        let last = || reader.range(key(1).0, key(1).1).expect("it has some").1;
+        let mut rng = Rng(20);
+        while driven.lane.stats().is_full && driven.lane.pending_bytes() == 0 {
+            let next = append(&mut rng, 1, last().get() + 1, 300);
+            driven.lane.submit_admitted(next).expect("it is taken");
+            driven.pass(SECOND / 100);
+        }
+        let waiting = driven.lane.pending_bytes();
+        done(&mut driven);
+        let durable = last().get();
+        disk.record_crash_points();
+        for index in 2..=3 {
+            let append = append(&mut rng, 1, durable + index, bytes);
+            driven.lane.submit_admitted(append).expect("it waits");
+        }
+        driven.pass(SECOND / 2);
+        assert!(driven.lane.pending_bytes() > waiting, "they wait");
+        assert_eq!(last().get(), durable);
+        // The first one frees nothing.
+        for (number, index) in [(1, 1), (2, durable)] {
+            let saved = snapshot(1, number, index);
+            driven.lane.submit(saved).expect("it is taken");
+            driven.pass(3 * SECOND);
+        }
+        let first = reader.range(key(1).0, key(1).1).expect("it has some").0;
+        let is_few = bytes < 1_000;
+        assert_eq!(first.get(), if is_few { durable + 1 } else { 2 });
+        assert_eq!(driven.lane.stats().is_full, !is_few);
+        if !is_few {
+            disk.set_capacity(None);
+        }
+        driven.pass(5 * SECOND);
+        assert_eq!(done(&mut driven), [1; 5]);
+        assert_eq!(last().get(), durable + 3);
+        for point in disk.take_crash_points() {
+            point.crash();
+            let (_, recovery) = open(&Arc::new(point), &options).expect("it opens");
+            assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+            let state = &recovery.replicas[&key(1)];
+            let saved = state.snapshots.last().map(|saved| saved.id.index);
+            let saved = saved.unwrap_or_default();
+            assert!(state.first <= saved.next(), "no snapshot up to the log");
+        }
+    }
+}
+
+/// What waits will overwrite the entries that are durable: what is compacted is not those.
+#[test]
+fn fault_16_a_compaction_of_what_waits_does_not_pass_it() {
+    let (disk, mut driven) = filled(21, &options());
+    let reader = driven.lane.reader();
+    let (_, last) = reader.range(key(1).0, key(1).1).expect("it has some");
+    let mut rng = Rng(21);
+    let mut over = Submission::new(key(1).0, key(1).1, 1);
+    over.entries = vec![batch(&mut rng, key(1).0, Term::new(2), last, 1, 12_000)];
+    driven.lane.submit_admitted(over).expect("it waits");
+    let compaction = compact(1, 2, last.get() + 1);
+    driven.lane.submit(compaction).expect("it waits");
+    driven.pass(SECOND);
+    let (first, _) = reader.range(key(1).0, key(1).1).expect("it has some");
+    assert_eq!(first, Index::new(1));
+    disk.set_capacity(None);
+    driven.pass(5 * SECOND);
+    assert_eq!(done(&mut driven), [1, 1]);
+    assert_eq!(reader.range(key(1).0, key(1).1), None);
+}
+
 /// The compaction came before it was known that there is no room, in one gathering with entries.
 #[test]
 fn fault_16_a_compaction_gathered_with_entries_without_room_makes_it() {

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use raft_log::{Completion, LaneOptions, LogError, LogReader, Submission};
-use raft_proto::{EntryRef, Index};
+use raft_proto::{EntryId, EntryRef, Index};
 
 use crate::workload::{Key, Model, ModelReplica, is_split, replica_agrees};
 
@@ -49,19 +49,30 @@ impl Track {
         })
     }
 
-    /// A compaction makes room: it passes what the replica itself has waiting for it.
+    /// A compaction makes room: it passes what the replica itself has waiting for it, with the
+    /// snapshots that came with it or before it.
     fn is_compacted_early(&self, found: Option<&ModelReplica>, at: usize) -> bool {
         let Some(found) = found else {
             return false;
         };
         let state = &self.states[at];
-        let later = self.states[at..].iter();
-        let is_asked_for = later.into_iter().any(|later| later.first >= found.first);
+        let mut later = self.states[at..].iter();
+        let is_asked_for = later.any(|later| later.first >= found.first);
         let end = state.last.index.next();
         if !is_asked_for || found.first <= state.first || found.first > end {
             return false;
         }
         let mut compacted = ModelReplica::clone(state);
+        let mut later = self.states[at..].iter();
+        let holds = |id: EntryId| {
+            let entry = state.entries.get(&id.index);
+            id.index < state.first || entry.is_some_and(|(term, _)| *term == id.term)
+        };
+        if later.any(|later| later.snapshots == found.snapshots)
+            && found.snapshots.iter().all(|snapshot| holds(snapshot.id))
+        {
+            compacted.snapshots.clone_from(&found.snapshots);
+        }
         compacted.compact(found.first);
         replica_agrees(Some(found), &compacted)
     }

@@ -280,7 +280,9 @@ impl Workload {
                 // Another leader overwrites what is not committed.
                 hard_state.term = hard_state.term.next();
                 hard_state.vote = None;
-                let lowest = replica.first.max(hard_state.commit.next());
+                let snapshot = replica.snapshots.last().map(|snapshot| snapshot.id.index);
+                let committed = hard_state.commit.max(snapshot.unwrap_or_default());
+                let lowest = replica.first.max(committed.next());
                 let span = last.index.next().distance_from(lowest);
                 let from = lowest.plus(self.rng.below(span + 1));
                 self.append(&mut submission, from, &mut hard_state);
