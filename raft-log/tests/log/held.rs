@@ -621,6 +621,90 @@ fn fault_16_what_fits_passes_what_does_not() {
     assert!(!driven.lane.stats().is_full, "it resumes by itself");
 }
 
+/// Laggards in three sealed segments, all else of which is dead once group 9 compacts; those of group
+/// 1, its entries to 20 of term 1, are the cheapest to move. The disk is full, and the last
+/// entry of group 9 has no room. Returns what is next of group 9, too.
+fn pinned(seed: u64, options: &LaneOptions) -> (Arc<SimVfs>, Driven, u64) {
+    let disk = disk(seed);
+    let (mut driven, _) = Driven::open(&disk, options);
+    let mut rng = Rng(seed);
+    disk.set_capacity(Some(disk.used_bytes() + 3 * options.segment_size_bytes));
+    for index in 1..=20 {
+        driven.write(append(&mut rng, 1, index, 20));
+    }
+    driven.write(vote(1, 2));
+    let mut next = 1;
+    for laggard in 2..=4 {
+        let sealed = driven.lane.stats().sealed_segments;
+        for index in 1..=10 {
+            let bytes = if laggard == 2 { 20 } else { 1_000 };
+            driven.write(append(&mut rng, laggard, index, bytes));
+        }
+        while laggard < 4 && driven.lane.stats().sealed_segments == sealed {
+            driven.write(append(&mut rng, 9, next, 6_000));
+            next += 1;
+        }
+    }
+    while driven.lane.pending_bytes() == 0 {
+        let is_full = driven.lane.stats().is_full;
+        let bytes = if is_full { 300 } else { 6_000 };
+        let append = append(&mut rng, 9, next, bytes);
+        driven.lane.submit_admitted(append).expect("it is taken");
+        next += 1;
+        driven.pass(SECOND / 10);
+    }
+    driven.lane.take_completions();
+    (disk, driven, next)
+}
+
+/// What waits overwrites what the log moves at that moment: it must not go before it.
+#[test]
+fn fault_16_what_the_log_moves_is_not_put_over_what_waited_for_room() {
+    let options = LaneOptions {
+        reserve_bytes: Some(16 << 10),
+        ..options()
+    };
+    let (disk, mut driven, next) = pinned(22, &options);
+    let mut rng = Rng(22);
+    for index in 10..=12 {
+        let mut over = Submission::new(key(1).0, key(1).1, index);
+        let first = Index::new(index);
+        over.entries = vec![batch(&mut rng, key(1).0, Term::new(2), first, 1, 600)];
+        driven.lane.submit_admitted(over).expect("it waits");
+    }
+    driven.pass(SECOND);
+    assert_eq!(done(&mut driven), [0; 0], "they wait");
+    let moved = driven.lane.stats().moved_bytes;
+    driven
+        .lane
+        .submit(compact(9, 1, next))
+        .expect("it is taken");
+    while driven.lane.stats().moved_bytes == moved {
+        assert!(driven.step(), "laggards are moved");
+    }
+    driven.lane.submit(vote(1, 3)).expect("it is taken");
+    driven.pass(5 * SECOND);
+    assert_eq!(driven.lane.pending_bytes(), 0);
+    let check = |reader: raft_log::LogReader| {
+        let found = reader.entries(key(1).0, key(1).1, Index::new(9), Index::new(12), 1 << 20);
+        let found = found.expect("they are there");
+        let terms: Vec<u64> = found
+            .iter()
+            .flatten()
+            .map(|entry| entry.term().get())
+            .collect();
+        assert_eq!(terms, [1, 2, 2, 2]);
+        let range = reader.range(key(1).0, key(1).1);
+        assert_eq!(range, Some((Index::new(1), Index::new(12))));
+    };
+    check(driven.lane.reader());
+    drop(driven);
+    disk.crash();
+    let (lane, recovery) = open(&disk, &options).expect("it opens");
+    assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+    check(lane.reader());
+}
+
 /// A file system that cannot rename to a name that is free, and one that fails now and then.
 #[test]
 fn a_segment_that_cannot_be_recycled_leaves_no_file_behind() {
