@@ -55,6 +55,7 @@ pub(crate) struct Pool {
     lane: u16,
     identity: u64,
     segment_size_bytes: u64,
+    reserve: u64,
     spares_wanted: usize,
     spares: VecDeque<Spare>,
     making: Option<Making>,
@@ -86,6 +87,7 @@ impl Pool {
             lane: options.lane,
             identity: options.log_identity(),
             segment_size_bytes: options.segment_size_bytes,
+            reserve: options.reserve(),
             spares_wanted: options.spare_segments,
             spares,
             making: None,
@@ -108,6 +110,12 @@ impl Pool {
         // Numbers are used in order.
         let making = self.making.as_ref().map(|making| making.spare.number);
         front.len >= len && making.is_none_or(|making| making > front.number)
+    }
+
+    /// How large a segment is made for what does not fit into one of the usual size: a full disk
+    /// finds the reserve in it, too.
+    const fn larger(&self) -> u64 {
+        self.needed + self.reserve
     }
 
     /// The number of the next spare.
@@ -165,7 +173,7 @@ impl Pool {
         {
             // The next number gets a file of the size asked for: the same one, made again.
             let spare = self.spares.pop_front().expect("it was just seen");
-            self.make(spare.number, self.needed, Some(spare));
+            self.make(spare.number, self.larger(), Some(spare));
             return true;
         }
         if self.spares.len() >= self.spares_wanted {
@@ -174,7 +182,7 @@ impl Pool {
         let number = self.next_number;
         let is_next = self.spares.is_empty();
         if is_next && self.needed > self.segment_size_bytes {
-            self.make(number, self.needed, None);
+            self.make(number, self.larger(), None);
         } else if let Some(dead) = self.dead.pop() {
             self.recycle(number, dead);
         } else {
@@ -305,7 +313,10 @@ impl Pool {
 
     /// Makes the next spare while the caller waits: at open there is nothing else to do.
     pub(crate) fn make_now(&mut self) -> Result<(), VfsError> {
-        let len = self.needed.max(self.segment_size_bytes);
+        let len = match self.needed > self.segment_size_bytes {
+            true => self.larger(),
+            false => self.segment_size_bytes,
+        };
         let (number, before) = match self.spares.front() {
             Some(small) => (small.number, small.incarnation),
             None => (self.next_number, 0),
