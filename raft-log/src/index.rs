@@ -100,6 +100,34 @@ pub(crate) fn find_run(runs: &[ListRun], index: Index) -> Option<ListRun> {
     runs.get(at).filter(|run| run.first <= index).copied()
 }
 
+/// What a sealed segment held when it was sealed, beside what every batch takes anyway.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct AtSeal {
+    /// Bytes of the entries that counted.
+    pub(crate) live_bytes: u64,
+    /// Other bytes: entries that had died, fillers, what is no entry.
+    pub(crate) other_bytes: u64,
+}
+
+impl AtSeal {
+    /// What a batch takes at most beside its entries, in headers, tables and the footer.
+    const BATCH_BYTES: u64 = 256;
+    /// What a segment takes whatever it holds, but for its checkpoint: headers, trailer, watermark.
+    const SEGMENT_BYTES: u64 = 4096;
+
+    /// Of a segment whose footer, which ends at `end` without the checkpoint, lists so many
+    /// batches.
+    pub(crate) fn new(end: u64, live_bytes: u64, batches: u64) -> Self {
+        let beside = batches.saturating_mul(Self::BATCH_BYTES);
+        let beside = beside.saturating_add(Self::SEGMENT_BYTES);
+        let known = live_bytes.saturating_add(beside);
+        Self {
+            live_bytes,
+            other_bytes: end.saturating_sub(known),
+        }
+    }
+}
+
 /// A segment as readers and collection see it.
 #[derive(Clone, Debug)]
 pub(crate) struct SegmentInfo {
@@ -109,6 +137,8 @@ pub(crate) struct SegmentInfo {
     pub(crate) live_spans: usize,
     pub(crate) live_bytes: u64,
     pub(crate) is_sealed: bool,
+    /// Nothing where a recovery sealed it.
+    pub(crate) at_seal: AtSeal,
 }
 
 /// A replica as far as it is durable.
@@ -478,6 +508,7 @@ mod tests {
                 live_spans: 0,
                 live_bytes: 0,
                 is_sealed: true,
+                at_seal: AtSeal::default(),
             };
             tables.segments.insert(number, info);
         }

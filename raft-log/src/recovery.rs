@@ -12,7 +12,7 @@ use raft_proto::{GroupId, Index, ReplicaId};
 use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::hard_state::{self, VotesFound};
-use crate::index::{SegmentInfo, Tables};
+use crate::index::{AtSeal, SegmentInfo, Tables};
 use crate::item::{Item, Key, Limits};
 use crate::lane::Active;
 use crate::owners::OwnerSet;
@@ -164,6 +164,8 @@ struct Walk<'a> {
     /// Segments named by a checkpoint, with their incarnations; those released since are gone.
     named: BTreeMap<u64, u64>,
     released: BTreeSet<u64>,
+    /// What the base's checkpoint takes.
+    checkpoint_len: u64,
     /// Records whose table is lost.
     lost_tables: Vec<LostTable>,
     /// What does not hold in segments that were taken by their footers.
@@ -215,6 +217,7 @@ pub(crate) fn analyse(
         may_be_cut: false,
         named: BTreeMap::new(),
         released: BTreeSet::new(),
+        checkpoint_len: 0,
         lost_tables: Vec::new(),
         lost: Vec::new(),
         may_count_overwritten: false,
@@ -359,6 +362,7 @@ impl Walk<'_> {
         self.tables = tables;
         self.named = named;
         self.limits = limits;
+        self.checkpoint_len = u64::try_from(record.header.total()).unwrap_or_default();
         Some(())
     }
 
@@ -398,6 +402,7 @@ impl Walk<'_> {
                     live_spans: 0,
                     live_bytes: 0,
                     is_sealed: true,
+                    at_seal: AtSeal::default(),
                 },
             );
             let mut segment = SegmentBytes::open(self.vfs, dir, &file, incarnation, self.options)?;

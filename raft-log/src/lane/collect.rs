@@ -21,10 +21,23 @@ const RUN_BYTES: usize = 64 << 10;
 const SPAN_OVERHEAD_BYTES: u64 = 64 + RUNS_ITEM_BYTES as u64 + LIST_RUN_BYTES as u64;
 
 impl SegmentInfo {
-    /// What its live entries would take elsewhere. What is above that can be won by moving them.
+    /// What its live entries would take elsewhere.
     fn moved_bytes(&self) -> u64 {
         let spans = u64::try_from(self.live_spans).expect("a count fits");
         (self.live_bytes + spans * SPAN_OVERHEAD_BYTES).min(self.len)
+    }
+
+    /// What moving its live entries would win for ever: the share that has died of what was put
+    /// into it. What lies beside those that live, and the end that was too small for a record, they
+    /// would take elsewhere as well.
+    fn garbage_bytes(&self) -> u64 {
+        if self.at_seal.live_bytes == 0 {
+            return self.len - self.moved_bytes();
+        }
+        let put = self.at_seal.live_bytes + self.at_seal.other_bytes;
+        let died = put.saturating_sub(self.live_bytes);
+        let share = u128::from(self.len) * u128::from(died) / u128::from(put);
+        u64::try_from(share).unwrap_or(self.len)
     }
 }
 
@@ -102,31 +115,38 @@ impl Lane {
         self.options.collect_bytes_max.min(most)
     }
 
-    /// The sealed segment with the smallest part of it alive, if there is too much garbage, and if
-    /// there is `room` for what is alive.
+    /// The sealed segment with the largest part of it dead, if more than a segment's worth is in
+    /// all of them, and if there is `room` for what is alive.
+    ///
+    /// However small that part is: or a group that never compacts would pin what lies beside its
+    /// entries in a long log. What it costs is bounded by what was written.
     fn victim(&self, room: u64) -> Option<u64> {
         let tables = self.tables();
         let sealed: Vec<_> = tables
             .segments
             .iter()
             .filter(|(number, info)| info.is_sealed && !self.releasing.contains(number))
+            .map(|(number, info)| (*number, info, info.garbage_bytes()))
             .collect();
-        let total: u64 = sealed.iter().map(|(_, info)| info.len).sum();
-        let live: u64 = sealed.iter().map(|(_, info)| info.moved_bytes()).sum();
-        if total <= live + self.options.segment_size_bytes {
+        let garbage: u64 = sealed.iter().map(|(.., garbage)| garbage).sum();
+        if garbage <= self.options.segment_size_bytes {
             return None;
         }
+        // On a full disk nothing pays for it but the reserve, which others need.
+        let least = if self.shared.is_full() { 100_000 } else { 0 };
         let old = sealed.len().saturating_sub(YOUNG);
-        let share = |info: &SegmentInfo| {
-            u128::from(info.moved_bytes()) * 1_000_000 / u128::from(info.len.max(1))
+        let share = |info: &SegmentInfo, garbage: u64| {
+            u128::from(garbage) * 1_000_000 / u128::from(info.len.max(1))
         };
         sealed[..old]
             .iter()
-            .filter(|(number, info)| info.live_spans > 0 && !self.unmovable.contains(number))
-            .filter(|(_, info)| info.moved_bytes() <= room)
-            .min_by_key(|(number, info)| (share(info), **number))
-            .filter(|(_, info)| share(info) < 900_000)
-            .map(|(number, _)| **number)
+            .filter(|(number, info, _)| info.live_spans > 0 && !self.unmovable.contains(number))
+            .filter(|(_, info, garbage)| *garbage > 0 && share(info, *garbage) >= least)
+            .filter(|(_, info, _)| info.moved_bytes() <= room)
+            .max_by_key(|(number, info, garbage)| {
+                (share(info, *garbage), std::cmp::Reverse(*number))
+            })
+            .map(|(number, ..)| *number)
     }
 
     fn spans_in(&self, segment: u64) -> Vec<(Key, Index, Index)> {

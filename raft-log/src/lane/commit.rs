@@ -6,7 +6,7 @@ use raft_proto::HardState;
 
 use crate::error::LogError;
 use crate::hard_state::Half;
-use crate::index::SegmentInfo;
+use crate::index::{AtSeal, SegmentInfo};
 use crate::item::{ITEM_HEADER_BYTES, Item, Key, Limits, put_state};
 use crate::lane::held::HeldFor;
 use crate::lane::{Flight, FlightKind, Lane};
@@ -332,6 +332,7 @@ impl Lane {
             live_spans: 0,
             live_bytes: 0,
             is_sealed: false,
+            at_seal: AtSeal::default(),
         };
         self.shared.write().segments.insert(spare.number, info);
         self.active = super::Active {
@@ -445,6 +446,7 @@ impl Lane {
             let mut checkpoint = self.checkpoint(&mut staging.forgotten);
             buffers.append(&mut self.frame(RecordKind::Checkpoint, &mut checkpoint).0);
             record_at = self.active.offset;
+            self.checkpoint_len = record_at - start;
         }
         if !self.to_release.is_empty() {
             let count = self.to_release.len().min(RELEASED_MAX);

@@ -4,7 +4,7 @@ use bytes::{Bytes, BytesMut};
 use raft_proto::Index;
 
 use crate::error::LogError;
-use crate::index::{At, LIST_RUN_BYTES, ListRun, Span};
+use crate::index::{At, AtSeal, LIST_RUN_BYTES, ListRun, Span};
 use crate::item::{EntriesItem, ITEM_HEADER_BYTES, Item, Key, RunsItem};
 use crate::lane::{Active, FlightKind, Lane};
 use crate::record::{Place, RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
@@ -226,11 +226,23 @@ impl Lane {
     pub(super) fn sealed(&mut self, sealed: &[SealedReplica]) {
         let number = self.active.number;
         let mut tables = self.shared.write();
+        let (mut live_bytes, mut batches) = (0, 0);
         for replica in sealed {
             tables.seal(replica.key, number, &replica.spans);
+            for span in &replica.spans {
+                live_bytes += span.bytes;
+                if let At::List { count, .. } = span.at {
+                    batches += u64::from(count);
+                }
+            }
         }
         if let Some(info) = tables.segments.get_mut(&number) {
             info.is_sealed = true;
+            info.at_seal = AtSeal::new(
+                self.active.offset - self.checkpoint_len,
+                live_bytes,
+                batches,
+            );
         }
         drop(tables);
         self.active.is_sealed = true;

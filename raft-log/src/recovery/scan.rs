@@ -8,7 +8,7 @@ use bytes::Bytes;
 use super::segment_bytes::{Record, SegmentBytes};
 use super::{Cut, End, LostTable, SegmentFile, Walk};
 use crate::error::LogError;
-use crate::index::SegmentInfo;
+use crate::index::{AtSeal, SegmentInfo};
 use crate::item::{Item, items};
 use crate::lane::Active;
 use crate::record::{RECORD_ALIGN, RECORD_HEADER_BYTES, RecordKind};
@@ -151,6 +151,7 @@ impl Walk<'_> {
                     live_spans: 0,
                     live_bytes: 0,
                     is_sealed: false,
+                    at_seal: AtSeal::default(),
                 },
             );
             let mut at_hand = Active {

@@ -6,7 +6,7 @@ use raft_proto::Index;
 use super::Walk;
 use super::segment_bytes::{Record, SegmentBytes};
 use crate::error::LogError;
-use crate::index::{At, Span};
+use crate::index::{At, AtSeal, Span};
 use crate::item::{Item, Key, items};
 use crate::record::RecordKind;
 use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES, Trailer};
@@ -39,6 +39,7 @@ impl Walk<'_> {
         }
         self.note_mended(segment.number, &record);
         let data_at = to_u64(record.data_at());
+        let (mut live_bytes, mut batches) = (0_u64, 0_u64);
         for (owner, item) in items(&table).flatten() {
             let (key, runs) = match (owner, item) {
                 (Some(key), Item::Runs(runs)) => (key, runs),
@@ -63,7 +64,14 @@ impl Walk<'_> {
                     crc: runs.list_crc,
                 },
             };
+            live_bytes = live_bytes.saturating_add(runs.bytes);
+            batches += u64::from(runs.list_count);
             self.take_older(key, runs.overwrites_from, span);
+        }
+        // About as long as the last one.
+        let end = to_u64(record.end()).saturating_sub(self.checkpoint_len);
+        if let Some(info) = self.tables.segments.get_mut(&segment.number) {
+            info.at_seal = AtSeal::new(end, live_bytes, batches);
         }
         Ok(Some(offset))
     }
