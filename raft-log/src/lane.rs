@@ -213,6 +213,8 @@ pub struct Lane {
     votes_grow_at: Time,
     /// Bytes that may be moved forward now: earned by what was written and by what died.
     collect_credit: u64,
+    /// Moving goes on until half of the garbage is gone.
+    is_collecting: bool,
     /// What the active segment's checkpoint takes.
     checkpoint_len: u64,
     is_closing: bool,
@@ -333,6 +335,7 @@ impl Lane {
             last_record_at: Time(0),
             votes_grow_at: Time(0),
             collect_credit: 0,
+            is_collecting: false,
             checkpoint_len: 0,
             is_closing: false,
             unmovable: BTreeSet::new(),

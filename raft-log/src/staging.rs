@@ -111,8 +111,8 @@ pub(crate) struct Staging {
     pub(crate) is_urgent: bool,
     /// The lane's own, but no watermark record: a full disk has no room for one.
     pub(crate) is_plain: bool,
-    /// Whether it holds entries that the log itself moves.
-    pub(crate) has_moved: bool,
+    /// Bytes of the entries that the log itself moves.
+    moved_bytes: usize,
 }
 
 impl Staging {
@@ -123,6 +123,16 @@ impl Staging {
     /// The bytes the record will take, padding aside.
     pub(crate) fn len(&self) -> usize {
         self.head.len().max(RECORD_HEADER_BYTES) + self.data_len
+    }
+
+    /// Whether it holds entries that the log itself moves.
+    pub(crate) const fn has_moved(&self) -> bool {
+        self.moved_bytes > 0
+    }
+
+    /// Bytes of the entries that were submitted.
+    pub(crate) const fn submitted_bytes(&self) -> usize {
+        self.data_len - self.moved_bytes
     }
 
     /// The term that it gives the entry at `index`, if it writes it.
@@ -279,6 +289,7 @@ impl Staging {
         let at = self.data_len;
         self.data_len += batch.size_bytes();
         self.has_entries |= !is_moved;
+        self.moved_bytes += if is_moved { batch.size_bytes() } else { 0 };
         self.batches += 1;
         let batch = batch.clone();
         let change = Change::Entries { item, at, batch };

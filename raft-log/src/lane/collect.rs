@@ -3,6 +3,7 @@
 
 use bytes::{Bytes, BytesMut};
 use raft_proto::{Batch, Index};
+use rustc_hash::FxHashMap;
 
 use crate::error::LogError;
 use crate::index::{LIST_RUN_BYTES, SegmentInfo};
@@ -10,6 +11,7 @@ use crate::item::{ENTRIES_ITEM_BYTES, Key};
 use crate::lane::Lane;
 use crate::lane::seal::RUNS_ITEM_BYTES;
 use crate::read::LogReader;
+use crate::staging::Change;
 
 /// Segments younger than this many others are left alone: most of what lives there dies soon.
 const YOUNG: usize = 1;
@@ -43,54 +45,99 @@ impl SegmentInfo {
 
 impl Lane {
     /// Moves a little, if the sealed segments hold more than a segment's worth of garbage. Only when
-    /// nothing is staged or on its way: what is read is then what counts, and nothing staged before
-    /// can be overwritten by it.
+    /// nothing is on its way: what is read is then what counts. What is gathered is written before
+    /// it, and so must not say anything of what is moved.
     ///
     /// Moving is paid for by what was appended, and in advance: a small append does not buy a big
-    /// move. On a full disk it is what makes room, and what waits for room is written behind it.
+    /// move. It begins when much is paid for, and goes on until half of the garbage is gone, so that
+    /// what is moved fills segments of its own: beside young entries, which die, it would have to be
+    /// moved again. On a full disk it is what makes room, and what waits for room is written behind it.
     pub(super) fn collect(&mut self) {
-        let is_idle = self.is_drained() && self.flight.is_none() && self.latched.is_none();
-        if !is_idle || self.is_closing || self.active.is_sealed {
+        let is_busy = self.flight.is_some() || self.gathered().any(|record| record.has_moved());
+        let has_ended = self.is_closing || self.latched.is_some();
+        if is_busy || has_ended || self.active.is_sealed {
             return;
         }
         let budget = self.collect_budget();
-        let room = if self.shared.is_full() {
-            self.room_to_collect()
-        } else if self.has_held() || self.collect_credit < to_u64(budget) {
-            return;
-        } else {
-            u64::MAX
+        let room = match self.shared.is_full() {
+            true if !self.is_drained() => return,
+            true => self.room_to_collect(),
+            false if self.has_held() || !self.can_pay(budget) => return,
+            false => u64::MAX,
         };
-        let Some(victim) = self.victim(room) else {
+        let victim = self.victim(room);
+        self.is_collecting = victim.is_some();
+        let Some(victim) = victim else {
             return;
         };
+        let moved = self.move_some(victim, self.fitted(budget));
+        // An attempt in vain is not made again for each record.
+        let cost = if moved == 0 { budget } else { moved };
+        self.collect_credit = self.collect_credit.saturating_sub(to_u64(cost));
+        self.stats.moved_bytes += to_u64(moved);
+    }
+
+    /// Stages up to `budget` bytes of what lives in a segment. Returns how many.
+    fn move_some(&mut self, victim: u64, budget: usize) -> usize {
         let reader = LogReader::new(std::sync::Arc::clone(&self.shared));
+        let bounds = self.gathered_bounds();
+        if !self.staging.is_empty() {
+            self.enqueue();
+        }
         let mut moved = 0;
-        'spans: for (key, first, last) in self.spans_in(victim) {
+        for (key, first, last) in self.spans_in(victim) {
+            if bounds.get(&key).is_some_and(|bound| last >= *bound) {
+                continue;
+            }
             let mut next = first;
             while next <= last {
                 let left = budget.saturating_sub(moved).min(RUN_BYTES);
                 if left == 0 {
-                    break 'spans;
+                    return moved;
                 }
                 // Damage is found here before anybody else reads it: the entries stay where they
                 // are, and whoever reads them is told.
                 let batches = match reader.entries(key.0, key.1, next, last, left) {
-                    Err(LogError::Io(error)) if !error.is_of_medium() => break 'spans,
+                    Err(LogError::Io(error)) if !error.is_of_medium() => return moved,
                     batches => batches.ok(),
                 };
                 let Some(batch) = batches.and_then(|batches| joined(key, batches)) else {
                     self.unmovable.insert(victim);
-                    break 'spans;
+                    return moved;
                 };
                 next = batch.last().index.next();
                 moved += batch.size_bytes() + ENTRIES_ITEM_BYTES;
                 self.staging.entries(key, &batch, true);
             }
         }
-        self.staging.has_moved |= moved > 0;
-        self.collect_credit = self.collect_credit.saturating_sub(to_u64(moved.max(1)));
-        self.stats.moved_bytes += to_u64(moved);
+        moved
+    }
+
+    /// Before which index what is gathered of a replica says nothing.
+    fn gathered_bounds(&self) -> FxHashMap<Key, Index> {
+        let mut bounds = FxHashMap::default();
+        for (key, change) in self.gathered().flat_map(|record| &record.changes) {
+            let bound = match change {
+                Change::Entries { item, .. } => item.first.index,
+                Change::Reset(_) | Change::Compact(_) | Change::Tombstone => Index::new(0),
+                Change::HardState(_) | Change::Snapshots(_) | Change::Health(_) => continue,
+            };
+            let lowest = bounds.entry(*key).or_insert(bound);
+            *lowest = bound.min(*lowest);
+        }
+        bounds
+    }
+
+    /// Whether enough was written to pay for moves: to go on, or to begin.
+    fn can_pay(&mut self, budget: usize) -> bool {
+        let begin = self.options.segment_size_bytes.max(to_u64(budget));
+        let least = if self.is_collecting {
+            to_u64(budget)
+        } else {
+            begin
+        };
+        self.is_collecting &= self.collect_credit >= least;
+        self.collect_credit >= least
     }
 
     /// What was written, and later what of it died, pays for as many bytes moved. So moving costs
@@ -106,6 +153,19 @@ impl Lane {
         let kept = self.options.last_reserve() + self.footer_bytes(16) + 1024;
         let left = self.active.len.saturating_sub(self.active.offset);
         left.saturating_sub(kept)
+    }
+
+    /// As much of it as the active segment has room for, unless that is hardly worth a record: or
+    /// segments end where the next move was too large for them.
+    fn fitted(&self, budget: usize) -> usize {
+        let left = self.active.len.saturating_sub(self.active.offset);
+        let left = left.saturating_sub(self.footer_bytes(16) + 1024);
+        let left = usize::try_from(left).unwrap_or(usize::MAX);
+        if left < budget / 8 {
+            budget
+        } else {
+            budget.min(left)
+        }
     }
 
     /// How much is moved in one go: no more than what a record may be, as a crash may cut it off.
@@ -129,7 +189,8 @@ impl Lane {
             .map(|(number, info)| (*number, info, info.garbage_bytes()))
             .collect();
         let garbage: u64 = sealed.iter().map(|(.., garbage)| garbage).sum();
-        if garbage <= self.options.segment_size_bytes {
+        let most = self.options.segment_size_bytes;
+        if garbage <= if self.is_collecting { most / 2 } else { most } {
             return None;
         }
         // On a full disk nothing pays for it but the reserve, which others need.

@@ -578,9 +578,7 @@ impl Lane {
                     self.last_record_at = self.now;
                 }
                 // What was moved earns nothing: moving would feed itself for ever.
-                if !staging.has_moved {
-                    self.earn(to_u64(staging.len()));
-                }
+                self.earn(to_u64(staging.submitted_bytes()));
                 self.landed(*staging, data_at);
             }
             FlightKind::Seal(sealed) => self.sealed(&sealed),

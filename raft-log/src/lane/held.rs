@@ -291,7 +291,7 @@ impl Lane {
     /// if there are none, what fits goes first. Whether anything else is next now.
     pub(super) fn set_aside(&mut self) -> bool {
         let gathered = || self.gathered();
-        if gathered().any(|record| record.has_entries || record.has_moved) {
+        if gathered().any(|record| record.has_entries || record.has_moved()) {
             self.hold(HeldFor::Room);
             return true;
         }

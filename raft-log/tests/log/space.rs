@@ -495,3 +495,51 @@ fn nothing_is_moved_where_nothing_has_died() {
         assert_eq!(stats.moved_bytes, 0, "{groups} x {bytes}: {stats:?}");
     }
 }
+
+/// There is always more to write when the disk has answered: what a laggard has in old segments is
+/// moved all the same, even if its next entries are gathered just then.
+#[test]
+fn laggards_are_moved_while_the_log_is_never_idle() {
+    for every in [1, 8] {
+        let disk = disk(13);
+        let (mut driven, _) = Driven::open(&disk, &options());
+        let mut laggard = 0;
+        for index in 1..=600 {
+            let mut submission = one(2, index, 6_000);
+            submission.compact_before = Some(Index::new(index));
+            driven.lane.submit(submission).expect("taken");
+            if index % every == 0 {
+                laggard += 1;
+                driven.lane.submit(one(1, laggard, 100)).expect("taken");
+            }
+            // What is gathered then waits for the disk to answer.
+            while driven.lane.pending_bytes() > 8_000 {
+                driven.step();
+            }
+            for completion in driven.lane.take_completions() {
+                completion.result.expect("it is durable");
+            }
+        }
+        let stats = driven.lane.stats();
+        assert!(stats.moved_bytes > 0, "every {every}: {stats:?}");
+        let own = laggard * (100 + 256) + u64::from(every == 1) * 4096;
+        let segments = 2 + own.div_ceil(64 << 10) + 2;
+        assert!(
+            stats.live_segments <= segments,
+            "every {every}: {segments}, {stats:?}"
+        );
+        driven.settle();
+        drop(driven);
+        disk.crash();
+        let (lane, _) = open(&disk, &options()).expect("it opens");
+        let (group, replica) = key(1);
+        let (first, last) = (Index::new(1), Index::new(laggard));
+        let read = lane.reader().entries(group, replica, first, last, 1 << 20);
+        let entries: u64 = read
+            .expect("all")
+            .iter()
+            .map(|batch| batch.iter().count() as u64)
+            .sum();
+        assert_eq!(entries, laggard);
+    }
+}

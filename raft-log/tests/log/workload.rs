@@ -198,7 +198,8 @@ pub struct Workload {
     pub has_tombstones: bool,
     /// Some submissions are larger than a record.
     pub has_split: bool,
-    /// The first group appends a little and never compacts; the others keep next to nothing.
+    /// The first group appends a little, overwrites some of it, and never compacts; the others keep
+    /// next to nothing.
     pub has_laggard: bool,
 }
 
@@ -250,7 +251,16 @@ impl Workload {
         if is_laggard {
             self.payload_max = payload_max.min(200);
         }
-        self.append(&mut submission, replica.last.index.next(), &mut hard_state);
+        let mut from = replica.last.index.next();
+        if is_laggard && self.rng.one_in(4) {
+            // Another leader's, over what may be moved just then.
+            hard_state.term = hard_state.term.next();
+            hard_state.vote = None;
+            let first = replica.first.max(Index::new(1));
+            let span = from.distance_from(first);
+            from = first.plus(span - self.rng.below(span.min(12) + 1));
+        }
+        self.append(&mut submission, from, &mut hard_state);
         self.payload_max = payload_max;
         if !is_laggard {
             hard_state.commit = replica.last.index;
