@@ -123,6 +123,11 @@ impl Pool {
         self.spares.front().map(|spare| spare.number)
     }
 
+    /// How large the next spare is, in bytes.
+    pub(crate) fn front_len(&self) -> Option<u64> {
+        self.spares.front().map(|spare| spare.len)
+    }
+
     /// From here on no number is given out before this is asked again, which is in each new
     /// segment; with `is_last` none is.
     pub(crate) fn numbers_end(&self, is_last: bool) -> u64 {
@@ -285,6 +290,11 @@ impl Pool {
                 };
                 let front = self.spares.front();
                 let is_lacking = front.is_none_or(|front| front.len < self.needed);
+                if is_full && is_lacking && self.needed > self.segment_size_bytes {
+                    // Too small to become this one, they take the room for it.
+                    let dead = std::mem::take(&mut self.dead);
+                    dead.into_iter().for_each(|dead| self.remove(dead.path));
+                }
                 if is_lacking && self.failures >= FAILURES_MAX {
                     Made::Failed(error)
                 } else {

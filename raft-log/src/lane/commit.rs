@@ -234,7 +234,8 @@ impl Lane {
 
     /// Whether the segment behind the active one is made.
     pub(super) fn has_next_segment(&self) -> bool {
-        self.pool.first().is_some()
+        let least = to_u64(SEGMENT_HEADER_BYTES + self.checkpoint_bytes()) + self.options.reserve();
+        self.pool.front_len().is_some_and(|len| len >= least)
     }
 
     /// Whether the active segment has room for a record, and for what others need more.

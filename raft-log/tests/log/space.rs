@@ -137,8 +137,9 @@ fn fault_16_compactions_beyond_the_reserve_go_on_in_what_they_free() {
         driven.lane.submit(submission).expect("it is taken");
     }
     driven.pass(10_000_000_000);
-    let done = driven.lane.take_completions();
-    assert_eq!(done.len() as u64, GROUPS, "each is durable");
+    let done = driven.lane.take_completions().into_iter();
+    let compacted = done.filter(|done| done.submission == 1_000 && done.result.is_ok());
+    assert_eq!(compacted.count() as u64, GROUPS, "each is durable");
     assert!(driven.lane.stats().written_bytes - written > 6 * (24 << 10));
     assert!(!driven.lane.stats().is_full, "it resumes by itself");
     drop(driven);
