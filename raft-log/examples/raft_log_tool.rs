@@ -412,6 +412,10 @@ fn checked_json(lane: Option<u16>, checked: &Checked) -> Value {
             "replicas": replicas.collect::<Vec<_>>(),
         })
     });
+    let torn = report
+        .torn
+        .iter()
+        .map(|torn| json!({ "segment": torn.segment, "offset": torn.offset, "bytes": torn.bytes }));
     let mended = report.mended.iter();
     let mended = mended.map(|found| json!({ "segment": found.segment, "offset": found.offset }));
     let stopped = checked.stopped.iter().map(|(group, replica, health)| {
@@ -424,7 +428,8 @@ fn checked_json(lane: Option<u16>, checked: &Checked) -> Value {
     json!({
         "lane": lane,
         "is_sound": checked.is_sound(),
-        "torn_bytes": report.torn_bytes,
+        "torn_bytes": report.torn_bytes(),
+        "torn": torn.collect::<Vec<_>>(),
         "damaged": damaged.collect::<Vec<_>>(),
         "mended": mended.collect::<Vec<_>>(),
         "missing": report.missing,
@@ -436,11 +441,12 @@ fn checked_json(lane: Option<u16>, checked: &Checked) -> Value {
 
 fn say_checked(out: &mut Output, checked: &Checked) -> io::Result<()> {
     let report = &checked.report;
-    if report.torn_bytes > 0 {
+    for torn in &report.torn {
         writeln!(
             out,
-            "torn: {} bytes of a write that was never acknowledged",
-            report.torn_bytes
+            "torn: segment {} at byte {}: {} bytes of a write that was never acknowledged, which the \
+             next open cuts off and keeps aside",
+            torn.segment, torn.offset, torn.bytes
         )?;
     }
     for damage in &report.damaged {

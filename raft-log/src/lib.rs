@@ -104,7 +104,7 @@ pub use config::LaneOptions;
 pub use error::{Contradiction, LogError};
 pub use lane::{AtDisk, FromDisk, Lane, LaneStats, Progress, ScrubStatus};
 pub use read::{Batches, LaneSpace, LogReader};
-pub use recovery::{DamageReport, MendedReport, Recovery, RecoveryReport};
+pub use recovery::{DamageReport, MendedReport, Recovery, RecoveryReport, TornReport};
 pub use state::{
     Completion, Damage, Health, ReplicaState, SNAPSHOTS_BYTES_MAX, SnapshotRecord, SnapshotsRecord,
     Submission,

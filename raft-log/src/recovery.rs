@@ -49,11 +49,8 @@ pub struct Recovery {
 /// What was amiss. All empty after a clean close.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct RecoveryReport {
-    /// Bytes cut from the tail: a write that a crash interrupted, never acknowledged. They are
-    /// kept aside in a file beside the segments.
-    pub torn_bytes: u64,
-    /// How many of them were not kept aside, as the disk is full: they are gone.
-    pub torn_bytes_dropped: u64,
+    /// What a crash interrupted, and was cut: never acknowledged.
+    pub torn: Vec<TornReport>,
     /// Places where what had been durable is lost.
     pub damaged: Vec<DamageReport>,
     /// Records with a flipped bit, which is known and read as it was written: nothing is lost, and
@@ -65,6 +62,21 @@ pub struct RecoveryReport {
     pub foreign: Vec<String>,
     /// Files that are none of ours; they are left alone.
     pub ignored: Vec<String>,
+}
+
+/// A write that a crash interrupted: it was never acknowledged, and an open cuts it off.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TornReport {
+    /// The segment.
+    pub segment: u64,
+    /// The byte in it where the write began, or where what is left of it does.
+    pub offset: u64,
+    /// Bytes cut, from there on.
+    pub bytes: u64,
+    /// The name of the file in the segment's directory that an open has put them in. `None`: they are
+    /// gone, as the disk is full or as nothing of them had reached it; or nothing was cut yet, as the
+    /// log was only looked at.
+    pub kept: Option<String>,
 }
 
 /// A place where what had been durable is lost, and whom it concerns.
@@ -91,9 +103,24 @@ pub struct MendedReport {
 }
 
 impl RecoveryReport {
+    /// All bytes cut.
+    #[must_use]
+    pub fn torn_bytes(&self) -> u64 {
+        self.torn.iter().map(|torn| torn.bytes).sum()
+    }
+
+    fn note_torn(&mut self, segment: u64, offset: u64, bytes: u64) {
+        self.torn.push(TornReport {
+            segment,
+            offset,
+            bytes,
+            kept: None,
+        });
+    }
+
     /// Whether records were lost, or may have been: then a vote may be lost with them.
     pub(crate) fn is_suspect(&self) -> bool {
-        self.torn_bytes > 0
+        !self.torn.is_empty()
             || !self.damaged.is_empty()
             || !self.missing.is_empty()
             || !self.foreign.is_empty()

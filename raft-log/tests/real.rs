@@ -753,5 +753,5 @@ fn check_watermark(
     let vfs: Arc<dyn Vfs> = Arc::new(StdVfs::with_read_mode(mode));
     let (_, recovery) = Lane::open(vfs, dir, options).expect("it opens");
     assert!(!recovery.report.damaged.is_empty(), "{what}");
-    assert_eq!(recovery.report.torn_bytes, 0, "{what}");
+    assert_eq!(recovery.report.torn_bytes(), 0, "{what}");
 }

@@ -175,10 +175,11 @@ impl Walk<'_> {
         }
         if end > at {
             cut.bytes = to_u64(end - at);
-            self.report.torn_bytes += cut.bytes;
+            self.report.note_torn(segment.number, cut.offset, cut.bytes);
         } else if cursor.lone_watermark.is_some() {
             // Its second record, of which nothing reached the disk.
-            self.report.torn_bytes += to_u64(RECORD_HEADER_BYTES);
+            let bytes = to_u64(RECORD_HEADER_BYTES);
+            self.report.note_torn(segment.number, cut.offset, bytes);
         }
         self.may_be_cut |= last_used.is_some() && !cursor.is_closed;
         let is_kept = cursor.is_closed && cut.bytes == 0 && !is_unreadable;

@@ -108,7 +108,8 @@ pub(crate) fn mend(
         && !active.is_sealed
     {
         let from = (active.number, active.file);
-        report.torn_bytes_dropped += keep_aside(vfs.as_ref(), &dir, from, cut, last_lsn)?;
+        let kept = keep_aside(vfs.as_ref(), &dir, from, cut, last_lsn)?;
+        name_kept(&mut report, (active.number, cut), kept);
         clear_tail(vfs.as_ref(), active, cut)?;
         opening.cut = (active.number, cut.offset, cut.bytes);
     }
@@ -127,7 +128,8 @@ pub(crate) fn mend(
     {
         // It gets a new life below: what is in it counts for nothing.
         let from = (number, torn.file);
-        report.torn_bytes_dropped += keep_aside(vfs.as_ref(), &dir, from, cut, last_lsn)?;
+        let kept = keep_aside(vfs.as_ref(), &dir, from, cut, last_lsn)?;
+        name_kept(&mut report, (number, cut), kept);
         opening.cut = (number, cut.offset, cut.bytes);
     }
     let next = Next {
@@ -210,17 +212,26 @@ fn remove_unfinished(vfs: &dyn Vfs, dir: &Path) -> Result<(), LogError> {
     Ok(())
 }
 
-/// Writes what is about to be cut into a file beside the segments. Returns how much of it a full
-/// disk has no room for: the log opens all the same.
+/// The report says under which name a cut is kept.
+fn name_kept(report: &mut RecoveryReport, (segment, cut): (u64, Cut), kept: Option<String>) {
+    let mut torn = report.torn.iter_mut();
+    let found = torn.find(|torn| (torn.segment, torn.offset) == (segment, cut.offset));
+    if let Some(torn) = found {
+        torn.kept = kept;
+    }
+}
+
+/// Writes what is about to be cut into a file beside the segments, and returns its name; none if a
+/// full disk has no room for it: the log opens all the same.
 fn keep_aside(
     vfs: &dyn Vfs,
     dir: &Path,
     (number, from): (u64, FileId),
     cut: Cut,
     last_lsn: u64,
-) -> Result<u64, LogError> {
+) -> Result<Option<String>, LogError> {
     if cut.bytes == 0 {
-        return Ok(0);
+        return Ok(None);
     }
     let name = format!(
         "{number:016x}-{:08x}-{last_lsn:016x}{CUT_SUFFIX}",
@@ -231,7 +242,7 @@ fn keep_aside(
         Err(LogError::Io(error)) if error.is_storage_full() => {
             // A part of it says less than it takes from those who need room.
             drop(vfs.remove_file(&path));
-            return Ok(cut.bytes);
+            return Ok(None);
         }
         written => written?,
     }
@@ -247,7 +258,7 @@ fn keep_aside(
         vfs.remove_file(&dir.join(old))?;
     }
     vfs.sync_dir(dir)?;
-    Ok(0)
+    Ok(Some(name))
 }
 
 fn write_aside(vfs: &dyn Vfs, path: &Path, from: FileId, cut: Cut) -> Result<(), LogError> {

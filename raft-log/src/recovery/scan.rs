@@ -270,13 +270,16 @@ impl Walk<'_> {
             at = record.end();
         }
         let bytes = to_u64(at - SEGMENT_HEADER_BYTES);
-        self.report.torn_bytes += bytes;
         let cut = Cut {
             offset: to_u64(SEGMENT_HEADER_BYTES),
             bytes,
             is_dirty: false,
         };
-        Ok((bytes > 0).then_some((segment.number, cut)))
+        if bytes == 0 {
+            return Ok(None);
+        }
+        self.report.note_torn(segment.number, cut.offset, bytes);
+        Ok(Some((segment.number, cut)))
     }
 
     /// A file behind the base whose header cannot be read: not finished, or destroyed.

@@ -95,7 +95,7 @@ fn log(payload_max: u64) -> Log {
 /// Who is stopped.
 fn stopped(disk: &Arc<SimVfs>, what: &str) -> BTreeSet<Key> {
     let (_, recovery) = open(disk, &options()).unwrap_or_else(|error| panic!("{what}: {error}"));
-    assert_eq!(recovery.report.torn_bytes, 0, "{what}: nothing is cut");
+    assert_eq!(recovery.report.torn_bytes(), 0, "{what}: nothing is cut");
     let report = &recovery.report;
     let is_told = !report.damaged.is_empty() || !report.mended.is_empty();
     assert!(is_told, "{what}: it is told");

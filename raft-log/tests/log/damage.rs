@@ -123,12 +123,12 @@ fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
     };
     let report = &recovery.report;
     let mut found = Found {
-        is_reported: report.torn_bytes > 0
+        is_reported: report.torn_bytes() > 0
             || !report.damaged.is_empty()
             || !report.mended.is_empty()
             || !report.missing.is_empty()
             || !report.foreign.is_empty(),
-        torn_bytes: report.torn_bytes,
+        torn_bytes: report.torn_bytes(),
         has_ignored: !report.ignored.is_empty(),
         foreign: report.foreign.clone(),
         hurt: Vec::new(),
@@ -364,7 +364,11 @@ fn fault_4_damage_below_the_watermark_is_reported_and_never_cut() {
             let damaged = content(&disk, path);
             let (lane, recovery) = open(&disk, &options()).expect("it opens");
             let report = &recovery.report;
-            assert_eq!(report.torn_bytes, 0, "kind {kind} byte {byte}: {report:?}");
+            assert_eq!(
+                report.torn_bytes(),
+                0,
+                "kind {kind} byte {byte}: {report:?}"
+            );
             let is_told = !report.damaged.is_empty() || !report.mended.is_empty();
             assert!(is_told, "kind {kind} byte {byte}");
             drop(lane);
@@ -646,7 +650,7 @@ fn fault_5_and_8_what_lies_behind_a_hole_never_comes_back() {
     let (mut driven, recovery) = Driven::open(&disk, &options());
     assert_eq!(recovery.report.damaged, []);
     assert!(
-        recovery.report.torn_bytes > 0,
+        recovery.report.torn_bytes() > 0,
         "the record behind the hole is cut"
     );
     let found = crate::workload::seen_all(&driven.lane, &recovery).expect("it reads");

@@ -101,7 +101,7 @@ fn fault_3_every_flipped_bit_of_a_segment_that_kept_its_old_name_concerns_nobody
         let (lane, recovery) = open(&disk, &options()).expect("it opens");
         let what = format!("byte {byte} bit {bit}: {:?}", recovery.report);
         assert_eq!(recovery.replicas, whole.replicas, "{what}");
-        assert_eq!(recovery.report.torn_bytes, 0, "{what}");
+        assert_eq!(recovery.report.torn_bytes(), 0, "{what}");
         drop(lane);
         flips += 1;
     }

@@ -7,6 +7,7 @@ use raft_log::vfs::{SimVfs, Vfs};
 use raft_log::{Health, Lane, Submission};
 use raft_proto::{HardState, Index, Term, Time};
 
+use crate::damage::content;
 use crate::tail::kept_aside;
 use crate::workload::{DATA, Driven, Rng, batch, disk, key, open, options};
 
@@ -47,8 +48,8 @@ fn fault_16_a_full_disk_with_a_torn_tail_opens_and_says_that_it_was_not_kept() {
     disk.set_capacity(Some(disk.used_bytes()));
     let (mut driven, recovery) = Driven::open(&disk, &options());
     let report = recovery.report;
-    assert!(report.torn_bytes > 0 && report.damaged.is_empty());
-    assert_eq!(report.torn_bytes_dropped, report.torn_bytes);
+    assert!(report.torn_bytes() > 0 && report.damaged.is_empty());
+    assert!(report.torn[0].kept.is_none(), "{report:?}");
     assert_eq!(kept_aside(&disk), [[0_u8; 0]; 0]);
     assert_eq!(recovery.replicas[&key(1)].last.index, Index::new(1));
     driven.write(vote(1, 3));
@@ -58,7 +59,7 @@ fn fault_16_a_full_disk_with_a_torn_tail_opens_and_says_that_it_was_not_kept() {
     assert_eq!(recovery.report, raft_log::RecoveryReport::default());
     assert_eq!(recovery.replicas[&key(1)].hard_state.term, Term::new(3));
     let (_, recovery) = open(&with_room, &options()).expect("it opens");
-    assert_eq!(recovery.report.torn_bytes_dropped, 0);
+    assert!(recovery.report.torn[0].kept.is_some());
     assert_eq!(kept_aside(&with_room).len(), 1);
 }
 
@@ -94,7 +95,7 @@ fn fault_16_a_full_disk_with_slots_of_those_who_are_gone_opens() {
         drop(driven);
         disk.crash();
     }
-    let votes = crate::damage::content(&disk, &Path::new(DATA).join("votes"));
+    let votes = content(&disk, &Path::new(DATA).join("votes"));
     let slots = votes[4096..].chunks(64).take(8);
     let used = slots.filter(|slot| slot.iter().any(|&byte| byte != 0));
     assert_eq!(used.count(), 3, "with room it is made without them");
@@ -154,12 +155,22 @@ fn fault_1_a_torn_first_write_of_a_segment_is_kept_aside() {
         // The beginning is lost, and what lies behind it is whole.
         point.crash_keeping(|unit| unit > 0);
         let disk = Arc::new(point);
+        let before = disk.fork();
         let (lane, recovery) = open(&disk, &options()).expect("it opens");
         assert_eq!(recovery.report.damaged, []);
         drop(lane);
-        let torn = usize::try_from(recovery.report.torn_bytes).expect("small");
-        let kept: usize = kept_aside(&disk).iter().map(Vec::len).sum();
-        assert_eq!(kept, torn);
+        let torn = &recovery.report.torn;
+        assert_eq!(kept_aside(&disk).len(), torn.len(), "{torn:?}");
+        for torn in torn {
+            // It says where it was, and under which name it is kept.
+            let dir = Path::new(DATA).join("log/0");
+            let name = torn.kept.as_ref().expect("there is room");
+            let kept = content(&disk, &dir.join(name));
+            let segment = content(&before, &dir.join(format!("{:016x}.seg", torn.segment)));
+            let at = usize::try_from(torn.offset).expect("small");
+            assert_eq!(kept.len() as u64, torn.bytes);
+            assert!(segment[at..].starts_with(&kept), "{torn:?}");
+        }
         let entries = disk.list(&Path::new(DATA).join("log/0")).expect("it lists");
         let is_first = |name: &str| name.ends_with(".cut") && name[17..].starts_with("00000400");
         firsts += entries.iter().filter(|entry| is_first(&entry.name)).count();

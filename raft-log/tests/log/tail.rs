@@ -115,7 +115,7 @@ fn fault_1_a_tail_cut_at_every_byte_loses_that_record_alone() {
             assert!(agrees(&first, want), "{what}");
             assert!(report.damaged.is_empty(), "{what}: {report:?}");
             let is_torn = !is_whole && whole[log.start..cut].iter().any(|&byte| byte != 0);
-            assert_eq!(report.torn_bytes > 0, is_torn, "{what}: {report:?}");
+            assert_eq!(report.torn_bytes() > 0, is_torn, "{what}: {report:?}");
             if is_torn {
                 let kept = kept_aside(&disk);
                 assert_eq!(kept.len(), 1, "{what}");
@@ -176,8 +176,8 @@ fn fault_12_lengths_that_claim_too_much_are_no_record_and_read_nothing() {
                     let what = format!("field {field} of {len}, sealed {is_sealed}");
                     let (first, report) = found(&disk, &what);
                     assert!(agrees(&first, &log.before), "{what}");
-                    assert!(report.torn_bytes > 0, "{what}");
-                    assert!(report.torn_bytes < 64 << 10, "{what}: {report:?}");
+                    assert!(report.torn_bytes() > 0, "{what}");
+                    assert!(report.torn_bytes() < 64 << 10, "{what}: {report:?}");
                 }
             }
         }
@@ -261,7 +261,7 @@ fn covers_the_first_sync(options: &LaneOptions, payload_max: u64) {
         let (_, recovery) = open(&disk, options).expect("it opens");
         let report = &recovery.report;
         assert!(!report.damaged.is_empty(), "sector {sector}: {report:?}");
-        assert_eq!(report.torn_bytes, 0);
+        assert_eq!(report.torn_bytes(), 0);
     }
 }
 
@@ -331,7 +331,7 @@ fn fault_4_a_tail_that_cannot_be_read_is_not_cut_and_stops_its_owner_alone() {
             disk.lose_sector(&log.path, sector);
             let what = format!("seed {seed} sector {sector}");
             let (lane, recovery) = open(&disk, &options()).expect("it opens");
-            assert_eq!(recovery.report.torn_bytes, 0, "{what}");
+            assert_eq!(recovery.report.torn_bytes(), 0, "{what}");
             assert!(!recovery.report.damaged.is_empty(), "{what}");
             assert_eq!(kept_aside(&disk), Vec::<Vec<u8>>::new(), "{what}");
             // Whoever is sound has all that was acknowledged.

@@ -90,9 +90,8 @@ pub fn fault_28_a_process_killed_under_load_loses_nothing_acknowledged() {
         rest.into_iter().for_each(&mut hear);
         let opened = Wal::open(Arc::new(StdVfs::new()), dir.path(), options());
         let (wal, report) = opened.expect("it opens");
-        let torn_bytes = report.torn_bytes;
         let want = RecoveryReport {
-            torn_bytes,
+            torn: report.torn.clone(),
             ..RecoveryReport::default()
         };
         assert_eq!(report, want, "round {round}");

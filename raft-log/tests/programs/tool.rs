@@ -293,7 +293,10 @@ pub fn a_log_that_was_killed_is_left_byte_for_byte_as_it_is() {
             .rev()
             .position(|byte| *byte != 0)
             .expect("used");
-    bytes[end.next_multiple_of(64) + 3] = 1;
+    let offset = end.next_multiple_of(64);
+    bytes[offset + 3] = 1;
+    let number = active.file_stem().and_then(|name| name.to_str());
+    let number = u64::from_str_radix(number.expect("a name"), 16).expect("a number");
     fs::write(&active, bytes).expect("written");
     let path = copy.path().to_str().expect("a name");
     let out = tempfile::tempdir().expect("a directory");
@@ -307,6 +310,8 @@ pub fn a_log_that_was_killed_is_left_byte_for_byte_as_it_is() {
     for verb in ["check", "scrub"] {
         let checked = json(&[verb, path, "--json"], 0).remove(0);
         assert!(checked["torn_bytes"].as_u64() > Some(0), "{checked}");
+        let torn = serde_json::json!([{ "segment": number, "offset": offset, "bytes": 4 }]);
+        assert_eq!(checked["torn"], torn, "{checked}");
         assert_eq!(checked["ignored"], serde_json::json!(["notes"]));
     }
     json(&["dump", path, "--group", "1", "--json"], 0);
