@@ -37,6 +37,10 @@ pub struct LaneOptions {
     /// 16 GiB, default 16 MiB. 0: nothing is verified after an open, and a scrub that is asked for
     /// goes at the default rate.
     pub scrub_bytes_per_s: u64,
+    /// Bytes that may wait for the disk before whoever submits to a [`LaneThread`](crate::LaneThread)
+    /// or [`Wal`](crate::Wal) is told [`LogError::Busy`]; a [`Lane`](crate::Lane) alone takes what it
+    /// is given. 64 KiB to 16 GiB, default 64 MiB. One submission is taken however large it is.
+    pub pending_bytes_max: usize,
     /// Bytes of recent entries kept in memory. Up to 1 GiB, default 4 MiB. Batches of 16 KiB and more
     /// are kept in the buffers in which they were submitted: one that is a small part of its buffer
     /// keeps all of that.
@@ -60,6 +64,7 @@ impl Default for LaneOptions {
             burst_end_nanos: 100_000_000,
             verify_all: false,
             scrub_bytes_per_s: crate::lane::DEFAULT_BYTES_PER_S,
+            pending_bytes_max: 64 << 20,
             tail_cache_bytes_max: 4 << 20,
             footer_cache_bytes_max: 4 << 20,
             collect_bytes_max: 256 << 10,
@@ -115,6 +120,12 @@ impl LaneOptions {
                     0 => crate::lane::DEFAULT_BYTES_PER_S,
                     rate => rate,
                 },
+                64 << 10,
+                16 << 30,
+            ),
+            (
+                "pending_bytes_max",
+                size(self.pending_bytes_max),
                 64 << 10,
                 16 << 30,
             ),

@@ -25,8 +25,6 @@ use crate::recovery::{DamageReport, Recovery};
 use crate::state::Submission;
 use crate::vfs::{Vfs, VfsError};
 
-/// Bytes that may wait for the disk before submitters are told [`LogError::Busy`].
-const PENDING_BYTES_MAX: usize = 64 << 20;
 /// An idle thread looks around this often, whatever happens.
 const PARK_MAX: Duration = Duration::from_millis(500);
 
@@ -38,9 +36,10 @@ const DAMAGE_MAX: usize = 1_024;
 ///
 /// [`LaneThread::append`] waits until what it was given is durable. [`LaneThread::submit`] does
 /// not: completions are reported by callback, on the lane's thread. They come in the order of
-/// submission, save that what a full disk keeps waiting is passed by what other replicas submit;
-/// those of one replica come in order always. A callback must not wait, as the next write does until
-/// it returns; it may submit.
+/// submission, save that what a full disk keeps waiting is passed by what other replicas submit.
+/// Those of one replica come in order always; only what was refused hears so at once, while what was
+/// taken before it may be on its way still. A callback must not wait, as the next write does until it
+/// returns; it may submit.
 #[derive(Debug)]
 pub struct LaneThread {
     desk: Arc<Desk>,
@@ -60,7 +59,8 @@ impl LaneThread {
         data_dir: &Path,
         options: LaneOptions,
     ) -> Result<(Self, Recovery), LogError> {
-        let record_bytes_max = options.record_bytes_max;
+        let (record_bytes_max, pending_bytes_max) =
+            (options.record_bytes_max, options.pending_bytes_max);
         let (mut lane, recovery) = Lane::open(vfs, data_dir, options)?;
         let reader = lane.reader();
         let desk = Arc::new_cyclic(|desk: &Weak<Desk>| {
@@ -70,7 +70,7 @@ impl LaneThread {
                     desk.inbox.nudge();
                 }
             }));
-            Desk::new(lane)
+            Desk::new(lane, pending_bytes_max)
         });
         let thread = {
             let desk = Arc::clone(&desk);
@@ -97,7 +97,8 @@ impl LaneThread {
     ///
     /// # Errors
     ///
-    /// Nothing was taken: [`LogError::Busy`], [`LogError::TooLarge`], [`LogError::NumberTooHigh`],
+    /// Nothing was taken: [`LogError::Busy`] over
+    /// [`LaneOptions::pending_bytes_max`], [`LogError::TooLarge`], [`LogError::NumberTooHigh`],
     /// [`LogError::Contradiction`] for what contradicts itself, [`LogError::Latched`] if the lane's
     /// thread has ended, [`LogError::StorageFull`] for entries while the disk is full. What was
     /// taken before it became full waits for room, so that what a group submitted behind it leaves

@@ -10,8 +10,9 @@ use raft_proto::{Batch, BatchBuilder, EntryKind, GroupId, Index, ReplicaId, Term
 
 use crate::config::LaneOptions;
 use crate::error::LogError;
+use crate::lane::{LaneStats, ScrubStatus};
 use crate::read::{Batches, LogReader};
-use crate::recovery::RecoveryReport;
+use crate::recovery::{DamageReport, RecoveryReport};
 use crate::state::{Damage, Health, Submission};
 use crate::thread::LaneThread;
 use crate::vfs::Vfs;
@@ -84,8 +85,11 @@ impl Wal {
     #[must_use]
     pub fn streams(&self) -> Vec<u64> {
         let streams = lock(&self.streams);
-        let is_known = |id: &&GroupId| self.reader.health(**id, only()).is_some();
-        streams.keys().filter(is_known).map(|id| id.get()).collect()
+        let is_there = |id: &&GroupId| {
+            let health = self.reader.health(**id, only());
+            health.is_some_and(|health| health != Health::Tombstone)
+        };
+        streams.keys().filter(is_there).map(|id| id.get()).collect()
     }
 
     /// The first and the last record of a stream, if it has any.
@@ -102,7 +106,7 @@ impl Wal {
     ///
     /// Nothing was appended: [`LogError::Config`] for a stream that is 0 or above 2^64-3,
     /// [`LogError::TooLarge`], [`LogError::StorageFull`], [`LogError::Busy`], [`LogError::Damaged`]
-    /// for a stream that lost records. Nothing will be until the log is opened again:
+    /// for a stream that lost records, [`LogError::Gone`] for one that was removed. Nothing will be until the log is opened again:
     /// [`LogError::Latched`]; then the records may be there, or not.
     pub fn append(
         &self,
@@ -178,6 +182,52 @@ impl Wal {
         }
     }
 
+    /// Removes a stream, one that is damaged too: its records go, and its place in the log's own tables.
+    /// That is durable on return. Waits for appends to it that are under way. Its number is not to be used
+    /// again: appends are refused as [`LogError::Gone`] until the log has forgotten it.
+    ///
+    /// # Errors
+    ///
+    /// [`LogError::Config`] for a stream that is 0 or above 2^64-3, [`LogError::Busy`],
+    /// [`LogError::Latched`]: then it may be gone after the next open, or not.
+    pub fn remove(&self, stream: u64) -> Result<(), LogError> {
+        let id = stream_id(stream)?;
+        let handle = self.stream(id);
+        let mut stream = lock(&handle);
+        if self.reader.health(id, only()).is_some() {
+            let mut removal = Submission::new(id, only(), 0);
+            removal.tombstone = true;
+            self.log.append(removal)?;
+        }
+        stream.next = Index::new(1);
+        lock(&self.streams).remove(&id);
+        Ok(())
+    }
+
+    /// Begins to verify everything durable, in the background; one pass runs after each open by itself.
+    pub fn scrub(&self) {
+        self.log.scrub();
+    }
+
+    /// How far verifying has come.
+    #[must_use]
+    pub fn scrub_status(&self) -> ScrubStatus {
+        self.log.scrub_status()
+    }
+
+    /// Takes the damage that verifying has found since the last call: the streams named are stopped, all
+    /// others serve. A stream is named as a group, its records as entries.
+    #[must_use]
+    pub fn take_damage(&self) -> Vec<DamageReport> {
+        self.log.take_damage()
+    }
+
+    /// Counters.
+    #[must_use]
+    pub fn stats(&self) -> LaneStats {
+        self.log.stats()
+    }
+
     /// Whether the disk is full: appends are refused, and trims are not.
     #[must_use]
     pub fn is_full(&self) -> bool {
@@ -207,6 +257,10 @@ impl Wal {
     fn check_health(&self, id: GroupId) -> Result<(), LogError> {
         match self.reader.health(id, only()) {
             None | Some(Health::Sound) => Ok(()),
+            Some(Health::Tombstone) => Err(LogError::Gone {
+                group: id,
+                replica: only(),
+            }),
             Some(health) => {
                 let damage = match health {
                     Health::Damaged(damage) => damage,

@@ -51,14 +51,14 @@ impl Core {
 }
 
 impl Desk {
-    pub(super) fn new(lane: Lane) -> Self {
+    pub(super) fn new(lane: Lane, pending_bytes_max: usize) -> Self {
         let core = Core {
             intake: Intake::default(),
             lane,
             taken: Vec::new(),
         };
         Self {
-            inbox: Inbox::default(),
+            inbox: Inbox::new(pending_bytes_max),
             core: Mutex::new(Some(core)),
             is_at_disk: AtomicBool::new(false),
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use super::{DAMAGE_MAX, PENDING_BYTES_MAX};
+use super::DAMAGE_MAX;
 use crate::error::LogError;
 use crate::lane::{LaneStats, ScrubStatus};
 use crate::recovery::DamageReport;
@@ -18,8 +18,9 @@ pub(super) type Callback = Box<dyn FnOnce(Result<(), LogError>) + Send>;
 /// What is taken from an inbox together wakes together; two takes in a row do not.
 const EPOCHS: usize = 4;
 
-#[derive(Default)]
 pub(super) struct Inbox {
+    /// Bytes of submissions that are not completed, at most.
+    pending_bytes_max: usize,
     state: Mutex<State>,
     wake: Condvar,
     /// How many submissions came since the lane's thread last looked: read without the lock.
@@ -50,6 +51,16 @@ pub(super) struct State {
 }
 
 impl Inbox {
+    pub(super) fn new(pending_bytes_max: usize) -> Self {
+        Self {
+            pending_bytes_max,
+            state: Mutex::default(),
+            wake: Condvar::default(),
+            fresh: AtomicUsize::default(),
+            epochs: Arc::default(),
+        }
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -103,10 +114,10 @@ impl Inbox {
         if state.is_gone {
             return Err(gone());
         }
-        if state.bytes > 0 && state.bytes + bytes > PENDING_BYTES_MAX {
+        if state.bytes > 0 && state.bytes + bytes > self.pending_bytes_max {
             return Err(LogError::Busy {
                 pending: state.bytes,
-                bound: PENDING_BYTES_MAX,
+                bound: self.pending_bytes_max,
             });
         }
         state.bytes += bytes;

@@ -37,7 +37,7 @@ fn submitters(inbox: &Arc<Inbox>) -> [loom::thread::JoinHandle<Result<(), LogErr
 #[test]
 fn whoever_waits_is_told_and_the_thread_that_sleeps_is_woken() {
     model(3, || {
-        let inbox = Arc::<Inbox>::default();
+        let inbox = Arc::new(Inbox::new(1 << 20));
         let waiting = submitters(&inbox);
         let mut told = 0;
         while told < waiting.len() {
@@ -59,7 +59,7 @@ fn whoever_waits_is_told_and_the_thread_that_sleeps_is_woken() {
 #[test]
 fn when_the_thread_ends_nobody_is_left_waiting() {
     model(3, || {
-        let inbox = Arc::<Inbox>::default();
+        let inbox = Arc::new(Inbox::new(1 << 20));
         let waiting = submitters(&inbox);
         let mut taken = Vec::new();
         inbox.look(&mut inbox.lock(), &mut taken);
@@ -76,7 +76,7 @@ fn when_the_thread_ends_nobody_is_left_waiting() {
 #[test]
 fn a_nudge_is_not_slept_through() {
     model(3, || {
-        let inbox = Arc::<Inbox>::default();
+        let inbox = Arc::new(Inbox::new(1 << 20));
         let beside = {
             let inbox = Arc::clone(&inbox);
             loom::thread::spawn(move || inbox.nudge())

@@ -29,7 +29,7 @@ fn desk(dir: &Path) -> Desk {
         ..LaneOptions::default()
     };
     let (lane, _) = Lane::open(Arc::new(StdVfs::new()), dir, options).expect("it opens");
-    Desk::new(lane)
+    Desk::new(lane, LaneOptions::default().pending_bytes_max)
 }
 
 #[test]

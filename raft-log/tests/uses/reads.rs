@@ -299,6 +299,21 @@ fn what_a_stream_refuses_leaves_no_gap() {
         }
     });
     wal.trim(5, 3).expect("durable");
+    assert_eq!(wal.append(4, &["y"]).expect("durable"), 1..=1);
+    // Once more, and one that never was.
+    for stream in [4, 4, 17] {
+        wal.remove(stream).expect("durable");
+    }
+    assert_eq!((wal.range(4), wal.streams()), (None, vec![5, 6]));
+    let again = wal.append(4, &["z"]);
+    assert!(matches!(again, Err(LogError::Gone { .. })), "{again:?}");
+    let passes = wal.scrub_status().passes;
+    wal.scrub();
+    while wal.scrub_status().passes == passes {
+        std::thread::yield_now();
+    }
+    assert_eq!(wal.take_damage(), []);
+    assert!(wal.stats().records > 20 && wal.scrub_status().verified_bytes > 0);
     wal.close().expect("it closes");
     let wal = open();
     assert_eq!(wal.streams(), [5, 6]);

@@ -557,19 +557,23 @@ fn numbers_that_could_not_be_read_back_are_refused_and_harm_nobody() {
 /// While the disk does not answer, what waits for it is bounded.
 #[test]
 fn submissions_over_the_bound_are_busy_until_the_disk_answers() {
-    submissions_over_the_bound_are_busy(false);
-    submissions_over_the_bound_are_busy(true);
+    let default = LaneOptions::default().pending_bytes_max;
+    assert_eq!(default, 64 << 20);
+    for bound in [default, 3 << 20] {
+        submissions_over_the_bound_are_busy(false, bound);
+        submissions_over_the_bound_are_busy(true, bound);
+    }
 }
 
 /// What each of them takes.
 const BYTES: usize = 500 << 10;
 
-fn submissions_over_the_bound_are_busy(are_memberships: bool) {
-    const BOUND: usize = 64 << 20;
+fn submissions_over_the_bound_are_busy(are_memberships: bool, limit: usize) {
     let dir = tempfile::tempdir().expect("a directory");
     let options = LaneOptions {
         segment_size_bytes: 8 << 20,
         record_bytes_max: 1 << 20,
+        pending_bytes_max: limit,
         ..LaneOptions::default()
     };
     let gate = Arc::new(Gate::default());
@@ -611,9 +615,9 @@ fn submissions_over_the_bound_are_busy(are_memberships: bool) {
     let LogError::Busy { pending, bound } = refused else {
         panic!("{refused}");
     };
-    assert_eq!(bound, BOUND);
+    assert_eq!(bound, limit);
     assert!(
-        pending <= BOUND && pending + BYTES + 1_024 > BOUND,
+        pending <= limit && pending + BYTES + 1_024 > limit,
         "{pending}"
     );
     let again = log.append(submission(next));
