@@ -19,7 +19,7 @@ use crate::record::Place;
 use crate::segment::{TRAILER_BYTES, Trailer, UNFINISHED_SUFFIX, incarnation, segment_path};
 use crate::staging::VoteChange;
 use crate::state::Health;
-use crate::vfs::{FileId, Vfs, read_through};
+use crate::vfs::{FileId, Vfs, read_through, unfinished_path};
 
 pub(crate) const CUT_SUFFIX: &str = ".cut";
 pub(crate) const DAMAGED_SUFFIX: &str = ".damaged";
@@ -86,7 +86,7 @@ pub(crate) fn mend(
         true => Some(foreign_votes_aside(vfs.as_ref(), data_dir, options)?),
         false => None,
     };
-    remove_unfinished(vfs.as_ref(), &dir)?;
+    remove_unfinished(vfs.as_ref(), &dir, &vote_path(data_dir, options.lane))?;
     if let Some(active) = &active {
         if !active.is_sealed || footer.is_some() {
             write_again(vfs.as_ref(), active.file, unproven_at, active.offset)?;
@@ -202,12 +202,20 @@ fn bury(
     Ok(reusable)
 }
 
-/// Files that were to become segments and did not.
-fn remove_unfinished(vfs: &dyn Vfs, dir: &Path) -> Result<(), LogError> {
+/// Files that were to become segments, or the vote file, and did not: they take room.
+fn remove_unfinished(vfs: &dyn Vfs, dir: &Path, votes: &Path) -> Result<(), LogError> {
     for entry in vfs.list(dir)? {
         if entry.is_file && entry.name.ends_with(UNFINISHED_SUFFIX) {
             vfs.remove_file(&dir.join(&entry.name))?;
         }
+    }
+    let unfinished = unfinished_path(votes);
+    let (Some(data_dir), Some(name)) = (unfinished.parent(), unfinished.file_name()) else {
+        return Ok(());
+    };
+    let mut others = vfs.list(data_dir)?.into_iter();
+    if others.any(|other| other.is_file && name == other.name.as_str()) {
+        vfs.remove_file(&unfinished)?;
     }
     Ok(())
 }
