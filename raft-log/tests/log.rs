@@ -9,6 +9,8 @@ mod confined;
 mod crash;
 #[path = "log/damage.rs"]
 mod damage;
+#[path = "log/every_bit.rs"]
+mod every_bit;
 #[path = "log/failure.rs"]
 mod failure;
 #[path = "log/faults.rs"]

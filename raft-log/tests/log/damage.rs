@@ -14,13 +14,25 @@ use crate::workload::{
 };
 
 /// A closed log, and what it holds.
-struct Closed {
-    disk: Arc<SimVfs>,
-    model: Model,
-    segments: Vec<PathBuf>,
-    votes: PathBuf,
+pub struct Closed {
+    pub disk: Arc<SimVfs>,
+    pub model: Model,
+    pub segments: Vec<PathBuf>,
+    pub votes: PathBuf,
     /// What sectors held before: path, sector, content.
     older: BTreeSet<(PathBuf, usize, Vec<u8>)>,
+}
+
+impl Closed {
+    pub fn new(disk: &SimVfs, model: Model) -> Self {
+        Self {
+            model,
+            segments: segments(disk),
+            votes: Path::new(DATA).join("votes"),
+            older: BTreeSet::new(),
+            disk: Arc::new(disk.fork()),
+        }
+    }
 }
 
 pub fn segments(disk: &SimVfs) -> Vec<PathBuf> {
@@ -34,16 +46,11 @@ pub fn segments(disk: &SimVfs) -> Vec<PathBuf> {
 
 /// Small records of every kind, then, with `sealed`, enough to seal segments.
 fn closed(seed: u64, sealed: bool) -> Closed {
-    closed_after(seed, 12, sealed)
-}
-
-/// The same after so many small records.
-fn closed_after(seed: u64, records: usize, sealed: bool) -> Closed {
     let disk = disk(seed);
     disk.record_crash_points();
     let (mut driven, _) = Driven::open(&disk, &options());
     let mut workload = Workload::new(seed, 3, 40);
-    for _ in 0..records {
+    for _ in 0..12 {
         driven.write(workload.draw());
     }
     driven.pass(300_000_000);
@@ -69,11 +76,9 @@ fn closed_after(seed: u64, records: usize, sealed: bool) -> Closed {
     }
     driven.lane.close().expect("it closes");
     disk.set_now(raft_proto::Time(0));
-    let segments = segments(&disk);
-    let votes = Path::new(DATA).join("votes");
-    let mut older = BTreeSet::new();
     let history = disk.take_crash_points();
-    for path in segments.iter().chain([&votes]) {
+    let mut closed = Closed::new(&disk, workload.model);
+    for path in closed.segments.iter().chain([&closed.votes]) {
         let whole = content(&disk, path);
         for before in &history {
             let Some(before) = maybe_content(before, path) else {
@@ -82,32 +87,27 @@ fn closed_after(seed: u64, records: usize, sealed: bool) -> Closed {
             let pairs = before.chunks_exact(512).zip(whole.chunks_exact(512));
             for (sector, (before, now)) in pairs.enumerate() {
                 if before != now {
-                    older.insert((path.clone(), sector, before.to_vec()));
+                    let older = (path.clone(), sector, before.to_vec());
+                    closed.older.insert(older);
                 }
             }
         }
     }
-    Closed {
-        model: workload.model,
-        segments,
-        votes,
-        older,
-        disk: Arc::new(disk.fork()),
-    }
+    closed
 }
 
 /// What an open of a damaged copy gave.
-struct Found {
-    is_reported: bool,
-    torn_bytes: u64,
+pub struct Found {
+    pub is_reported: bool,
+    pub torn_bytes: u64,
     has_ignored: bool,
     foreign: Vec<String>,
     /// Replicas that are not sound, or cannot be read whole.
-    hurt: Vec<Key>,
+    pub hurt: Vec<Key>,
 }
 
 /// Opens a damaged disk and holds every sound replica against the model.
-fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
+pub fn look(disk: &Arc<SimVfs>, closed: &Closed, what: &str, twice: bool) -> Found {
     let (lane, recovery) = match open(disk, &options()) {
         Ok(opened) => opened,
         Err(LogError::NeedsVersion { .. }) => {
@@ -199,7 +199,7 @@ fn fault_11_a_name_beyond_all_numbers_is_ignored() {
     assert_eq!(found.hurt, []);
 }
 
-fn is_found_strictly(disk: &Arc<SimVfs>) -> bool {
+pub fn is_found_strictly(disk: &Arc<SimVfs>) -> bool {
     let options = raft_log::LaneOptions {
         verify_all: true,
         ..options()
@@ -241,21 +241,18 @@ pub fn records(content: &[u8]) -> Vec<(usize, u8, usize, usize)> {
 enum Bits {
     All,
     One,
-    /// All, and each hurts one replica at most.
-    AllOfEntries,
     /// One, and it hurts one replica at most.
     OneOfEntries,
 }
 
-/// The bytes of a segment that say something. All bits of everything, payloads too, in a small log;
-/// in a large one those of the first record of each kind and of trailers, one bit of every other
-/// byte, and of large data of every 41st.
-fn telling_bytes(whole: &[u8], kinds: &mut BTreeSet<u8>, is_small: bool) -> Vec<(usize, Bits)> {
+/// The bytes of a segment that say something: all bits of the first record of each kind and of
+/// trailers, one bit of every other byte, and of large data of every 41st. In a small log each is
+/// flipped: see `every_bit`.
+fn telling_bytes(whole: &[u8], kinds: &mut BTreeSet<u8>) -> Vec<(usize, Bits)> {
     let records = records(whole);
-    let header = if is_small { Bits::All } else { Bits::One };
-    let mut bytes: Vec<(usize, Bits)> = (0..1024).map(|at| (at, header)).collect();
+    let mut bytes: Vec<(usize, Bits)> = (0..1024).map(|at| (at, Bits::One)).collect();
     for (at, kind, table, data) in &records {
-        let bits = if kinds.insert(*kind) || is_small {
+        let bits = if kinds.insert(*kind) {
             Bits::All
         } else {
             Bits::One
@@ -267,12 +264,7 @@ fn telling_bytes(whole: &[u8], kinds: &mut BTreeSet<u8>, is_small: bool) -> Vec<
         bytes.extend((*at..data_at).map(|at| (at, bits)));
         bytes.extend((data_at..end).step_by(step).map(|at| {
             let is_entry = *kind == 1 && at < data_end;
-            let bits = match bits {
-                Bits::All if is_entry && is_small => Bits::AllOfEntries,
-                _ if is_entry => Bits::OneOfEntries,
-                bits => bits,
-            };
-            (at, bits)
+            (at, if is_entry { Bits::OneOfEntries } else { bits })
         }));
     }
     if records.last().is_some_and(|last| last.1 == 4) {
@@ -282,39 +274,37 @@ fn telling_bytes(whole: &[u8], kinds: &mut BTreeSet<u8>, is_small: bool) -> Vec<
 }
 
 #[test]
-fn fault_3_every_flipped_bit_of_every_kind_of_record_is_found() {
+fn fault_3_flipped_bits_of_every_kind_of_record_in_a_large_log_are_found() {
     let mut flips = 0;
     let mut alone = 0;
     let mut kinds = BTreeSet::new();
-    for (closed, is_small) in [(closed_after(1, 5, false), true), (closed(2, true), false)] {
-        for path in &closed.segments {
-            let whole = content(&closed.disk, path);
-            if records(&whole).is_empty() {
-                continue;
-            }
-            for (byte, bits) in telling_bytes(&whole, &mut kinds, is_small) {
-                let some = u8::try_from(Rng(byte as u64).below(8)).expect("a bit");
-                let all = if matches!(bits, Bits::All | Bits::AllOfEntries) {
-                    0..8
-                } else {
-                    some..some + 1
-                };
-                for bit in all {
-                    let disk = Arc::new(closed.disk.fork());
-                    disk.flip_bit(path, byte, bit);
-                    let what = format!("{path:?} byte {byte} bit {bit}");
-                    let found = look(&disk, &closed, &what, flips % 16 == 0);
-                    // What no live entry needs is found by the strict mode.
-                    assert!(
-                        found.is_reported || !found.hurt.is_empty() || is_found_strictly(&disk),
-                        "{what}: not found"
-                    );
-                    if matches!(bits, Bits::OneOfEntries | Bits::AllOfEntries) {
-                        assert!(found.hurt.len() <= 1, "{what}: hurts {:?}", found.hurt);
-                        alone += found.hurt.len();
-                    }
-                    flips += 1;
+    let closed = closed(2, true);
+    for path in &closed.segments {
+        let whole = content(&closed.disk, path);
+        if records(&whole).is_empty() {
+            continue;
+        }
+        for (byte, bits) in telling_bytes(&whole, &mut kinds) {
+            let some = u8::try_from(Rng(byte as u64).below(8)).expect("a bit");
+            let all = match bits {
+                Bits::All => 0..8,
+                Bits::One | Bits::OneOfEntries => some..some + 1,
+            };
+            for bit in all {
+                let disk = Arc::new(closed.disk.fork());
+                disk.flip_bit(path, byte, bit);
+                let what = format!("{path:?} byte {byte} bit {bit}");
+                let found = look(&disk, &closed, &what, flips % 16 == 0);
+                // What no live entry needs is found by the strict mode.
+                assert!(
+                    found.is_reported || !found.hurt.is_empty() || is_found_strictly(&disk),
+                    "{what}: not found"
+                );
+                if bits == Bits::OneOfEntries {
+                    assert!(found.hurt.len() <= 1, "{what}: hurts {:?}", found.hurt);
+                    alone += found.hurt.len();
                 }
+                flips += 1;
             }
         }
     }
@@ -382,7 +372,7 @@ fn fault_4_damage_below_the_watermark_is_reported_and_never_cut() {
 type Change<'a> = (&'a str, usize, Vec<(usize, Vec<u8>)>);
 
 /// Where the second half of a small vote file begins.
-const HALF_B: usize = 4096 + 64 * 1024;
+pub const HALF_B: usize = 4096 + 64 * 1024;
 
 #[test]
 fn fault_6_sectors_zeroed_swapped_duplicated_or_fallen_back_are_found() {
@@ -718,7 +708,7 @@ fn fault_4_a_sector_that_cannot_be_read_is_damage_and_never_a_cut() {
 
 /// What lies in no record, header or slot: behind the last record, between a footer and its trailer,
 /// in a spare, between the vote file's header and its slots. Nothing there is read as anything.
-fn nowhere(closed: &Closed, path: &Path) -> std::ops::Range<usize> {
+pub fn nowhere(closed: &Closed, path: &Path) -> std::ops::Range<usize> {
     let whole = content(&closed.disk, path);
     if path == closed.votes {
         return 512..4_096;
