@@ -74,6 +74,9 @@
 //! for those who use the log alone, and calls back or lets its callers wait. [`tools`] look into the log of a host that is stopped; a scrub
 //! ([`Lane::scrub`]) verifies one that runs.
 //!
+//! What the size of a segment costs, in descriptors and in memory, is said where it is chosen:
+//! [`LaneOptions::segment_size_bytes`].
+//!
 //! One feature: `sim` adds the simulated file system, [`vfs`]' other half, for tests.
 
 mod config;
