@@ -147,6 +147,53 @@ fn an_open_log_keeps_the_same_memory_whatever_its_size() {
     assert!(large - small.min(large) < 44 * 1_700, "{sizes:?}");
 }
 
+/// A log in which so many groups append one entry each in every round, closed. What an open of it
+/// keeps, and how many segments it has.
+fn kept_with_groups(groups: u64, rounds: u64) -> (usize, u64) {
+    let vfs: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
+    let path = Path::new("/data");
+    vfs.create_dir_all(path).expect("made");
+    let open = || Lane::open(Arc::clone(&vfs), path, kept()).expect("it opens");
+    let (mut lane, _) = open();
+    let replica = ReplicaId::new(1).expect("not 0");
+    let mut now = 0;
+    for round in 1..=rounds {
+        for group in (1..=groups).filter_map(GroupId::new) {
+            let mut builder = BatchBuilder::new(group, Term::new(1), Index::new(round), 0);
+            builder.push(EntryKind::Command, 0, None, &[3; 400]);
+            let mut submission = Submission::new(group, replica, round);
+            submission.entries.extend(builder.finish());
+            lane.submit(submission).expect("taken");
+        }
+        while lane.pending_bytes() > 0 {
+            now += 1_000_000;
+            lane.poll(Time(now));
+        }
+        drop(lane.take_completions());
+    }
+    lane.close().expect("it closes");
+    let region = Region::new(GLOBAL);
+    let (lane, recovery) = open();
+    drop(recovery);
+    let change = region.change();
+    let kept = change.bytes_allocated - change.bytes_deallocated;
+    (kept, lane.stats().live_segments)
+}
+
+/// As the settings say where the size of a segment is chosen.
+#[test]
+fn the_index_takes_170_bytes_for_each_group_in_each_segment_at_most() {
+    const GROUPS: u64 = 1_000;
+    let _alone = alone();
+    let (few, fewer) = kept_with_groups(GROUPS, 8);
+    let (many, segments) = kept_with_groups(GROUPS, 40);
+    let more = segments - fewer;
+    assert!(more > 10, "{segments} after {fewer} segments");
+    let spans = usize::try_from(more * GROUPS).expect("small");
+    let of_each = (many - few) / spans;
+    assert!((40..=170).contains(&of_each), "{of_each} bytes");
+}
+
 #[test]
 fn fault_12_a_length_that_claims_too_much_is_not_allocated() {
     let _alone = alone();
