@@ -22,6 +22,14 @@ const RUN_BYTES: usize = 64 << 10;
 /// footer.
 const SPAN_OVERHEAD_BYTES: u64 = 64 + RUNS_ITEM_BYTES as u64 + LIST_RUN_BYTES as u64;
 
+/// Which entries of a replica live on once what is gathered is durable.
+#[derive(Clone, Copy, Debug, Default)]
+struct Left {
+    from: Index,
+    /// All, if none is named.
+    last: Option<Index>,
+}
+
 impl SegmentInfo {
     /// What its live entries would take elsewhere.
     fn moved_bytes(&self) -> u64 {
@@ -46,7 +54,7 @@ impl SegmentInfo {
 impl Lane {
     /// Moves a little, if the sealed segments hold more than a segment's worth of garbage. Only when
     /// nothing is on its way: what is read is then what counts. What is gathered is written before
-    /// it, and so must not say anything of what is moved.
+    /// it: what it ends is not moved.
     ///
     /// Moving is paid for by what was appended, and in advance: a small append does not buy a big
     /// move. It begins when much is paid for, and goes on until half of the garbage is gone, so that
@@ -86,18 +94,17 @@ impl Lane {
         }
         let mut moved = 0;
         for (key, first, last) in self.spans_in(victim) {
-            if bounds.get(&key).is_some_and(|bound| last >= *bound) {
-                continue;
-            }
-            let mut next = first;
+            let left = bounds.get(&key).copied().unwrap_or_default();
+            let mut next = first.max(left.from);
+            let last = left.last.map_or(last, |end| last.min(end));
             while next <= last {
-                let left = budget.saturating_sub(moved).min(RUN_BYTES);
-                if left == 0 {
+                let most = budget.saturating_sub(moved).min(RUN_BYTES);
+                if most == 0 {
                     return moved;
                 }
                 // Damage is found here before anybody else reads it: the entries stay where they
                 // are, and whoever reads them is told.
-                let batches = match reader.entries(key.0, key.1, next, last, left) {
+                let batches = match reader.entries(key.0, key.1, next, last, most) {
                     Err(LogError::Io(error)) if !error.is_of_medium() => return moved,
                     batches => batches.ok(),
                 };
@@ -113,17 +120,20 @@ impl Lane {
         moved
     }
 
-    /// Before which index what is gathered of a replica says nothing.
-    fn gathered_bounds(&self) -> FxHashMap<Key, Index> {
-        let mut bounds = FxHashMap::default();
+    /// What the records that are gathered leave of the replicas they concern.
+    fn gathered_bounds(&self) -> FxHashMap<Key, Left> {
+        let mut bounds = FxHashMap::<Key, Left>::default();
         for (key, change) in self.gathered().flat_map(|record| &record.changes) {
-            let bound = match change {
-                Change::Entries { item, .. } => item.first.index,
-                Change::Reset(_) | Change::Compact(_) | Change::Tombstone => Index::new(0),
-                Change::HardState(_) | Change::Snapshots(_) | Change::Health(_) => continue,
-            };
-            let lowest = bounds.entry(*key).or_insert(bound);
-            *lowest = bound.min(*lowest);
+            let left = bounds.entry(*key).or_default();
+            match change {
+                Change::Entries { item, .. } => {
+                    let last = item.first.index.previous().unwrap_or_default();
+                    left.last = Some(left.last.map_or(last, |lowest| lowest.min(last)));
+                }
+                Change::Compact(index) => left.from = left.from.max(*index),
+                Change::Reset(_) | Change::Tombstone => left.last = Some(Index::default()),
+                Change::HardState(_) | Change::Snapshots(_) | Change::Health(_) => {}
+            }
         }
         bounds
     }

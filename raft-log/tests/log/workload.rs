@@ -198,8 +198,8 @@ pub struct Workload {
     pub has_tombstones: bool,
     /// Some submissions are larger than a record.
     pub has_split: bool,
-    /// The first group appends a little, overwrites some of it, and never compacts; the others keep
-    /// next to nothing.
+    /// The first group appends a little, overwrites some of it, and compacts even less; the others
+    /// keep next to nothing.
     pub has_laggard: bool,
 }
 
@@ -256,7 +256,7 @@ impl Workload {
             // Another leader's, over what may be moved just then.
             hard_state.term = hard_state.term.next();
             hard_state.vote = None;
-            let first = replica.first.max(Index::new(1));
+            let first = replica.first.max(hard_state.commit.next());
             let span = from.distance_from(first);
             from = first.plus(span - self.rng.below(span.min(12) + 1));
         }
@@ -265,6 +265,9 @@ impl Workload {
         if !is_laggard {
             hard_state.commit = replica.last.index;
             submission.compact_before = Some(replica.last.index.next());
+        } else if self.rng.one_in(8) && replica.first < from {
+            hard_state.commit = hard_state.commit.max(replica.first);
+            submission.compact_before = Some(replica.first.next());
         }
         submission.hard_state = Some(hard_state);
         self.model.apply(&submission);
