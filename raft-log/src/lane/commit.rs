@@ -98,7 +98,7 @@ impl Lane {
             let votes = next.votes.clone();
             if !self.grow_votes(&votes)? {
                 if self.is_votes_full {
-                    self.hold(HeldFor::Slot);
+                    self.hold(HeldFor::Slot, &self.lacking_slots());
                 }
                 return Ok(self.is_votes_full);
             }
@@ -232,7 +232,7 @@ impl Lane {
         Some(watermark)
     }
 
-    /// Whether the segment behind the active one is made.
+    /// Whether the segment behind the active one is made, and holds more than its checkpoint.
     pub(super) fn has_next_segment(&self) -> bool {
         let least = to_u64(SEGMENT_HEADER_BYTES + self.checkpoint_bytes()) + self.options.reserve();
         self.pool.front_len().is_some_and(|len| len >= least)

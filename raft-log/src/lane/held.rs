@@ -292,7 +292,7 @@ impl Lane {
     pub(super) fn set_aside(&mut self) -> bool {
         let gathered = || self.gathered();
         if gathered().any(|record| record.has_entries || record.has_moved()) {
-            self.hold(HeldFor::Room);
+            self.hold(HeldFor::Room, &self.lacking_room());
             return true;
         }
         if gathered().all(Staging::is_lanes) {
@@ -359,22 +359,36 @@ impl Lane {
         others
     }
 
-    /// Those wait for whom something gathered lacks room, with all that they submitted; what comes
-    /// from others is written before it. What the log itself would move stays where it is.
-    pub(super) fn hold(&mut self, reason: HeldFor) {
+    /// Whose entries wait when what is next lacks room: all, or if there is a next segment, which is too
+    /// small for it, the one who has most of it.
+    fn lacking_room(&self) -> FxHashSet<Key> {
+        let next = self.queue.front().unwrap_or(&self.staging);
+        if !(next.has_entries || next.has_moved()) || !self.has_next_segment() {
+            return self.gathered().flat_map(Staging::appended_to).collect();
+        }
+        let mut bytes = BTreeMap::<Key, usize>::new();
+        for (key, change) in &next.changes {
+            *bytes.entry(*key).or_default() += change.bytes();
+        }
+        let appended_to = next.appended_to().max_by_key(|key| bytes.get(key));
+        appended_to.into_iter().collect()
+    }
+
+    /// Who has voted, and has no place in the vote file.
+    pub(super) fn lacking_slots(&self) -> FxHashSet<Key> {
+        let votes = self.gathered().flat_map(|record| &record.votes);
+        let lacks_slot = |vote: &&VoteChange| !self.votes.has_slot(vote.key);
+        votes.filter(lacks_slot).map(|vote| vote.key).collect()
+    }
+
+    /// Those who lack something wait, with all that they submitted; what comes from others is written
+    /// before it. What the log itself would move stays where it is.
+    pub(super) fn hold(&mut self, reason: HeldFor, waits: &FxHashSet<Key>) {
         if !self.staging.is_empty() {
             self.enqueue();
         }
         self.queue_bytes = 0;
         let gathered = std::mem::take(&mut self.queue);
-        let waits: FxHashSet<Key> = match reason {
-            HeldFor::Room => gathered.iter().flat_map(Staging::appended_to).collect(),
-            HeldFor::Slot => {
-                let votes = gathered.iter().flat_map(|record| &record.votes);
-                let lacks_slot = |vote: &&VoteChange| !self.votes.has_slot(vote.key);
-                votes.filter(lacks_slot).map(|vote| vote.key).collect()
-            }
-        };
         let mut records = Vec::new();
         for record in gathered {
             let is_urgent = record.is_urgent;

@@ -1,7 +1,7 @@
 //! The next segment cannot be made.
 
 use raft_log::vfs::Fault;
-use raft_log::{LogError, Submission};
+use raft_log::{LaneOptions, LogError, Submission};
 use raft_proto::{HardState, Index, ReplicaId, Term};
 
 use crate::workload::{Driven, Rng, batch, disk, key, open, options};
@@ -103,6 +103,92 @@ fn fault_18_nobody_waits_unheard_for_a_segment_that_cannot_be_made() {
         let last = recovery.replicas[&key(1)].last.index;
         assert_eq!(last, Index::new(told(appended)));
     }
+}
+
+/// A batch that needs a larger segment than the spare, which cannot be made.
+#[test]
+fn fault_18_whom_the_next_segment_suffices_goes_on() {
+    let options = LaneOptions {
+        record_bytes_max: 256 << 10,
+        ..options()
+    };
+    let disk = disk(43);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    driven.write(vote(2, 1));
+    driven.pass(SECOND);
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut rng = Rng(1);
+    let mut large = Submission::new(key(1).0, key(1).1, 1);
+    large.entries = vec![batch(
+        &mut rng,
+        key(1).0,
+        Term::new(1),
+        Index::new(1),
+        40,
+        8_000,
+    )];
+    assert!(large.entries_bytes() > 128 << 10);
+    driven.lane.submit(large).expect("it is taken");
+    for group in 2..=3 {
+        let mut small = Submission::new(key(group).0, key(group).1, 2);
+        small.entries = vec![batch(
+            &mut rng,
+            key(group).0,
+            Term::new(1),
+            Index::new(1),
+            1,
+            8_000,
+        )];
+        driven.lane.submit(small).expect("it is taken");
+    }
+    driven.lane.submit(vote(2, 3)).expect("it is taken");
+    driven.pass(5 * SECOND);
+    let done = |driven: &mut Driven| {
+        let done = driven.lane.take_completions().into_iter();
+        let mut groups: Vec<u64> = done.map(|done| done.group.get()).collect();
+        groups.sort_unstable();
+        groups
+    };
+    assert_eq!(done(&mut driven), [2, 2, 3]);
+    disk.set_capacity(None);
+    driven.pass(5 * SECOND);
+    assert_eq!(done(&mut driven), [1]);
+    assert!(!driven.lane.stats().is_full, "it resumes by itself");
+}
+
+/// The checkpoint of many replicas takes more than the spare: that is no next segment, and what
+/// there is is left to votes.
+#[test]
+fn fault_18_a_spare_too_small_for_a_checkpoint_is_no_next_segment() {
+    let disk = disk(44);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    for group in 1..=450 {
+        driven.lane.submit(vote(group, 1)).expect("it is taken");
+    }
+    driven.pass(SECOND);
+    driven.lane.take_completions();
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut rng = Rng(1);
+    let mut taken = 0;
+    while driven.lane.pending_bytes() == 0 {
+        taken += 1;
+        assert!(taken < 1_000, "it fills up");
+        let mut append = append(&mut rng, taken);
+        let (group, term, from) = (key(1).0, Term::new(1), Index::new(taken));
+        append.entries = vec![batch(&mut rng, group, term, from, 1, 200)];
+        driven.lane.submit_admitted(append).expect("it is taken");
+        driven.pass(SECOND / 10);
+    }
+    driven.pass(3 * SECOND);
+    driven.lane.take_completions();
+    for term in 2..=5 {
+        driven.lane.submit(vote(2, term)).expect("it is taken");
+        driven.pass(SECOND);
+        assert_eq!(driven.lane.take_completions().len(), 1, "term {term}");
+    }
+    disk.set_capacity(None);
+    driven.pass(5 * SECOND);
+    assert_eq!(driven.lane.pending_bytes(), 0);
 }
 
 /// A spare that could not be made twice, and then could, is none.
