@@ -196,6 +196,10 @@ pub struct Lane {
     is_second_half_late: bool,
     /// The next segment could not be made, for want of space or of anything else: entries wait for it.
     lacks_segment: bool,
+    /// Why the next segment, or a larger vote file, could not be made when it was tried last.
+    lacking: Option<VfsError>,
+    /// What cannot be made will not be: the end, when nothing is on its way any more.
+    doomed: Option<String>,
     /// For want of space the next segment, or a larger vote file, could not be made.
     is_pool_full: bool,
     is_votes_full: bool,
@@ -323,6 +327,8 @@ impl Lane {
             no_room: held::Held::default(),
             is_second_half_late: false,
             lacks_segment: false,
+            lacking: None,
+            doomed: None,
             is_pool_full: false,
             is_votes_full: false,
             flight: None,
@@ -521,7 +527,7 @@ impl Lane {
         let mut is_busy = self.begin_or_latch();
         // Behind it, so that a spare that turned out too small is made again at once: of that an
         // event tells, of nothing none.
-        is_busy |= self.latched.is_none() && self.pool.maintain(self.now);
+        is_busy |= self.latched.is_none() && self.maintain();
         AtDisk {
             vfs: Arc::clone(&self.vfs),
             now,
@@ -549,12 +555,20 @@ impl Lane {
         if self.flight.is_some() || self.latched.is_some() {
             return false;
         }
-        match self.begin() {
-            Ok(is_begun) => is_begun,
-            Err(error) => {
-                self.latch(&error.to_string());
-                true
-            }
+        let begun = match self.doomed.take() {
+            Some(reason) => Err(reason),
+            None => self.begin().map_err(|error| error.to_string()),
+        };
+        begun.unwrap_or_else(|reason| {
+            self.latch(&reason);
+            true
+        })
+    }
+
+    fn maintain(&mut self) -> bool {
+        match self.pool.open_again(self.now) {
+            Some(made) => self.on_made(made),
+            None => self.pool.maintain(self.now),
         }
     }
 
@@ -571,27 +585,31 @@ impl Lane {
             }
             return true;
         }
-        match self.pool.on_done(done.op, done.result, self.now) {
-            Some(Made::Spare) => {
+        let made = self.pool.on_done(done.op, done.result, self.now);
+        made.is_some_and(|made| self.on_made(made))
+    }
+
+    /// Always is there something to do then.
+    fn on_made(&mut self, made: Made) -> bool {
+        match made {
+            Made::Spare => {
                 (self.lacks_segment, self.is_pool_full) = (false, false);
                 self.note_full();
                 self.unhold(HeldFor::Room);
-                true
             }
-            Some(Made::NoRoom { is_full }) => {
+            Made::NoRoom(error) => {
                 self.lacks_segment = true;
-                self.is_pool_full |= is_full;
+                self.is_pool_full |= error.is_storage_full();
                 self.note_full();
+                self.lacking = Some(error);
                 self.collect();
-                true
             }
-            Some(Made::Failed(error)) => {
-                self.latch(&format!("the next segment cannot be made: {error}"));
-                true
+            Made::Failed(error) => {
+                self.doomed = Some(format!("the next segment cannot be made: {error}"));
             }
-            Some(Made::Nothing) => true,
-            None => false,
+            Made::Nothing => {}
         }
+        true
     }
 
     fn note_full(&self) {
@@ -689,7 +707,8 @@ impl Lane {
     /// # Errors
     ///
     /// [`LogError::Latched`]: some of it is not durable. [`LogError::StorageFull`]: there is no
-    /// room for all that is gathered; what there is room for is durable. If a full disk has no room
+    /// room for all that is gathered; what there is room for is durable. [`LogError::Io`]: as much,
+    /// where the next segment or a larger vote file cannot be made for another reason. If a full disk has no room
     /// for the watermark record alone, it is left out, and the next open is one as behind a crash.
     pub fn close(mut self) -> Result<(), LogError> {
         self.finish()
@@ -698,49 +717,39 @@ impl Lane {
     /// As [`Lane::close`]; what ended meanwhile can still be taken.
     pub(crate) fn finish(&mut self) -> Result<(), LogError> {
         self.is_closing = true;
+        // What could not be made is tried once more, now: nobody waits for the time of the next attempt.
+        self.lacks_segment = false;
+        self.pool.try_at_once();
+        self.votes_grow_at = self.now;
         self.unhold(HeldFor::Room);
         self.unhold(HeldFor::Slot);
         self.drain();
-        let is_left = !self.is_drained() || self.has_held();
         if self.latched.is_none() {
             self.stage_close();
             self.drain();
         }
-        match self.latched.take() {
-            Some(reason) => Err(LogError::Latched(reason)),
-            None if is_left => Err(LogError::StorageFull),
-            None => Ok(()),
+        let is_left = self.has_held() || self.gathered().any(|record| !record.done.is_empty());
+        match (self.latched.take(), self.lacking.take()) {
+            (Some(reason), _) => Err(LogError::Latched(reason)),
+            (None, _) if !is_left => Ok(()),
+            (None, Some(error)) if !error.is_storage_full() => Err(LogError::Io(error)),
+            (None, _) => Err(LogError::StorageFull),
         }
     }
 
     /// Writes what is gathered, as far as a full disk has room for it, and waits for the disk.
     fn drain(&mut self) {
-        const ATTEMPTS_MAX: usize = 3;
-        let mut attempts = 0;
         let is_awaited = |lane: &Self| {
             let may_go_on = lane.has_held() && lane.pool.is_making();
             lane.flight.is_some() || !lane.is_drained() || may_go_on
         };
         while self.latched.is_none() && is_awaited(self) {
-            let now = self.now;
-            let is_begun = self.begin_or_latch();
-            self.pool.maintain(now);
+            let mut is_begun = self.begin_or_latch();
+            is_begun |= self.latched.is_none() && self.maintain();
             let done = self.vfs.completions(Time(u64::MAX));
             if done.is_empty() && self.flight.is_none() && !is_begun {
-                let is_full = self.is_votes_full || self.is_pool_full;
-                if is_full && !self.pool.is_making() {
+                if !self.pool.is_busy() {
                     return;
-                }
-                if self.pool.retry_at().is_some() || self.lacks_slots() {
-                    // The next segment or vote file could not be made: nobody waits for the time of the next
-                    // attempt, so it comes at once, and not for ever.
-                    attempts += 1;
-                    if attempts > ATTEMPTS_MAX {
-                        self.latch("the next segment or vote file cannot be made");
-                        continue;
-                    }
-                    self.pool.maintain(Time(u64::MAX));
-                    self.votes_grow_at = self.now;
                 }
                 self.vfs.wait();
             }

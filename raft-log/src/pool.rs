@@ -58,6 +58,8 @@ pub(crate) struct Pool {
     reserve: u64,
     spares_wanted: usize,
     spares: VecDeque<Spare>,
+    /// The file of the first of them, with its number: before it is open that one is not there.
+    opened: Option<(u64, FileId)>,
     making: Option<Making>,
     dead: Vec<Dead>,
     removing: Vec<OpId>,
@@ -90,6 +92,7 @@ impl Pool {
             reserve: options.reserve(),
             spares_wanted: options.spare_segments,
             spares,
+            opened: None,
             making: None,
             dead,
             removing: Vec::new(),
@@ -109,7 +112,52 @@ impl Pool {
         };
         // Numbers are used in order.
         let making = self.making.as_ref().map(|making| making.spare.number);
-        front.len >= len && making.is_none_or(|making| making > front.number)
+        let is_first = making.is_none_or(|making| making > front.number);
+        front.len >= len && is_first && self.is_open()
+    }
+
+    /// Whether the next spare is there, and open.
+    fn is_open(&self) -> bool {
+        let opened = self.opened.map(|(number, _)| number);
+        opened.is_some() && opened == self.first()
+    }
+
+    /// Opens the next spare, if there is one.
+    pub(crate) fn open_next(&mut self) -> Result<(), VfsError> {
+        if let Some(number) = self.first()
+            && !self.is_open()
+        {
+            self.close_next();
+            let file = self.vfs.open(&segment_path(&self.dir, number), false)?;
+            self.opened = Some((number, file));
+        }
+        Ok(())
+    }
+
+    fn close_next(&mut self) {
+        if let Some((_, file)) = self.opened.take() {
+            self.vfs.close(file);
+        }
+    }
+
+    /// Opens the next spare if it could not be opened before, and a while has passed since then.
+    pub(crate) fn open_again(&mut self, now: Time) -> Option<Made> {
+        let may_try = self.retry_at.is_none_or(|at| at <= now) && self.making.is_none();
+        if !may_try || self.is_open() || self.spares.is_empty() {
+            return None;
+        }
+        Some(self.opened_as(now))
+    }
+
+    fn opened_as(&mut self, now: Time) -> Made {
+        match self.open_next() {
+            Ok(()) => {
+                self.retry_at = None;
+                self.failures = 0;
+                Made::Spare
+            }
+            Err(error) => self.failed(error, now),
+        }
     }
 
     /// How large a segment is made for what does not fit into one of the usual size: a full disk
@@ -123,9 +171,10 @@ impl Pool {
         self.spares.front().map(|spare| spare.number)
     }
 
-    /// How large the next spare is, in bytes.
+    /// How large the next spare is, in bytes, if it is open.
     pub(crate) fn front_len(&self) -> Option<u64> {
-        self.spares.front().map(|spare| spare.len)
+        let open = self.spares.front().filter(|_| self.is_open());
+        open.map(|spare| spare.len)
     }
 
     /// From here on no number is given out before this is asked again, which is in each new
@@ -140,13 +189,11 @@ impl Pool {
         (given + ahead).min(NUMBER_MAX + 1)
     }
 
-    /// Takes the next spare and opens it.
+    /// Takes the next spare, which is opened if it is not open.
     pub(crate) fn take(&mut self) -> Result<(Spare, FileId), VfsError> {
-        let spare = *self.spares.front().expect("the caller has seen it");
-        let file = self
-            .vfs
-            .open(&segment_path(&self.dir, spare.number), false)?;
-        self.spares.pop_front();
+        self.open_next()?;
+        let spare = self.spares.pop_front().expect("the caller has seen it");
+        let (_, file) = self.opened.take().expect("it was just opened");
         self.needed = 0;
         Ok((spare, file))
     }
@@ -173,10 +220,11 @@ impl Pool {
         if self.making.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return false;
         }
-        if let Some(front) = self.spares.front_mut()
+        if let Some(front) = self.spares.front()
             && front.len < self.needed
         {
             // The next number gets a file of the size asked for: the same one, made again.
+            self.close_next();
             let spare = self.spares.pop_front().expect("it was just seen");
             self.make(spare.number, self.larger(), Some(spare));
             return true;
@@ -273,35 +321,43 @@ impl Pool {
             Ok(()) => {
                 self.insert(spare);
                 self.next_number = self.next_number.max(spare.number + 1);
-                self.retry_at = None;
-                self.failures = 0;
-                Made::Spare
+                self.opened_as(now)
             }
             Err(error) => {
                 // It may have the header of its second life and its old name: nobody's file.
                 recycles.into_iter().for_each(|path| self.remove(path));
-                self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
-                replaces.into_iter().for_each(|small| self.insert(small));
+                if let Some(small) = replaces {
+                    self.insert(small);
+                    // If it cannot be, it is opened later.
+                    drop(self.open_next());
+                }
+                let is_too_small = spare.len > self.segment_size_bytes;
                 let is_full = error.is_storage_full();
-                self.failures = if error.may_pass() {
-                    0
-                } else {
-                    self.failures + 1
-                };
-                let front = self.spares.front();
-                let is_lacking = front.is_none_or(|front| front.len < self.needed);
-                if is_full && is_lacking && self.needed > self.segment_size_bytes {
-                    // Too small to become this one, they take the room for it.
-                    let dead = std::mem::take(&mut self.dead);
-                    dead.into_iter().for_each(|dead| self.remove(dead.path));
+                let made = self.failed(error, now);
+                if is_full && is_too_small {
+                    // They cannot become this one, and take the room that it needs.
+                    for dead in std::mem::take(&mut self.dead) {
+                        self.remove(dead.path);
+                    }
                 }
-                if is_lacking && self.failures >= FAILURES_MAX {
-                    Made::Failed(error)
-                } else {
-                    Made::NoRoom { is_full }
-                }
+                made
             }
         })
+    }
+
+    /// The next spare could not be made or opened: not before a while again.
+    fn failed(&mut self, error: VfsError, now: Time) -> Made {
+        self.try_again(now);
+        self.failures = match error.may_pass() {
+            true => 0,
+            false => self.failures + 1,
+        };
+        let is_waited_for = self.needed > self.front_len().unwrap_or(0);
+        if is_waited_for && self.failures >= FAILURES_MAX {
+            Made::Failed(error)
+        } else {
+            Made::NoRoom(error)
+        }
     }
 
     /// In order of numbers: one that was made again goes before the others.
@@ -316,9 +372,14 @@ impl Pool {
         self.retry_at.filter(|_| self.making.is_none())
     }
 
-    /// The next spare could not be opened: not before a while again.
+    /// Nothing is tried before a while has passed.
     pub(crate) fn try_again(&mut self, now: Time) {
         self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
+    }
+
+    /// What has failed may be tried at once.
+    pub(crate) fn try_at_once(&mut self) {
+        self.retry_at = None;
     }
 
     /// Makes the next spare while the caller waits: at open there is nothing else to do.
@@ -341,6 +402,7 @@ impl Pool {
             made = self.write_now(&header);
         }
         made?;
+        self.close_next();
         self.spares.pop_front();
         self.next_number = self.next_number.max(number + 1);
         self.spares.push_front(Spare {
@@ -381,16 +443,19 @@ impl Pool {
     }
 }
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.close_next();
+    }
+}
+
 /// What a completion of the pool means.
 #[derive(Debug)]
 pub(crate) enum Made {
     /// There is a spare more.
     Spare,
     /// There is none for now: the disk is full, or there are no descriptors, say.
-    NoRoom {
-        /// It is the disk.
-        is_full: bool,
-    },
+    NoRoom(VfsError),
     /// There is none, and none can be made.
     Failed(VfsError),
     /// Nothing to act on.

@@ -97,10 +97,8 @@ impl Lane {
         if self.votes.is_short(&next.votes) {
             let votes = next.votes.clone();
             if !self.grow_votes(&votes)? {
-                if self.is_votes_full {
-                    self.hold(HeldFor::Slot, &self.lacking_slots());
-                }
-                return Ok(self.is_votes_full);
+                self.hold(HeldFor::Slot, &self.lacking_slots());
+                return Ok(true);
             }
         }
         let next = self.queue.front().unwrap_or(&self.staging);
@@ -118,11 +116,7 @@ impl Lane {
             return Err(LogError::TooLarge { size, bound });
         }
         if self.active.is_sealed {
-            if self.open_segment().is_err() {
-                // Out of descriptors, say: the record waits, and this is tried again.
-                self.pool.try_again(self.now);
-                return Ok(false);
-            }
+            self.open_segment()?;
             self.begin_record()?;
         } else {
             if self.queue.is_empty() {
@@ -174,6 +168,7 @@ impl Lane {
                 // In peace nobody is refused anything for it.
                 self.is_votes_full |= error.is_storage_full() && !votes.is_empty();
                 self.note_full();
+                self.lacking = Some(error);
                 Ok(false)
             }
             Err(error) => Err(error),
@@ -748,6 +743,7 @@ impl Lane {
         if self.has_bytes(len, 0, kept) {
             return Ok(true);
         }
+        drop(self.pool.open_next());
         if !self.make_room(len, 0)
             && let Err(error) = self.pool.make_now()
         {

@@ -177,6 +177,7 @@ impl Desk {
         tell_all(ended.into_iter());
         let why = || match &closed {
             Err(LogError::Latched(reason)) => LogError::Latched(reason.clone()),
+            Err(LogError::Io(error)) => LogError::Latched(error.to_string()),
             _ => LogError::StorageFull,
         };
         tell_all(core.intake.take_all().map(|on_done| (on_done, Err(why()))));

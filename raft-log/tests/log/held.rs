@@ -88,6 +88,31 @@ fn fault_16_a_full_vote_file_holds_up_new_replicas_alone() {
 }
 
 #[test]
+fn fault_18_a_vote_file_that_cannot_be_made_holds_up_new_replicas_alone() {
+    const PLACES: u64 = 1_024;
+    let disk = disk(1);
+    let options = LaneOptions {
+        segment_size_bytes: 1 << 20,
+        ..options()
+    };
+    let (mut driven, _) = Driven::open(&disk, &options);
+    for group in 1..=PLACES {
+        driven.lane.submit(vote(group, 2)).expect("it is taken");
+    }
+    driven.settle();
+    disk.fault_every("open", Some(Fault::Errno(24)));
+    driven.lane.submit(vote(PLACES + 1, 1)).expect("it waits");
+    driven.lane.submit(vote(1, 3)).expect("it is taken");
+    driven.lane.submit(vote(PLACES + 1, 2)).expect("it waits");
+    driven.pass(3 * SECOND);
+    assert_eq!(done(&mut driven), [1], "the others go on");
+    assert!(!driven.lane.stats().is_full);
+    disk.fault_every("open", None);
+    driven.pass(3 * SECOND);
+    assert_eq!(done(&mut driven), [PLACES + 1, PLACES + 1]);
+}
+
+#[test]
 fn fault_16_the_vote_file_grows_ahead_in_peace() {
     let disk = disk(2);
     let (mut driven, _) = Driven::open(&disk, &options());
@@ -754,6 +779,39 @@ fn a_close_hears_of_what_still_waits() {
     let last = recovery.replicas[&key(1)].last.index.get();
     assert_eq!(usize::try_from(last).expect("small"), durable);
     assert_eq!(recovery.replicas[&key(2)].hard_state.term, Term::new(5));
+}
+
+/// Nobody waits for the time of the next attempt.
+#[test]
+fn a_close_tries_once_more_and_says_what_was_in_the_way() {
+    for passes in [true, false] {
+        let disk = disk(4);
+        let (mut driven, _) = Driven::open(&disk, &options());
+        driven.pass(SECOND);
+        disk.fault_every("prepare", Some(Fault::Errno(24)));
+        let mut rng = Rng(4);
+        for index in 1..=60 {
+            let submission = append(&mut rng, 1, index, 6_000);
+            driven.lane.submit(submission).expect("it is taken");
+        }
+        driven.pass(SECOND / 2);
+        let durable = driven.lane.take_completions().len();
+        assert!(durable < 60, "the others wait");
+        if passes {
+            disk.fault_every("prepare", None);
+        }
+        let closed = driven.lane.close();
+        match closed {
+            Ok(()) => assert!(passes),
+            Err(LogError::Io(error)) => assert!(!passes && error.op == "prepare", "{error}"),
+            Err(error) => panic!("{error}"),
+        }
+        disk.crash();
+        disk.fault_every("prepare", None);
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        let last = recovery.replicas[&key(1)].last.index.get();
+        assert_eq!(last == 60, passes, "{last}");
+    }
 }
 
 /// A compaction that even the reserve has no room for waits, and is not tried again and again.

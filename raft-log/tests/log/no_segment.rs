@@ -105,6 +105,73 @@ fn fault_18_nobody_waits_unheard_for_a_segment_that_cannot_be_made() {
     }
 }
 
+/// Who waits for no segment goes on, as long as the one at hand lasts.
+#[test]
+fn fault_18_a_segment_that_nobody_waits_for_is_tried_for_ever() {
+    let disk = disk(45);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    disk.fault_every("prepare", Some(Fault::Errno(5)));
+    for term in 1..=10 {
+        driven.write(vote(2, term));
+        driven.pass(SECOND);
+    }
+}
+
+/// The end comes when a record is on its way: what is behind it does not hear before it.
+#[test]
+fn fault_18_a_lane_that_cannot_go_on_tells_each_in_order() {
+    let disk = disk(46);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    driven.pass(SECOND);
+    disk.fault_every("prepare", Some(Fault::Errno(5)));
+    disk.set_sync_latency(SECOND / 10);
+    let mut rng = Rng(1);
+    for index in 1..=ALL {
+        let submitted = driven.lane.submit(append(&mut rng, index));
+        submitted.expect("it is taken");
+    }
+    let mut told = Vec::new();
+    let mut term = 0;
+    while driven.lane.submit(vote(2, term + 1)).is_ok() {
+        term += 1;
+        assert!(term < 1_000, "it comes to an end");
+        driven.pass(SECOND / 20);
+        told.append(&mut driven.lane.take_completions());
+    }
+    driven.pass(SECOND);
+    told.append(&mut driven.lane.take_completions());
+    let votes = told.iter().filter(|done| done.group == key(2).0);
+    let votes: Vec<u64> = votes.map(|done| done.submission).collect();
+    let all: Vec<u64> = (1..=term).collect();
+    assert_eq!(votes, all);
+}
+
+/// The next segment is there, and there is no descriptor for it.
+#[test]
+fn fault_18_a_segment_that_cannot_be_opened_holds_up_no_votes() {
+    let disk = disk(47);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    driven.write(vote(2, 1));
+    disk.fault_every("open", Some(Fault::Errno(24)));
+    driven.pass(SECOND);
+    let mut rng = Rng(1);
+    for index in 1..=ALL {
+        let submitted = driven.lane.submit(append(&mut rng, index));
+        submitted.expect("it is taken");
+    }
+    driven.pass(3 * SECOND);
+    let durable = driven.lane.take_completions().len();
+    for term in 2..=5 {
+        driven.lane.submit(vote(2, term)).expect("it is taken");
+        driven.pass(SECOND);
+        assert_eq!(driven.lane.take_completions().len(), 1, "term {term}");
+    }
+    disk.fault_every("open", None);
+    driven.pass(5 * SECOND);
+    let done = driven.lane.take_completions().len();
+    assert_eq!(told(durable + done), ALL);
+}
+
 /// A batch that needs a larger segment than the spare, which cannot be made.
 #[test]
 fn fault_18_whom_the_next_segment_suffices_goes_on() {
