@@ -1,10 +1,11 @@
 //! Reading while the log goes on, on the real file system; and what an index takes.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::channel;
 
-use raft_log::vfs::{ReadMode, StdVfs};
+use raft_log::vfs::{ReadMode, SimVfs, StdVfs, Vfs};
 use raft_log::{LaneOptions, LaneThread, LogError, LogReader, Submission, Wal};
 use raft_proto::{Batch, BatchBuilder, EntryKind, Index, Term};
 
@@ -486,4 +487,47 @@ fn moving_a_large_batch_reads_it_once() {
     assert!(read < 2 * moved, "{read} to move {moved}");
     let read = read_all(&driven.lane.reader(), key(1)).expect("it is whole");
     assert!(read == *large_batch(1, 1_600).bytes());
+}
+
+#[test]
+fn a_stream_that_lost_a_record_is_removed() {
+    let disk = Arc::new(SimVfs::new(8));
+    let dir = Path::new("/data");
+    disk.create_dir_all(dir).expect("made");
+    let open = || {
+        let options = LaneOptions {
+            segment_size_bytes: 64 << 10,
+            record_bytes_max: 16 << 10,
+            verify_all: true,
+            ..LaneOptions::default()
+        };
+        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+        Wal::open(vfs, dir, options).expect("it opens")
+    };
+    let (wal, _) = open();
+    for (stream, word) in [(1, "sound"), (2, "to be lost")] {
+        wal.append(stream, &[word]).expect("durable");
+    }
+    wal.close().expect("it closes");
+    disk.damage(&dir.join("log/0/0000000000000001.seg"), |bytes| {
+        let word = b"to be lost";
+        let mut places = bytes.windows(word.len());
+        let at = places.position(|window| window == word).expect("there");
+        bytes[at] ^= 1;
+    });
+    let (wal, report) = open();
+    assert_eq!(report.damaged.len(), 1, "{report:?}");
+    let refused = wal.append(2, &["more"]);
+    assert!(
+        matches!(refused, Err(LogError::Damaged { .. })),
+        "{refused:?}"
+    );
+    wal.remove(2).expect("durable");
+    let refused = wal.append(2, &["more"]);
+    assert!(matches!(refused, Err(LogError::Gone { .. })), "{refused:?}");
+    wal.close().expect("it closes");
+    let (wal, _) = open();
+    assert_eq!(wal.streams(), [1]);
+    assert_eq!(wal.append(1, &["more"]).expect("durable"), 2..=2);
+    wal.close().expect("it closes");
 }
