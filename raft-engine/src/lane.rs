@@ -119,8 +119,11 @@ impl Core {
             _ => {}
         }
         match self.lane.submit_admitted(submission) {
-            // Nobody waits for what a replica says that is gone.
-            Ok(()) | Err(LogError::Gone { .. }) => {}
+            Ok(()) => {}
+            // It means nothing any more, of a replica that is gone.
+            Err(LogError::Gone { .. }) => {
+                self.end_in_turn(Submission::new(group, replica, number));
+            }
             Err(error) if is_of_one_replica(&error) => {
                 let reason = format!(
                     "the log refused what the replica submitted, and holds nothing of it: {error}; \
@@ -392,6 +395,34 @@ mod tests {
         // Stopped and started again, it goes on.
         let (_, failed) = settle(vec![of_term(1, next_life, 6)]);
         assert_eq!((failed, term(1)), (Vec::new(), 6));
+    }
+
+    #[test]
+    fn what_a_replica_says_that_is_gone_ends_in_its_turn() {
+        let disk: Arc<dyn Vfs> = Arc::new(SimVfs::new(3));
+        let path = Path::new("/data");
+        disk.create_dir_all(path).expect("an empty disk");
+        let (lane, _) = Lane::open(disk, path, LaneOptions::default()).expect("it opens");
+        let desk = Arc::new(LaneDesk::new(lane, Arc::default()));
+        let step = Arc::new(Inbox::new(usize::MAX, Arc::default()));
+        let mut worker = LaneWorker::new(Arc::clone(&desk), vec![Arc::clone(&step)]);
+        let mut removal = of_term(1, 2, 1);
+        removal.tombstone = true;
+        let submissions = vec![of_term(1, 1, 1), removal, of_term(1, 3, 2)];
+        desk.notice(LaneInput::Submit(submissions));
+        for millis in 1..10 {
+            worker.poll(Time(millis * 1_000_000));
+        }
+        let mut told = Vec::new();
+        step.drain(&mut told);
+        let mut ended = Vec::new();
+        for input in told {
+            match input {
+                StepInput::Persisted(done) => ended.extend(done.iter().map(|done| done.sequence)),
+                _ => panic!("nobody has failed"),
+            }
+        }
+        assert_eq!(ended, [1, 2, 3]);
     }
 
     #[test]
