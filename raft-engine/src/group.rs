@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use bytes::Bytes;
-use raft_log::{SNAPSHOTS_BYTES_MAX, SnapshotRecord, SnapshotsRecord};
+use raft_log::{SNAPSHOTS_BYTES_MAX, SnapshotRecord, SnapshotsRecord, Submission};
 use raft_proto::{
     AfterSync, EntryId, GroupId, HardState, HostId, Index, MEMBERSHIP_BYTES_MAX, Membership,
     Message, Raft, ReplicaId, Session, SnapshotMeta, SubmissionId,
@@ -83,8 +83,10 @@ pub(crate) struct Group {
     pub(crate) is_touched: bool,
     /// Where the group stands in the timers.
     pub(crate) deadline_tick: Option<u64>,
-    /// The number of the last submission given to the lane.
+    /// The number of the last submission given to the lane, or to be given at the end of the pass.
     pub(crate) sequence: u64,
+    /// The number of the last submission that has ended there.
+    pub(crate) ended: u64,
     pub(crate) outstanding: VecDeque<Outstanding>,
     /// What the lane was last given, and what it must be given with the next record.
     pub(crate) hard_state: HardState,
@@ -146,6 +148,7 @@ impl Group {
             is_touched: false,
             deadline_tick: None,
             sequence: 0,
+            ended: 0,
             outstanding: VecDeque::new(),
             hard_state: HardState::default(),
             proposals: Vec::new(),
@@ -172,6 +175,11 @@ impl Group {
             is_installed_from_stream: false,
             failed: None,
         }
+    }
+
+    /// What is submitted next, empty yet.
+    pub(crate) const fn next_submission(&self) -> Submission {
+        Submission::new(self.id, self.replica, self.sequence + 1)
     }
 
     /// What the log records of the retained snapshots.
@@ -297,7 +305,7 @@ mod tests {
     use std::sync::Arc;
 
     use raft_log::vfs::{SimVfs, Vfs};
-    use raft_log::{Lane, LaneOptions, Submission};
+    use raft_log::{Lane, LaneOptions};
     use raft_proto::Term;
 
     use super::*;

@@ -50,7 +50,7 @@ impl Prepared {
         ));
         group.handed = self.handed;
         group.hard_state = hard_state;
-        group.sequence = self.sequence;
+        (group.sequence, group.ended) = (self.sequence, self.sequence);
         group.learn_hosts();
         group.awaits = self.lost.map(|index| Awaited {
             index,
@@ -65,13 +65,13 @@ impl Prepared {
             responder.respond(Ok(()));
             return (group, None);
         }
-        group.sequence += 1;
         let founding = Submission {
             hard_state: Some(hard_state),
             snapshots: Some(group.snapshots_record()),
             restart_after: Some(group.handed),
-            ..Submission::new(id, replica, group.sequence)
+            ..group.next_submission()
         };
+        group.sequence = founding.submission;
         group.outstanding.push_back(Outstanding {
             sequence: Some(group.sequence),
             submission: None,

@@ -167,8 +167,8 @@ pub(crate) struct StepWorker {
     failed: Option<String>,
 }
 
-/// A group that is gone from here, and whose last submission is not durable yet. It counts as running
-/// until then: whoever starts it again reads what is durable, and must not say less than that.
+/// A group that is gone from here, and whose last submission has not ended at the lane yet. It counts
+/// as running until then: whoever starts it again reads what is durable, and must not say less than that.
 struct Stopping {
     replica: ReplicaId,
     sequence: u64,
@@ -430,7 +430,7 @@ impl StepWorker {
             Ok(done) => Some(done),
             Err(panic) => {
                 let reason = format!("panicked: {}", panic_text(&*panic));
-                self.out.take_back(id);
+                self.out.take_back(group);
                 self.fail_group(id, reason);
                 None
             }
@@ -456,9 +456,11 @@ impl StepWorker {
                 reason: reason.clone(),
             }));
         }
-        let (group, founding) = prepared.into_group(self.out.tick, responder);
+        let (mut group, founding) = prepared.into_group(self.out.tick, responder);
         let id = group.id;
-        self.out.submissions.extend(founding);
+        if let Some(founding) = founding {
+            self.out.submit(&mut group, founding);
+        }
         let earlier = self.groups.insert(id, group);
         assert!(
             earlier.is_none(),
@@ -475,18 +477,15 @@ impl StepWorker {
             self.timers.remove(&(tick, id));
         }
         requests::abort_save(&mut group);
-        let mut outstanding = group.outstanding.iter().rev();
-        match outstanding.find_map(|outstanding| outstanding.sequence) {
-            Some(sequence) if self.failed.is_none() => {
-                let stopping = Stopping {
-                    replica: group.replica,
-                    sequence,
-                    responder,
-                };
-                self.stopping.insert(id, stopping);
-            }
-            _ => self.stop_machine(id, responder),
+        if group.ended == group.sequence || self.failed.is_some() {
+            return self.stop_machine(id, responder);
         }
+        let stopping = Stopping {
+            replica: group.replica,
+            sequence: group.sequence,
+            responder,
+        };
+        self.stopping.insert(id, stopping);
     }
 
     fn stop_machine(&self, id: GroupId, responder: Responder<()>) {
@@ -529,7 +528,9 @@ impl StepWorker {
         tracing::debug!(group = id.get(), %reason, "message refused");
         if matches!(refusal, Refusal::Core(Refused::Violation { kind, .. }) if kind.is_fatal()) {
             // Somewhere safety is lost already: what is here must not vouch for anything more.
-            self.out.take_back(id);
+            if let Some(group) = self.groups.get_mut(&id) {
+                self.out.take_back(group);
+            }
             return self.fail_group(id, format!("safety violation: {reason}"));
         }
         self.out
@@ -564,10 +565,15 @@ impl StepWorker {
             let responder = stopping.remove().responder;
             return self.stop_machine(done.group, responder);
         }
+        let Some(group) = self.groups.get_mut(&done.group) else {
+            return;
+        };
+        if group.replica != done.replica || done.sequence <= group.ended {
+            return;
+        }
+        // Of one that has failed, too: whoever stops it waits for that.
+        group.ended = done.sequence;
         self.isolated(done.group, |shared, out, group| {
-            if group.replica != done.replica {
-                return;
-            }
             while let Some(front) = group.next_durable(done.sequence) {
                 pass::complete(shared, out, group, front);
             }

@@ -214,8 +214,8 @@ impl Engine {
 
     /// Stops a group on this host; its state stays on disk. A save under way is aborted. Answered
     /// when all that it submitted is durable, which on a full disk may wait for room, and its state
-    /// machine is gone; until then the group counts as running. A group whose start is under way
-    /// does not run yet.
+    /// machine is gone; until then the group counts as running, if it has failed too. When the host
+    /// has failed nothing is waited for. A group whose start is under way does not run yet.
     ///
     /// # Errors
     ///

@@ -5,6 +5,7 @@ use raft_proto::{Envelope, GroupId, HostId, Ready};
 
 use super::StepShared;
 use crate::apply::{ApplyInput, Task};
+use crate::group::Group;
 use crate::jobs::Job;
 use crate::lane::LaneInput;
 use crate::outbound::{Event, SnapshotTransfer};
@@ -16,7 +17,7 @@ use crate::route;
 pub(super) struct Out {
     /// The tick at which the pass began.
     pub(super) tick: u64,
-    pub(super) submissions: Vec<Submission>,
+    submissions: Vec<Submission>,
     /// By host, ascending.
     messages: Vec<(HostId, Vec<Envelope>)>,
     pub(super) tasks: Vec<(GroupId, Task)>,
@@ -37,10 +38,25 @@ impl Out {
         }
     }
 
-    /// Takes back all that `id` put out in this pass. Who waits for some of it is answered by
+    /// Gives a group's next submission to the lane, and returns its number.
+    pub(super) fn submit(&mut self, group: &mut Group, submission: Submission) -> u64 {
+        group.sequence = submission.submission;
+        self.submissions.push(submission);
+        group.sequence
+    }
+
+    /// Takes back all that the group put out in this pass. Who waits for some of it is answered by
     /// what is dropped here.
-    pub(super) fn take_back(&mut self, id: GroupId) {
-        self.submissions.retain(|submission| submission.group != id);
+    pub(super) fn take_back(&mut self, group: &mut Group) {
+        let id = group.id;
+        let mut taken_back = 0;
+        self.submissions.retain(|submission| {
+            let is_kept = submission.group != id;
+            taken_back += u64::from(!is_kept);
+            is_kept
+        });
+        // The lane will never see them, nor end them.
+        group.sequence -= taken_back;
         for (_, messages) in &mut self.messages {
             messages.retain(|envelope| envelope.group != id);
         }

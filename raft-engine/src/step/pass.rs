@@ -85,19 +85,17 @@ fn process(shared: &StepShared, out: &mut Out, group: &mut Group, ready: &mut Re
         let sequence = must_write.then(|| {
             let hard_state_news = (hard_state != group.hard_state).then_some(hard_state);
             group.hard_state = hard_state;
-            group.sequence += 1;
             let mut written = Submission {
                 hard_state: hard_state_news,
                 entries: std::mem::take(entries),
-                ..Submission::new(group.id, group.replica, group.sequence)
+                ..group.next_submission()
             };
             if let Some(meta) = &install {
                 group.retain_with(meta.clone(), shared.config.snapshot_retention);
                 written.snapshots = Some(group.snapshots_record());
                 written.restart_after = Some(meta.id);
             }
-            out.submissions.push(written);
-            group.sequence
+            out.submit(group, written)
         });
         let outstanding = Outstanding {
             sequence,

@@ -181,14 +181,14 @@ fn record(
     if first > group.raft.first_index() {
         group.raft.compacted(first);
     }
-    group.sequence += 1;
-    out.submissions.push(Submission {
+    let submission = Submission {
         snapshots: Some(group.snapshots_record()),
         compact_before: Some(group.raft.first_index()),
-        ..Submission::new(group.id, group.replica, group.sequence)
-    });
+        ..group.next_submission()
+    };
+    let sequence = out.submit(group, submission);
     group.outstanding.push_back(Outstanding {
-        sequence: Some(group.sequence),
+        sequence: Some(sequence),
         submission: None,
         release: Vec::new(),
         then: Some(OnDurable::Recorded { index }),
@@ -283,13 +283,13 @@ fn fill(shared: &StepShared, out: &mut Out, group: &mut Group, meta: SnapshotMet
     group.awaits = None;
     group.filled = Some(meta.clone());
     group.retain_with(meta.clone(), shared.config.snapshot_retention);
-    group.sequence += 1;
-    out.submissions.push(Submission {
+    let submission = Submission {
         snapshots: Some(group.snapshots_record()),
-        ..Submission::new(group.id, group.replica, group.sequence)
-    });
+        ..group.next_submission()
+    };
+    let sequence = out.submit(group, submission);
     group.outstanding.push_back(Outstanding {
-        sequence: Some(group.sequence),
+        sequence: Some(sequence),
         submission: None,
         release: Vec::new(),
         then: Some(OnDurable::Filled { meta }),

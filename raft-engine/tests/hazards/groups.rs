@@ -1,18 +1,20 @@
 //! Groups that fail alone, that start and stop, and callers that ask too much.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use raft_engine::{
     Command, Completion, Event, RequestError, Responder, SaveCursor, SaveStep, SnapshotRead, Start,
-    StateMachine, StateMachineError,
+    StartGroup, StateMachine, StateMachineError,
 };
-use raft_proto::{HostId, Role};
+use raft_proto::{Body, Envelope, GroupId, HostId, Index, Message, Role, Term};
 
 use crate::machine::ListMachine;
+use crate::oracle::Slot;
 use crate::world::{MILLISECOND, World, command, group, host, replica};
 
-/// Panics on one host at one command, and gives up at another.
+/// Panics on one host at one command or query, and gives up at another.
 struct Fragile {
     inner: ListMachine,
     host: HostId,
@@ -20,6 +22,7 @@ struct Fragile {
 
 const PANICS_AT: u64 = 666;
 const GIVES_UP_AT: u64 = 667;
+const PANICKING_QUERY: &[u8] = b"the machine's own bug";
 
 impl StateMachine for Fragile {
     fn apply(&mut self, command: Command<'_>) -> Result<Bytes, StateMachineError> {
@@ -37,6 +40,9 @@ impl StateMachine for Fragile {
     }
 
     fn query(&mut self, query: &[u8]) -> Result<Bytes, StateMachineError> {
+        if self.host == host(1) {
+            assert_ne!(query, PANICKING_QUERY, "the machine's own bug");
+        }
         self.inner.query(query)
     }
 
@@ -249,6 +255,158 @@ fn a_group_has_stopped_when_all_that_it_submitted_is_durable() {
     world.leader(group(1));
     world.await_level(group(1));
     world.check();
+}
+
+/// Hosts whose first one's groups can be made to fail.
+fn fragile(seed: u64, groups: u64) -> World {
+    let mut world = World::new(seed, 3, groups);
+    world.machines(|host, _, inner| Box::new(Fragile { inner, host }));
+    world.start_all();
+    world.await_leaders();
+    world
+}
+
+fn transfer(world: &mut World, of: GroupId, to: usize) {
+    let target = replica(world.hosts[to].id.get());
+    for _ in 0..10 {
+        let leader = world.leader(of);
+        if leader == to {
+            return;
+        }
+        let _ = world.ask(leader, |engine, responder| {
+            engine.transfer_leadership(of, target, responder);
+        });
+    }
+    panic!("host {to} does not take over");
+}
+
+/// Its state machine panics, on host 1.
+fn fail_group(world: &mut World, of: GroupId) {
+    let query = Bytes::from_static(PANICKING_QUERY);
+    let failed = world.ask(0, |engine, responder| {
+        engine.read_stale(of, query, responder);
+    });
+    assert!(failed.is_err(), "{failed:?}");
+    world.run_until("the group fails", |world| {
+        world.status(0, of).failed.is_some()
+    });
+}
+
+fn stop_later(world: &mut World, at: usize, of: GroupId) -> Arc<Slot<()>> {
+    let stopped = world.ask_later(at, |engine, responder| engine.stop_group(of, responder));
+    world.pass();
+    stopped
+}
+
+/// It voted, and may be started again to vote otherwise.
+#[test]
+fn a_group_that_failed_has_stopped_when_all_that_it_submitted_is_durable() {
+    let mut world = fragile(7, 2);
+    transfer(&mut world, group(1), 1);
+    world.await_level(group(1));
+    let term = world.status(0, group(1)).term;
+    // A vote of the first host, or a term, is on its way.
+    world.hosts[0].vfs.set_hung(true);
+    transfer(&mut world, group(1), 2);
+    let voted = world.status(0, group(1)).term;
+    assert!(voted > term);
+    fail_group(&mut world, group(1));
+    let stopped = stop_later(&mut world, 0, group(1));
+    world.run_for(100 * MILLISECOND);
+    assert!(stopped.take().is_none(), "its vote is not durable");
+    let outcome = world.start_group(0, group(1), Some(Start::Restart));
+    assert_eq!(outcome, Err(RequestError::AlreadyRunning(group(1))));
+    world.hosts[0].vfs.set_hung(false);
+    world.answer(&stopped).expect("it is durable");
+    world
+        .start_group(0, group(1), Some(Start::Restart))
+        .expect("its state is there");
+    assert!(world.status(0, group(1)).term >= voted);
+    // It votes again, and serves.
+    transfer(&mut world, group(1), 0);
+    world.propose(0, group(1), 1).expect("it serves");
+    world.await_level(group(1));
+    world.check();
+}
+
+/// What a group puts out before it fails, in the same pass, never reaches the log: nobody waits for it.
+#[test]
+fn a_group_that_fails_before_anything_leaves_it_stops_at_once() {
+    let mut world = World::new(8, 3, 1);
+    world.open(0);
+    let engine = world.engine(0);
+    for _ in 0..2 {
+        let machine = ListMachine::new(host(1), group(1), Arc::clone(&world.applications));
+        let members = (1..=3).map(|id| (replica(id), host(id))).collect();
+        let start = StartGroup {
+            group: group(1),
+            replica: replica(1),
+            epoch: 1,
+            start: Start::Bootstrap { members },
+            machine: Box::new(machine),
+        };
+        let founded = world.ask_later(0, |engine, responder| engine.start_group(start, responder));
+        // Two lead one term: what is here must not vouch for anything.
+        for id in [2, 3] {
+            let claim = Message {
+                from: replica(id),
+                to: replica(1),
+                term: Term::new(2),
+                body: Body::Heartbeat {
+                    commit: Index::new(1),
+                    round: 0,
+                },
+            };
+            let claim = Envelope {
+                group: group(1),
+                epoch: 1,
+                message: claim,
+            };
+            engine.deliver(host(id), vec![claim]);
+        }
+        let failed = world.answer(&founded);
+        let Err(RequestError::GroupFailed { reason, .. }) = &failed else {
+            panic!("{failed:?}");
+        };
+        assert!(reason.contains("safety violation"), "{reason}");
+        let stopped = stop_later(&mut world, 0, group(1));
+        stopped.take().expect("it has stopped").expect("it ran");
+    }
+}
+
+#[test]
+fn whoever_stops_a_group_is_answered_when_the_host_fails() {
+    let mut latched = 0;
+    for operation in 1..=8 {
+        let mut world = fragile(9, 3);
+        for id in 1..=3 {
+            transfer(&mut world, group(id), 0);
+        }
+        world.hosts[0].vfs.set_hung(true);
+        for id in 1..=2 {
+            let command = command(id);
+            world.ask_later(0, |engine, responder| {
+                engine.propose(group(id), command, None, responder);
+            });
+            world.pass();
+        }
+        fail_group(&mut world, group(2));
+        let slots = [1, 2].map(|id| stop_later(&mut world, 0, group(id)));
+        assert!(slots.iter().all(|slot| slot.take().is_none()));
+        let vfs = &world.hosts[0].vfs;
+        vfs.fail_at(vfs.calls() + operation, ErrorKind::Other);
+        vfs.set_hung(false);
+        for slot in slots {
+            world.answer(&slot).expect("it ran");
+        }
+        world.run_for(1_000 * MILLISECOND);
+        let has_failed = |event: &Event| matches!(event, Event::HostFailed { .. });
+        latched += usize::from(world.events(0).iter().any(has_failed));
+        let stopped = stop_later(&mut world, 0, group(3));
+        world.answer(&stopped).expect("it ran");
+        assert_eq!(world.engine(0).groups(), []);
+    }
+    assert!(latched >= 2, "of the next eight operations some are needed");
 }
 
 #[test]
