@@ -41,9 +41,9 @@ pub fn mix(hash: u64, word: u64) -> u64 {
     mixed ^ (mixed >> 29)
 }
 
-/// What a command holds behind its number.
+/// What a command holds behind its number: never zeros, which lie in a file wherever nothing is.
 pub fn filler(number: u64) -> u8 {
-    number.to_le_bytes()[0]
+    number.to_le_bytes()[0] | 1
 }
 
 /// Keeps every command's number, in order.
