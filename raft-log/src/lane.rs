@@ -215,10 +215,7 @@ pub struct Lane {
     last_record_at: Time,
     /// Not before, the vote file is tried to be made larger.
     votes_grow_at: Time,
-    /// Bytes that may be moved forward now: earned by what was written and by what died.
-    collect_credit: u64,
-    /// Moving goes on until half of the garbage is gone.
-    is_collecting: bool,
+    moves: collect::Moves,
     /// What the active segment's checkpoint takes.
     checkpoint_len: u64,
     is_closing: bool,
@@ -308,6 +305,7 @@ impl Lane {
         let recovered = recovery::mend(&vfs, data_dir, &options, analysis)?;
         let shared = Arc::new(Shared::new(Arc::clone(&vfs), &options, recovered.tables));
         let scrub = scrub::Scrub::new(options.scrub_bytes_per_s);
+        let moves = collect::Moves::new(&options);
         let mut lane = Self {
             pool: recovered.pool,
             votes: recovered.votes,
@@ -340,8 +338,7 @@ impl Lane {
             now: Time(0),
             last_record_at: Time(0),
             votes_grow_at: Time(0),
-            collect_credit: 0,
-            is_collecting: false,
+            moves,
             checkpoint_len: 0,
             is_closing: false,
             unmovable: BTreeSet::new(),

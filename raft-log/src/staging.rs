@@ -50,6 +50,11 @@ impl Change {
         }
     }
 
+    /// Whether it is the log's own move.
+    pub(crate) const fn is_moved(&self) -> bool {
+        matches!(self, Self::Entries { item, .. } if item.is_moved)
+    }
+
     /// Whether what it says may free a segment.
     pub(crate) const fn makes_room(&self) -> bool {
         match self {
@@ -111,8 +116,8 @@ pub(crate) struct Staging {
     pub(crate) is_urgent: bool,
     /// The lane's own, but no watermark record: a full disk has no room for one.
     pub(crate) is_plain: bool,
-    /// Bytes of the entries that the log itself moves.
-    moved_bytes: usize,
+    /// Whether it holds entries that the log itself moves.
+    has_moved: bool,
 }
 
 impl Staging {
@@ -127,12 +132,13 @@ impl Staging {
 
     /// Whether it holds entries that the log itself moves.
     pub(crate) const fn has_moved(&self) -> bool {
-        self.moved_bytes > 0
+        self.has_moved
     }
 
-    /// Bytes of the entries that were submitted.
-    pub(crate) const fn submitted_bytes(&self) -> usize {
-        self.data_len - self.moved_bytes
+    /// Bytes of all that was submitted.
+    pub(crate) fn submitted_bytes(&self) -> usize {
+        let changes = self.changes.iter().filter(|(_, change)| !change.is_moved());
+        changes.map(|(_, change)| change.bytes()).sum()
     }
 
     /// The term that it gives the entry at `index`, if it writes it.
@@ -214,8 +220,7 @@ impl Staging {
         let parts = [ours, others];
         let of = |key| usize::from(!taken(key));
         for (key, change) in self.changes {
-            let is_moved = matches!(&change, Change::Entries { item, .. } if item.is_moved);
-            if !is_moved {
+            if !change.is_moved() {
                 parts[of(key)].change(key, change);
             }
         }
@@ -289,7 +294,7 @@ impl Staging {
         let at = self.data_len;
         self.data_len += batch.size_bytes();
         self.has_entries |= !is_moved;
-        self.moved_bytes += if is_moved { batch.size_bytes() } else { 0 };
+        self.has_moved |= is_moved;
         self.batches += 1;
         let batch = batch.clone();
         let change = Change::Entries { item, at, batch };

@@ -24,7 +24,7 @@ const PAGE_BYTES: usize = 4096;
 static FILLER: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 /// What a watermark's filler and second record take at least, and at most where there is no room
 /// for more.
-const WATERMARK_BYTES: usize = SECTOR_BYTES + 2 * RECORD_ALIGN;
+pub(super) const WATERMARK_BYTES: usize = SECTOR_BYTES + 2 * RECORD_ALIGN;
 
 /// Released segments that one record names, at most.
 const RELEASED_MAX: usize = 16;
@@ -199,6 +199,9 @@ impl Lane {
     /// At the end of a burst, and when the release of segments must not wait.
     fn stage_watermark(&mut self) {
         let is_over = self.now >= self.last_record_at.plus_nanos(self.options.burst_end_nanos);
+        if is_over {
+            self.note_rest();
+        }
         let is_pressing = self.shared.is_full() && !self.to_release.is_empty();
         if (is_over || is_pressing)
             && let Some(watermark) = self.owed_watermark()
@@ -574,7 +577,7 @@ impl Lane {
                     self.last_record_at = self.now;
                 }
                 // What was moved earns nothing: moving would feed itself for ever.
-                self.earn(to_u64(staging.submitted_bytes()));
+                self.earn_written(to_u64(staging.submitted_bytes()));
                 self.landed(*staging, data_at);
             }
             FlightKind::Seal(sealed) => self.sealed(&sealed),
@@ -640,7 +643,7 @@ impl Lane {
                 }
             }
         }
-        self.earn(freed);
+        self.earn_freed(freed);
         self.shared.tail.insert_all(recent);
         self.release(&std::mem::take(&mut staging.released));
         if may_free {

@@ -544,3 +544,73 @@ fn laggards_are_moved_while_the_log_is_never_idle() {
         assert_eq!(entries, laggard);
     }
 }
+
+/// What a group may pin: its own bytes, what lies beside them (in a segment, watermarks and the end
+/// that was too small for the next entry), one segment, and the one appended to.
+fn bound(own: u64, batches: u64, live_segments: u64, segment_size_bytes: u64) -> u64 {
+    own + 256 * batches + (live_segments << 14) + 2 * segment_size_bytes
+}
+
+/// Young entries come to lie beside what is moved, as the log is never idle: it is not moved again
+/// and again for them, and a moment of peace is enough to get rid of them.
+#[test]
+fn what_is_moved_under_a_load_without_end_is_not_moved_for_ever() {
+    let options = LaneOptions {
+        segment_size_bytes: 256 << 10,
+        record_bytes_max: 64 << 10,
+        ..options()
+    };
+    let disk = disk(15);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    for index in 1..=480 {
+        driven.write(one(1, index, 7_000));
+        driven.write(one(2, index, 3_000));
+    }
+    let mut compact = Submission::new(key(2).0, key(2).1, 1_000);
+    compact.compact_before = Some(Index::new(481));
+    driven.lane.submit(compact).expect("taken");
+    for index in 1..=3_000 {
+        let mut submission = one(3, index, 7_000);
+        submission.compact_before = Some(Index::new(index + 1));
+        driven.lane.submit(submission).expect("taken");
+        while driven.lane.pending_bytes() > 8_000 {
+            driven.step();
+        }
+        driven.lane.take_completions();
+    }
+    let own = 480 * 7_040;
+    let busy = driven.lane.stats();
+    assert!(busy.moved_bytes < 2 * own, "{busy:?}");
+    driven.pass(10_000_000_000);
+    let stats = driven.lane.stats();
+    let most = bound(own, 480, stats.live_segments, options.segment_size_bytes);
+    assert!(stats.live_segment_bytes <= most, "{most}, {stats:?}");
+}
+
+/// Much dies at once in a log that is at rest: that pays for all that must be moved.
+#[test]
+fn what_dies_at_once_is_collected_though_nothing_is_written() {
+    let options = options();
+    let disk = disk(16);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    for index in 1..=200 {
+        for group in 1..=4 {
+            driven.write(one(group, index, 2_000));
+        }
+    }
+    for group in 1..=3 {
+        let mut compact = Submission::new(key(group).0, key(group).1, 1_000);
+        compact.compact_before = Some(Index::new(201));
+        driven.lane.submit(compact).expect("taken");
+    }
+    driven.pass(20_000_000_000);
+    let stats = driven.lane.stats();
+    let most = bound(
+        200 * 2_040,
+        200,
+        stats.live_segments,
+        options.segment_size_bytes,
+    );
+    assert!(stats.live_segment_bytes <= most, "{most}, {stats:?}");
+    assert!(stats.moved_bytes <= 200 * 2_300, "once: {stats:?}");
+}
