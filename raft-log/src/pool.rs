@@ -143,10 +143,23 @@ impl Pool {
     /// Opens the next spare if it could not be opened before, and a while has passed since then.
     pub(crate) fn open_again(&mut self, now: Time) -> Option<Made> {
         let may_try = self.retry_at.is_none_or(|at| at <= now) && self.making.is_none();
-        if !may_try || self.is_open() || self.spares.is_empty() {
+        if !may_try || self.spares.is_empty() {
             return None;
         }
-        Some(self.opened_as(now))
+        if !self.is_open() {
+            return Some(self.opened_as(now));
+        }
+        // What could not be made was larger than what is asked for since: whoever waits for it is
+        // to ask again, or nobody would make it.
+        let is_enough = self.spares.len() >= self.spares_wanted && !self.is_small();
+        let was_due = is_enough && self.retry_at.take().is_some();
+        was_due.then_some(Made::Spare)
+    }
+
+    /// Whether the next spare is smaller than what is asked for.
+    fn is_small(&self) -> bool {
+        let front = self.spares.front();
+        front.is_some_and(|front| front.len < self.needed)
     }
 
     fn opened_as(&mut self, now: Time) -> Made {
@@ -220,12 +233,11 @@ impl Pool {
         if self.making.is_some() || self.retry_at.is_some_and(|at| now < at) {
             return false;
         }
-        if let Some(front) = self.spares.front()
-            && front.len < self.needed
+        if self.is_small()
+            && let Some(spare) = self.spares.pop_front()
         {
             // The next number gets a file of the size asked for: the same one, made again.
             self.close_next();
-            let spare = self.spares.pop_front().expect("it was just seen");
             self.make(spare.number, self.larger(), Some(spare));
             return true;
         }
