@@ -17,6 +17,8 @@ mod failure;
 mod faults;
 #[path = "log/fits.rs"]
 mod fits;
+#[path = "log/full.rs"]
+mod full;
 #[path = "log/fuzz.rs"]
 mod fuzz;
 #[path = "log/golden.rs"]
@@ -51,6 +53,8 @@ mod split;
 mod strict;
 #[path = "log/tail.rs"]
 mod tail;
+#[path = "log/tally.rs"]
+mod tally;
 #[path = "log/tracked.rs"]
 mod tracked;
 #[path = "log/votes.rs"]

@@ -1,18 +1,18 @@
 //! Many lives of one log against a map: random operations, crashes and errors, on one lane and on
 //! two, read back in every way there is.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use raft_log::vfs::{Fault, ReadMode, SimVfs, StdVfs, Vfs};
-use raft_log::{Lane, LaneOptions, LogError, Progress, Submission};
-use raft_proto::{Batch, Time};
+use raft_log::{Lane, LaneOptions, LogError, Progress};
+use raft_proto::Time;
 
 use crate::lanes::OfLane;
 use crate::record;
+use crate::tally::{OPERATIONS, READS, Tally};
 use crate::tracked::{Tracks, read_back};
-use crate::workload::{DATA, ModelReplica, Rng, Workload, disk, options, seen_all};
+use crate::workload::{DATA, Rng, Workload, disk, options, seen_all};
 
 /// As the system says them.
 const FAULTS: [(&str, Fault); 5] = [
@@ -22,72 +22,6 @@ const FAULTS: [(&str, Fault); 5] = [
     ("EINTR", Fault::Errno(4)),
     ("short count", Fault::Short),
 ];
-
-/// How often what happened.
-#[derive(Debug, Default)]
-struct Tally(BTreeMap<&'static str, u64>);
-
-impl Tally {
-    fn add(&mut self, what: &'static str, count: u64) {
-        *self.0.entry(what).or_default() += count;
-    }
-
-    fn of(&self, what: &str) -> u64 {
-        self.0.get(what).copied().unwrap_or_default()
-    }
-
-    /// Sums of all that is named.
-    fn sum(&self, names: &[&str]) -> u64 {
-        names.iter().map(|name| self.of(name)).sum()
-    }
-
-    /// Fails on what never happened.
-    fn demand(&self, names: &[&str]) {
-        for name in names {
-            assert!(self.of(name) > 0, "no {name}: {self:?}");
-        }
-    }
-
-    /// What a submission asks of a replica.
-    fn operations(&mut self, submission: &Submission, before: Option<&ModelReplica>) {
-        let blank = ModelReplica::blank();
-        let before = before.unwrap_or(&blank);
-        let state = submission.hard_state;
-        self.add(
-            "votes",
-            u64::from(state.is_some_and(|it| it.vote.is_some())),
-        );
-        let commits = state.is_some_and(|it| it.commit > before.hard_state.commit);
-        self.add("commits", u64::from(commits));
-        let is_over = |batch: &Batch| batch.first().index <= before.last.index;
-        let restarts = submission.restart_after.is_some();
-        let overwrites = !restarts && submission.entries.first().is_some_and(is_over);
-        self.add("overwrites", u64::from(overwrites));
-        let appends = submission.entries.len() - usize::from(overwrites);
-        self.add("appends", u64::try_from(appends).expect("small"));
-        self.add("restarts behind a snapshot", u64::from(restarts));
-        self.add("snapshots", u64::from(submission.snapshots.is_some()));
-        let compacts = submission.compact_before.is_some();
-        self.add("compactions", u64::from(compacts));
-        self.add("removals", u64::from(submission.tombstone));
-        let is_second = !submission.replica.get().is_multiple_of(10);
-        let is_new = submission.submission == 1;
-        self.add("creations after a removal", u64::from(is_second && is_new));
-    }
-}
-
-const OPERATIONS: [&str; 9] = [
-    "votes",
-    "commits",
-    "overwrites",
-    "appends",
-    "restarts behind a snapshot",
-    "snapshots",
-    "compactions",
-    "removals",
-    "creations after a removal",
-];
-const READS: [&str; 4] = ["entries read", "entries iterated", "terms", "terms before"];
 
 /// One lane in use.
 struct Used {
@@ -248,12 +182,7 @@ impl World {
                 let way = usize::try_from(rng.below(4)).expect("small");
                 let bytes_max = [None, Some(1), Some(3_000), Some(usize::MAX)][way];
                 match read_back(&reader, *key, replica, bytes_max, what) {
-                    Ok(read) => {
-                        tally.add("entries read", read.entries);
-                        tally.add("entries iterated", read.iterated);
-                        tally.add("terms", read.terms);
-                        tally.add("terms before", read.terms_before);
-                    }
+                    Ok(read) => tally.reads(read),
                     // The call that was to fail.
                     Err(LogError::Io(_)) => tally.add("reads that failed", 1),
                     Err(error) => panic!("{what}: {key:?}: {error}"),

@@ -153,6 +153,12 @@ impl Tracks {
         of.all(|track| track.acknowledged == track.states.len() - 1)
     }
 
+    /// A replica as it was submitted last.
+    pub fn last_of(&self, key: Key) -> ModelReplica {
+        let track = self.of.get(&key);
+        track.map_or_else(ModelReplica::blank, |track| track.last().clone())
+    }
+
     /// Each replica as it was acknowledged last.
     pub fn acknowledged(&self) -> impl Iterator<Item = (&Key, &ModelReplica)> {
         let of = self.of.iter();
@@ -168,25 +174,29 @@ impl Tracks {
         }
     }
 
-    /// What was found is something that may be.
+    /// What was found is something that may be. Returns of how many replicas it is a state with a
+    /// compaction ahead of what waited before it.
     ///
     /// # Panics
     ///
     /// If it is not.
-    pub fn check(&self, found: &Model, what: &str) {
+    pub fn check(&self, found: &Model, what: &str) -> u64 {
+        let mut ahead = 0;
         for (key, track) in &self.of {
             let found = found.replicas.get(key);
-            assert!(
-                track.find(found).is_some(),
-                "{what}: {key:?}: found {found:#?}\nacknowledged {} of {:#?}",
-                track.acknowledged,
-                track.states
-            );
+            let Some(at) = track.find(found) else {
+                panic!(
+                    "{what}: {key:?}: found {found:#?}\nacknowledged {} of {:#?}",
+                    track.acknowledged, track.states
+                );
+            };
+            ahead += u64::from(!replica_agrees(found, &track.states[at]));
         }
         for (key, found) in &found.replicas {
             let is_known = self.of.contains_key(key);
             assert!(is_known, "{what}: {key:?} comes from nowhere: {found:#?}");
         }
+        ahead
     }
 }
 

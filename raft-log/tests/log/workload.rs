@@ -453,10 +453,17 @@ impl Driven {
         }
     }
 
-    /// Lets a span pass.
-    pub fn pass(&mut self, nanos: u64) {
+    /// Lets a span pass. Returns how often the lane was polled.
+    ///
+    /// # Panics
+    ///
+    /// If it spins.
+    pub fn pass(&mut self, nanos: u64) -> u64 {
         let end = self.now.plus_nanos(nanos);
+        let mut polls = 0;
         while self.now < end {
+            polls += 1;
+            assert!(polls < 1_000_000, "it spins");
             match self.lane.poll(self.now) {
                 Progress::More => {}
                 Progress::Idle { until } => {
@@ -467,6 +474,7 @@ impl Driven {
                 }
             }
         }
+        polls
     }
 
     /// Until all that was submitted has completed.
