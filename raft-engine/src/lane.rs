@@ -335,16 +335,42 @@ mod tests {
         submission
     }
 
-    #[test]
-    fn a_refused_submission_fails_its_group_and_nobody_else() {
-        let disk: Arc<dyn Vfs> = Arc::new(SimVfs::new(2));
+    /// A lane on an empty disk, and its worker.
+    struct Opened {
+        disk: Arc<SimVfs>,
+        desk: Arc<LaneDesk>,
+        step: Arc<Inbox<StepInput>>,
+        worker: LaneWorker,
+        reader: LogReader,
+    }
+
+    fn opened(options: LaneOptions) -> Opened {
+        let disk = Arc::new(SimVfs::new(1));
         let path = Path::new("/data");
         disk.create_dir_all(path).expect("an empty disk");
-        let (lane, _) = Lane::open(disk, path, LaneOptions::default()).expect("it opens");
+        let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
+        let (lane, _) = Lane::open(vfs, path, options).expect("it opens");
         let reader = lane.reader();
         let desk = Arc::new(LaneDesk::new(lane, Arc::default()));
         let step = Arc::new(Inbox::new(usize::MAX, Arc::default()));
-        let mut worker = LaneWorker::new(Arc::clone(&desk), vec![Arc::clone(&step)]);
+        Opened {
+            disk,
+            worker: LaneWorker::new(Arc::clone(&desk), vec![Arc::clone(&step)]),
+            desk,
+            step,
+            reader,
+        }
+    }
+
+    #[test]
+    fn a_refused_submission_fails_its_group_and_nobody_else() {
+        let Opened {
+            desk,
+            step,
+            mut worker,
+            reader,
+            ..
+        } = opened(LaneOptions::default());
         let mut now = Time(0);
         let mut settle = |submissions: Vec<Submission>| {
             let expected = submissions.len();
@@ -399,13 +425,12 @@ mod tests {
 
     #[test]
     fn what_a_replica_says_that_is_gone_ends_in_its_turn() {
-        let disk: Arc<dyn Vfs> = Arc::new(SimVfs::new(3));
-        let path = Path::new("/data");
-        disk.create_dir_all(path).expect("an empty disk");
-        let (lane, _) = Lane::open(disk, path, LaneOptions::default()).expect("it opens");
-        let desk = Arc::new(LaneDesk::new(lane, Arc::default()));
-        let step = Arc::new(Inbox::new(usize::MAX, Arc::default()));
-        let mut worker = LaneWorker::new(Arc::clone(&desk), vec![Arc::clone(&step)]);
+        let Opened {
+            desk,
+            step,
+            mut worker,
+            ..
+        } = opened(LaneOptions::default());
         let mut removal = of_term(1, 2, 1);
         removal.tombstone = true;
         let submissions = vec![of_term(1, 1, 1), removal, of_term(1, 3, 2)];
@@ -427,17 +452,15 @@ mod tests {
 
     #[test]
     fn while_the_disk_works_step_workers_encode_the_next_batch() {
-        let disk: Arc<dyn Vfs> = Arc::new(SimVfs::new(1));
-        let path = Path::new("/data");
-        disk.create_dir_all(path).expect("an empty disk");
-        let options = LaneOptions {
+        let Opened {
+            desk,
+            step,
+            mut worker,
+            ..
+        } = opened(LaneOptions {
             segment_size_bytes: 1 << 20,
             ..LaneOptions::default()
-        };
-        let (lane, _) = Lane::open(disk, path, options).expect("it opens");
-        let desk = Arc::new(LaneDesk::new(lane, Arc::default()));
-        let step = Arc::new(Inbox::new(usize::MAX, Arc::default()));
-        let mut worker = LaneWorker::new(Arc::clone(&desk), vec![Arc::clone(&step)]);
+        });
         let before = worker.stats().lane;
         let submit = |group| {
             desk.notice(LaneInput::Submit(vec![submission(group)]));
@@ -482,40 +505,24 @@ mod tests {
 
     /// A worker whose lane is full.
     struct Full {
-        disk: Arc<SimVfs>,
-        desk: Arc<LaneDesk>,
-        worker: LaneWorker,
-        reader: LogReader,
+        lane: Opened,
         now: Time,
     }
 
     impl Full {
         fn new() -> Self {
-            let disk = Arc::new(SimVfs::new(1));
-            let path = Path::new("/data");
-            disk.create_dir_all(path).expect("an empty disk");
             let options = LaneOptions {
                 segment_size_bytes: 256 << 10,
                 ..LaneOptions::default()
             };
-            let vfs: Arc<dyn Vfs> = Arc::<SimVfs>::clone(&disk);
             let room = 2 * options.segment_size_bytes;
-            let (lane, _) = Lane::open(vfs, path, options).expect("it opens");
-            disk.set_capacity(Some(disk.used_bytes() + room));
-            let reader = lane.reader();
-            let desk = Arc::new(LaneDesk::new(lane, Arc::default()));
-            let step = Arc::new(Inbox::new(usize::MAX, Arc::default()));
-            let mut full = Self {
-                worker: LaneWorker::new(Arc::clone(&desk), vec![step]),
-                disk,
-                desk,
-                reader,
-                now: Time(0),
-            };
+            let lane = opened(options);
+            lane.disk.set_capacity(Some(lane.disk.used_bytes() + room));
+            let mut full = Self { lane, now: Time(0) };
             full.submit([submission(1), submission(2)]);
             for next in 1..1_000 {
                 full.submit([append(1, next, 10_000)]);
-                if full.reader.space().is_full() {
+                if full.lane.reader.space().is_full() {
                     return full;
                 }
             }
@@ -523,27 +530,27 @@ mod tests {
         }
 
         fn submit(&mut self, submissions: impl Into<Vec<Submission>>) {
-            self.desk.notice(LaneInput::Submit(submissions.into()));
+            self.lane.desk.notice(LaneInput::Submit(submissions.into()));
             self.run(10);
         }
 
         fn run(&mut self, millis: u64) {
             for _ in 0..millis {
                 self.now = self.now.plus_nanos(1_000_000);
-                self.disk.set_now(self.now);
-                self.worker.poll(self.now);
+                self.lane.disk.set_now(self.now);
+                self.lane.worker.poll(self.now);
             }
         }
 
         /// The first and the last durable entry.
         fn range(&self, group: u64) -> (u64, u64) {
             let (group, replica) = (submission(group).group, submission(group).replica);
-            let range = self.reader.range(group, replica);
+            let range = self.lane.reader.range(group, replica);
             range.map_or((1, 0), |(first, last)| (first.get(), last.get()))
         }
 
         fn term(&self, group: u64) -> Term {
-            let found = self.reader.replicas_of(submission(group).group);
+            let found = self.lane.reader.replicas_of(submission(group).group);
             found[0].1.hard_state.term
         }
 
@@ -575,7 +582,7 @@ mod tests {
         });
         full.submit([compaction]);
         full.run(5_000);
-        assert!(!full.reader.space().is_full(), "it resumes by itself");
+        assert!(!full.lane.reader.space().is_full(), "it resumes by itself");
         assert_eq!(full.range(1), (last, next));
     }
 
@@ -593,6 +600,6 @@ mod tests {
         full.run(1_000);
         assert_eq!(full.term(2), Term::new(2));
         assert_eq!(full.range(2).1, next - 1);
-        assert!(full.reader.space().is_full());
+        assert!(full.lane.reader.space().is_full());
     }
 }
