@@ -8,7 +8,7 @@ use raft_log::{Lane, LaneOptions, LogError, Recovery, Submission};
 use raft_proto::{HardState, Term, Time};
 
 use crate::record;
-use crate::tally::{OPERATIONS, READS, Tally};
+use crate::tally::{OPERATIONS, READS, Tally, end_life};
 use crate::tracked::{Tracks, read_back};
 use crate::workload::{
     Driven, Key, Model, Rng, Workload, disk, is_split, key, open, options, seen_all,
@@ -138,6 +138,11 @@ fn live(seed: u64, tally: &mut Tally) {
         }
         life.use_it();
         (workload, tracks) = life.end();
+        // The fault is gone with it, and there may be room.
+        disk.fault_every(CALLS[0], None);
+        if rng.one_in(2) {
+            disk.set_capacity(None);
+        }
         end_life(&disk, &mut rng, tally);
     }
     // The last word.
@@ -167,21 +172,6 @@ fn found(
     let ahead = tracks.check(&found, what);
     tally.add("compactions ahead of what waited", ahead);
     found
-}
-
-/// The process alone is gone, or the power; then there may be room.
-fn end_life(disk: &SimVfs, rng: &mut Rng, tally: &mut Tally) {
-    disk.fault_every(CALLS[0], None);
-    if rng.one_in(2) {
-        disk.set_capacity(None);
-    }
-    if rng.one_in(3) {
-        disk.kill_process();
-        tally.add("kills", 1);
-    } else {
-        disk.crash();
-        tally.add("crashes", 1);
-    }
 }
 
 /// A submission that has not ended.

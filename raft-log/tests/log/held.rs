@@ -45,22 +45,28 @@ fn done(driven: &mut Driven) -> Vec<u64> {
     .collect()
 }
 
-#[test]
-fn fault_16_a_full_vote_file_holds_up_new_replicas_alone() {
-    const PLACES: u64 = 1_024;
+/// Groups that the vote file has places for, before it is made larger.
+const PLACES: u64 = 1_024;
+
+/// Each of so many has voted in term 2, in one burst: in peace a larger file would be made ahead.
+fn without_places() -> (Arc<SimVfs>, Driven, LaneOptions) {
     let disk = disk(1);
     let options = LaneOptions {
         segment_size_bytes: 1 << 20,
         ..options()
     };
     let (mut driven, _) = Driven::open(&disk, &options);
-    let mut rng = Rng(1);
-    driven.write(append(&mut rng, 1, 1, 3_000));
-    // In one burst: in peace a larger file would be made ahead.
+    driven.write(append(&mut Rng(1), 1, 1, 3_000));
     for group in 1..=PLACES {
         driven.lane.submit(vote(group, 2)).expect("it is taken");
     }
     driven.settle();
+    (disk, driven, options)
+}
+
+#[test]
+fn fault_16_a_full_vote_file_holds_up_new_replicas_alone() {
+    let (disk, mut driven, options) = without_places();
     disk.set_capacity(Some(disk.used_bytes()));
     driven.lane.submit(vote(PLACES + 1, 1)).expect("it waits");
     driven.lane.submit(vote(1, 3)).expect("it is taken");
@@ -89,17 +95,7 @@ fn fault_16_a_full_vote_file_holds_up_new_replicas_alone() {
 
 #[test]
 fn fault_18_a_vote_file_that_cannot_be_made_holds_up_new_replicas_alone() {
-    const PLACES: u64 = 1_024;
-    let disk = disk(1);
-    let options = LaneOptions {
-        segment_size_bytes: 1 << 20,
-        ..options()
-    };
-    let (mut driven, _) = Driven::open(&disk, &options);
-    for group in 1..=PLACES {
-        driven.lane.submit(vote(group, 2)).expect("it is taken");
-    }
-    driven.settle();
+    let (disk, mut driven, _) = without_places();
     disk.fault_every("open", Some(Fault::Errno(24)));
     driven.lane.submit(vote(PLACES + 1, 1)).expect("it waits");
     driven.lane.submit(vote(1, 3)).expect("it is taken");

@@ -10,7 +10,7 @@ use raft_proto::Time;
 
 use crate::lanes::OfLane;
 use crate::record;
-use crate::tally::{OPERATIONS, READS, Tally};
+use crate::tally::{OPERATIONS, READS, Tally, end_life};
 use crate::tracked::{Tracks, read_back};
 use crate::workload::{DATA, Rng, Workload, disk, options, seen_all};
 
@@ -328,17 +328,6 @@ fn live(seed: u64, tally: &mut Tally) {
     let what = format!("seed {seed} at the end");
     let opened = World::open(&vfs, DATA.as_ref(), &options, known, &what);
     drop(opened.unwrap_or_else(|(error, _)| panic!("{what}: {error}")));
-}
-
-/// The process alone is gone, or the power.
-fn end_life(disk: &SimVfs, rng: &mut Rng, tally: &mut Tally) {
-    if rng.one_in(3) {
-        disk.kill_process();
-        tally.add("kills", 1);
-    } else {
-        disk.crash();
-        tally.add("crashes", 1);
-    }
 }
 
 /// One life: submissions, and a full disk now and then. `false`: a lane latched.

@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 
 use raft_log::Submission;
+use raft_log::vfs::SimVfs;
 use raft_proto::Batch;
 
 use crate::tracked::ReadBack;
-use crate::workload::ModelReplica;
+use crate::workload::{ModelReplica, Rng};
 
 /// How often what happened.
 #[derive(Debug, Default)]
@@ -81,3 +82,14 @@ pub const OPERATIONS: [&str; 9] = [
     "creations after a removal",
 ];
 pub const READS: [&str; 4] = ["entries read", "entries iterated", "terms", "terms before"];
+
+/// The process alone is gone, or the power.
+pub fn end_life(disk: &SimVfs, rng: &mut Rng, tally: &mut Tally) {
+    if rng.one_in(3) {
+        disk.kill_process();
+        tally.add("kills", 1);
+    } else {
+        disk.crash();
+        tally.add("crashes", 1);
+    }
+}
