@@ -108,6 +108,40 @@ fn fault_18_a_vote_file_that_cannot_be_made_holds_up_new_replicas_alone() {
     assert_eq!(done(&mut driven), [PLACES + 1, PLACES + 1]);
 }
 
+/// Entries of a new replica wait for a segment, and its first vote behind them takes them along: only
+/// then it turns out that it has no place.
+#[test]
+fn fault_18_a_first_vote_behind_entries_waits_alone_for_a_vote_file_that_cannot_be_made() {
+    const NEW: u64 = PLACES + 1;
+    let (disk, mut driven, _) = without_places();
+    disk.fault_every("open", Some(Fault::Errno(24)));
+    let mut rng = Rng(2);
+    let mut fill = |driven: &mut Driven, group, first, bytes| {
+        let before = driven.lane.pending_bytes();
+        let mut next = first;
+        while driven.lane.pending_bytes() == before {
+            assert!(next < 10_000, "it fills up");
+            let append = append(&mut rng, group, next, bytes);
+            driven.lane.submit_admitted(append).expect("it is taken");
+            driven.pass(SECOND / 100);
+            next += 1;
+        }
+    };
+    fill(&mut driven, 1, 2, 20_000);
+    fill(&mut driven, NEW, 1, 300);
+    driven.lane.take_completions();
+    driven.lane.submit(vote(NEW, 1)).expect("it waits");
+    driven.pass(SECOND / 2);
+    driven.lane.submit(vote(2, 3)).expect("it is taken");
+    driven.pass(3 * SECOND);
+    assert_eq!(done(&mut driven), [2], "the others go on");
+    disk.fault_every("open", None);
+    driven.pass(5 * SECOND);
+    let mut done = done(&mut driven);
+    done.sort_unstable();
+    assert_eq!(done, [1, NEW, NEW]);
+}
+
 #[test]
 fn fault_16_the_vote_file_grows_ahead_in_peace() {
     let disk = disk(2);
