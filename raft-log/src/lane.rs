@@ -623,9 +623,8 @@ impl Lane {
         let is_stalled = is_waiting && !self.is_woken;
         let lacks_slots = !self.no_slot.is_empty() || self.lacks_slots();
         let grows = (is_waiting && lacks_slots).then_some(self.votes_grow_at);
-        let watermark = self.owed_watermark();
-        let watermark =
-            watermark.map(|_| self.last_record_at.plus_nanos(self.options.burst_end_nanos));
+        let burst_end = self.last_record_at.plus_nanos(self.options.burst_end_nanos);
+        let watermark = self.owes_watermark().then_some(burst_end);
         let stalled = is_stalled.then(|| self.now.plus_nanos(1_000_000));
         let due = [
             watermark,

@@ -181,7 +181,7 @@ impl Lane {
         let is_awaited = !self.no_slot.is_empty();
         let is_peace = || {
             let is_over = self.now >= self.last_record_at.plus_nanos(self.options.burst_end_nanos);
-            is_over && self.is_drained() && self.owed_watermark().is_none() && !self.is_closing
+            is_over && self.is_drained() && !self.owes_watermark() && !self.is_closing
         };
         if is_awaited || (self.votes.is_low() && is_peace()) {
             let votes = self.no_slot.votes();
@@ -204,30 +204,37 @@ impl Lane {
         }
         let is_pressing = self.shared.is_full() && !self.to_release.is_empty();
         if (is_over || is_pressing)
-            && let Some(watermark) = self.owed_watermark()
+            && self.owes_watermark()
+            && let Some(watermark) = self.watermark()
         {
             self.staging = watermark;
         }
     }
 
-    /// The watermark record that is owed, if nothing else is gathered. On a full disk without room
+    /// Whether a watermark record is owed, and nothing else is gathered. On a full disk without room
     /// for it, it is owed on, and segments are released without.
-    pub(super) fn owed_watermark(&self) -> Option<Staging> {
+    pub(super) fn owes_watermark(&self) -> bool {
         let is_owed = self.watermark_lsn < self.synced_lsn
             || self.votes.has_behind()
             || !self.to_release.is_empty();
-        if !is_owed || !self.is_drained() {
-            return None;
-        }
+        is_owed && self.is_drained() && (!self.lacks_next_segment() || self.watermark().is_some())
+    }
+
+    /// A watermark record, or the plain one that takes its place; `None`: there is no room.
+    fn watermark(&self) -> Option<Staging> {
         let mut watermark = Staging::default();
         watermark.item(None, &Item::Released(Vec::new()));
-        if self.lacks_segment && !self.has_next_segment() && !self.has_room_for(&watermark) {
+        if self.lacks_next_segment() && !self.has_room_for(&watermark) {
             watermark.is_plain = true;
             if self.to_release.is_empty() || !self.has_room_for(&watermark) {
                 return None;
             }
         }
         Some(watermark)
+    }
+
+    fn lacks_next_segment(&self) -> bool {
+        self.lacks_segment && !self.has_next_segment()
     }
 
     /// Whether the segment behind the active one is made, and holds more than its checkpoint.
