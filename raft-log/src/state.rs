@@ -39,10 +39,10 @@ impl SnapshotsRecord {
     }
 }
 
-/// What one replica wants durable, all of it at once: one record holds it. Entries of more than
+/// What one replica wants durable, all of it at once: one record holds it. What takes more than
 /// [`LaneOptions::record_bytes_max`](crate::LaneOptions::record_bytes_max), or than half a segment,
-/// take several: then term and vote are durable first, the entries batch by batch, and the commit
-/// index last.
+/// takes several: then term and vote are durable first, the entries batch by batch, and the commit
+/// index last. Beside the entries' bytes 256 count, 64 for each batch, and what is said of snapshots.
 ///
 /// Takes effect in this order: `restart_after`, `hard_state`, `snapshots`, `entries`,
 /// `compact_before`, `tombstone`.

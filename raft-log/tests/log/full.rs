@@ -24,9 +24,9 @@ const ERRNOS: [i32; 3] = [24, 12, 28];
 /// More polls in so many seconds are no work.
 const POLLS_MAX: u64 = 40_000;
 
-/// Seeds behind the others that failed once: the lane spun, and what waited for a larger segment
-/// than the next one waited on.
-const FOUND: [u64; 1] = [1_278];
+/// Seeds behind the others that failed once. 1278: the lane spun, and what waited for a larger segment
+/// than the next one waited on. 1134: what was just over the bound of a record was taken for one.
+const FOUND: [u64; 2] = [1_134, 1_278];
 
 /// What must have happened, beside all operations.
 const EVENTS: [&str; 26] = [
@@ -70,7 +70,7 @@ fn fault_16_many_lives_on_a_full_disk_lose_nothing_and_keep_the_order() {
     for seed in (0..SEEDS).chain(FOUND) {
         live(seed, &mut tally);
     }
-    record("log lives on a full disk", "seeds", SEEDS + 1);
+    record("log lives on a full disk", "seeds", SEEDS + 2);
     let suite = "log operations on a full disk";
     record(suite, "operations", tally.sum(&OPERATIONS));
     record(suite, "crashes", tally.sum(&["crashes", "kills"]));

@@ -179,10 +179,10 @@ impl Model {
     }
 }
 
-/// Whether a submission is over the bound of a record, and may take several.
+/// Whether a submission may be over the bound of a record, and take several.
 pub fn is_split(submission: &Submission, options: &LaneOptions) -> bool {
-    let items = submission.entries.len() * 128;
-    submission.entries_bytes() + items > options.record_bytes_max
+    let beside = 512 + submission.entries.len() * 128;
+    submission.entries_bytes() + beside > options.record_bytes_max
 }
 
 /// Draws submissions that make sense.
