@@ -563,9 +563,21 @@ impl Lane {
     }
 
     fn maintain(&mut self) -> bool {
-        match self.pool.open_again(self.now) {
+        let is_busy = match self.pool.open_again(self.now) {
             Some(made) => self.on_made(made),
             None => self.pool.maintain(self.now),
+        };
+        self.note_room();
+        is_busy
+    }
+
+    /// Whoever was to ask again for a segment, and has not, needs none any more.
+    fn note_room(&mut self) {
+        let is_answered_later = self.pool.is_making() || self.pool.retry_at().is_some();
+        let is_waiting = !self.is_drained() || !self.no_room.is_empty();
+        if self.lacks_segment && !is_answered_later && !is_waiting {
+            (self.lacks_segment, self.is_pool_full) = (false, false);
+            self.note_full();
         }
     }
 
@@ -594,6 +606,8 @@ impl Lane {
                 self.note_full();
                 self.unhold(HeldFor::Room);
             }
+            // They ask, and wait on: the answer says whether there is room.
+            Made::AskAgain => self.unhold(HeldFor::Room),
             Made::NoRoom(error) => {
                 self.lacks_segment = true;
                 self.is_pool_full |= error.is_storage_full();

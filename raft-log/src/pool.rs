@@ -153,7 +153,7 @@ impl Pool {
         // to ask again, or nobody would make it.
         let is_enough = self.spares.len() >= self.spares_wanted && !self.is_small();
         let was_due = is_enough && self.retry_at.take().is_some();
-        was_due.then_some(Made::Spare)
+        was_due.then_some(Made::AskAgain)
     }
 
     /// Whether the next spare is smaller than what is asked for.
@@ -216,7 +216,7 @@ impl Pool {
         let fits = dead.len == self.segment_size_bytes && !is_held;
         if fits && self.dead.len() < DEAD_MAX {
             self.dead.push(dead);
-            self.retry_at = None;
+            self.try_at_once();
         } else {
             self.remove(dead.path);
         }
@@ -225,7 +225,7 @@ impl Pool {
     fn remove(&mut self, path: PathBuf) {
         let op = self.vfs.submit(Op::Remove { path });
         self.removing.push(op);
-        self.retry_at = None;
+        self.try_at_once();
     }
 
     /// Begins what is to be done ahead. Returns whether something was begun.
@@ -389,9 +389,9 @@ impl Pool {
         self.retry_at = Some(now.plus_nanos(RETRY_NANOS));
     }
 
-    /// What has failed may be tried at once.
+    /// What has failed, and whoever waits for it, is tried at once.
     pub(crate) fn try_at_once(&mut self) {
-        self.retry_at = None;
+        self.retry_at = self.retry_at.map(|_| Time(0));
     }
 
     /// Makes the next spare while the caller waits: at open there is nothing else to do.
@@ -466,6 +466,8 @@ impl Drop for Pool {
 pub(crate) enum Made {
     /// There is a spare more.
     Spare,
+    /// None is made, as the one there is is enough for whoever has asked last.
+    AskAgain,
     /// There is none for now: the disk is full, or there are no descriptors, say.
     NoRoom(VfsError),
     /// There is none, and none can be made.

@@ -1,8 +1,8 @@
 //! The next segment cannot be made.
 
 use raft_log::vfs::Fault;
-use raft_log::{LaneOptions, LogError, Submission};
-use raft_proto::{HardState, Index, ReplicaId, Term};
+use raft_log::{LaneOptions, LogError, SnapshotRecord, SnapshotsRecord, Submission};
+use raft_proto::{BatchBuilder, EntryId, EntryKind, HardState, Index, ReplicaId, Term};
 
 use crate::workload::{Driven, Rng, batch, disk, key, open, options};
 
@@ -221,6 +221,146 @@ fn fault_18_whom_the_next_segment_suffices_goes_on() {
     driven.pass(5 * SECOND);
     assert_eq!(done(&mut driven), [1]);
     assert!(!driven.lane.stats().is_full, "it resumes by itself");
+}
+
+fn of_size(group: u64, index: u64, bytes: usize) -> Submission {
+    let (group, replica) = key(group);
+    let mut submission = Submission::new(group, replica, index);
+    let mut batch = BatchBuilder::new(group, Term::new(1), Index::new(index), bytes);
+    batch.push(EntryKind::Command, 0, None, &vec![7; bytes]);
+    submission.entries.extend(batch.finish());
+    submission
+}
+
+/// A batch of group 1 waits for a larger segment than the spare. While one is tried to be made, somebody
+/// else asks for less.
+fn asked_for_less(driven: &mut Driven) {
+    driven.vfs.set_capacity(Some(driven.vfs.used_bytes()));
+    driven.lane.submit(of_size(1, 1, 150_000)).expect("taken");
+    driven.pass(SECOND / 2);
+    assert!(driven.lane.stats().is_full);
+    while driven.vfs.next_completion_time().is_none() {
+        assert!(driven.step(), "it is tried again");
+    }
+    let small = of_size(2, 2, 48_000);
+    driven.lane.submit_admitted(small).expect("it is taken");
+    driven.lane.take_completions();
+}
+
+/// Whose submissions have become durable, in order.
+fn done(driven: &mut Driven) -> Vec<u64> {
+    let done = driven.lane.take_completions().into_iter();
+    let groups = done.map(|done| {
+        done.result.expect("it is durable");
+        done.group.get()
+    });
+    groups.collect()
+}
+
+/// Whoever needs the larger one asks for it again, and it cannot be made then either.
+#[test]
+fn fault_16_it_is_full_until_what_is_waited_for_can_be_made() {
+    let options = LaneOptions {
+        record_bytes_max: 256 << 10,
+        ..options()
+    };
+    let disk = disk(43);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    driven.write(of_size(2, 1, 12_000));
+    driven.pass(SECOND);
+    asked_for_less(&mut driven);
+    let end = driven.now.plus_nanos(5 * SECOND);
+    while driven.now < end {
+        driven.step();
+        assert!(driven.lane.stats().is_full, "at {:?}", driven.now);
+    }
+    assert_eq!(done(&mut driven), [2], "the spare is enough for it");
+    disk.set_capacity(None);
+    driven.pass(5 * SECOND);
+    assert_eq!(done(&mut driven), [1]);
+    assert!(!driven.lane.stats().is_full, "it resumes by itself");
+}
+
+/// A segment that is free then leaves nothing to be made: they ask again nevertheless.
+#[test]
+fn fault_16_who_waits_asks_again_when_a_segment_is_free() {
+    let options = LaneOptions {
+        record_bytes_max: 256 << 10,
+        ..options()
+    };
+    let disk = disk(48);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    for index in 1..=3 {
+        driven.write(of_size(3, index, 22_000));
+    }
+    driven.write(of_size(2, 1, 100));
+    driven.pass(SECOND);
+    assert_eq!(driven.lane.stats().sealed_segments, 1);
+    asked_for_less(&mut driven);
+    while driven.vfs.next_completion_time().is_some() {
+        driven.step();
+    }
+    let mut compaction = Submission::new(key(3).0, key(3).1, 4);
+    compaction.compact_before = Some(Index::new(4));
+    driven.lane.submit(compaction).expect("it is taken");
+    driven.pass(5 * SECOND);
+    assert_eq!(done(&mut driven), [3, 2], "the spare is enough for it");
+    disk.set_capacity(None);
+    driven.pass(5 * SECOND);
+    assert_eq!(done(&mut driven), [1]);
+}
+
+fn snapshot_of(group: u64, number: u64, bytes: usize) -> Submission {
+    let mut submission = Submission::new(key(group).0, key(group).1, number);
+    submission.snapshots = Some(SnapshotsRecord {
+        retained: vec![SnapshotRecord {
+            id: EntryId::ZERO,
+            membership: vec![7; bytes].into(),
+        }],
+    });
+    submission
+}
+
+/// What waited for a larger segment than the spare has gone on in the reserve, with votes: the disk is
+/// not full for want of a segment that nobody asks for.
+#[test]
+fn fault_16_it_is_not_full_when_nobody_waits_and_there_is_a_spare() {
+    let options = LaneOptions {
+        record_bytes_max: 256 << 10,
+        reserve_bytes: Some(32 << 10),
+        ..options()
+    };
+    let disk = disk(49);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    // Beside this checkpoint the spare has room for next to nothing.
+    driven.write(snapshot_of(4, 1, 26_000));
+    driven.write(snapshot_of(5, 1, 26_000));
+    driven.write(of_size(1, 1, 150_000));
+    driven.pass(SECOND);
+    disk.set_capacity(Some(disk.used_bytes()));
+    let wait = |driven: &mut Driven, append| {
+        driven.lane.submit_admitted(append).expect("it is taken");
+        while driven.vfs.next_completion_time().is_some() {
+            driven.step();
+        }
+        driven.pass(SECOND / 10);
+        assert!(driven.lane.stats().is_full);
+        assert!(driven.lane.pending_bytes() > 0, "it waits");
+    };
+    wait(&mut driven, of_size(2, 1, 12_000));
+    driven.write(vote(2, 2));
+    driven.write(snapshot_of(4, 2, 10));
+    driven.pass(SECOND / 2);
+    assert_eq!(driven.lane.pending_bytes(), 0);
+    while driven.vfs.next_completion_time().is_none() {
+        assert!(driven.step(), "it is tried again");
+    }
+    wait(&mut driven, of_size(3, 1, 300));
+    driven.write(vote(3, 2));
+    assert_eq!(driven.lane.pending_bytes(), 0);
+    assert!(driven.lane.stats().is_full, "nobody has asked since");
+    driven.pass(SECOND);
+    assert!(!driven.lane.stats().is_full);
 }
 
 /// The checkpoint of many replicas takes more than the spare: that is no next segment, and what
