@@ -67,16 +67,16 @@ impl Lane {
         }
     }
 
-    /// Whether entries of `bytes` fit behind all that waits, the reserve aside.
+    /// Whether entries of `bytes` fit behind all that waits, the reserve aside: in the active segment,
+    /// or in the next one if it is there.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        if self.active.is_sealed {
-            return false;
-        }
-        let taken = self.active.offset
-            + to_u64(self.pending_bytes() + bytes + 1024)
+        let len = to_u64(self.pending_bytes() + bytes + 1024)
             + self.footer_bytes(16)
             + self.options.reserve();
-        taken <= self.active.len
+        let is_here = !self.active.is_sealed && self.active.offset + len <= self.active.len;
+        let start = || to_u64(SEGMENT_HEADER_BYTES + self.checkpoint_bytes());
+        let is_in = |next: u64| start() + len <= next;
+        is_here || self.pool.front_len().is_some_and(is_in)
     }
 
     /// An upper bound of what sealing writes if `more` batches come, the trailer included.

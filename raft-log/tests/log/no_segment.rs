@@ -310,6 +310,35 @@ fn fault_16_who_waits_asks_again_when_a_segment_is_free() {
     assert_eq!(done(&mut driven), [1]);
 }
 
+/// Of two spares one alone can be made: it is there for entries, its reserve for the others.
+#[test]
+fn fault_16_entries_are_taken_as_long_as_a_spare_has_room_for_them() {
+    let options = LaneOptions {
+        spare_segments: 2,
+        ..options()
+    };
+    let disk = disk(50);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    disk.set_capacity(Some(disk.used_bytes() + options.segment_size_bytes));
+    driven.write(vote(2, 1));
+    driven.pass(SECOND);
+    assert!(driven.lane.stats().is_full, "for want of the second one");
+    let mut next = 1;
+    while driven.lane.submit(of_size(1, next, 1_000)).is_ok() {
+        next += 1;
+        assert!(next < 1_000, "it fills up");
+        driven.pass(SECOND / 100);
+        assert_eq!(driven.lane.pending_bytes(), 0, "nothing waits");
+    }
+    assert_eq!(driven.lane.stats().sealed_segments, 1);
+    assert!(next > 85, "both are used: {next}");
+    driven.lane.take_completions();
+    for term in 2..=5 {
+        driven.write(vote(2, term));
+    }
+    assert_eq!(driven.lane.pending_bytes(), 0, "in the reserve");
+}
+
 fn snapshot_of(group: u64, number: u64, bytes: usize) -> Submission {
     let mut submission = Submission::new(key(group).0, key(group).1, number);
     submission.snapshots = Some(SnapshotsRecord {
