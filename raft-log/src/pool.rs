@@ -336,8 +336,13 @@ impl Pool {
                 self.opened_as(now)
             }
             Err(error) => {
-                // It may have the header of its second life and its old name: nobody's file.
-                recycles.into_iter().for_each(|path| self.remove(path));
+                if let Some(path) = recycles {
+                    // It has the header of its second life, and its old name or the new one: nobody's
+                    // file. That number is not given out again.
+                    self.remove(path);
+                    self.remove(segment_path(&self.dir, spare.number));
+                    self.next_number = self.next_number.max(spare.number + 1);
+                }
                 if let Some(small) = replaces {
                     self.insert(small);
                     // If it cannot be, it is opened later.
