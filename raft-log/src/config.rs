@@ -53,9 +53,9 @@ pub struct LaneOptions {
     pub tail_cache_bytes_max: usize,
     /// Bytes of footers kept in memory. Up to 1 GiB, default 4 MiB.
     pub footer_cache_bytes_max: usize,
-    /// Bytes moved forward in one go when laggards are collected, or four times what the load's last
-    /// record held if that is more; never more than a quarter of a segment, or than `record_bytes_max`.
-    /// 4 KiB to 8 MiB, default 256 KiB.
+    /// Bytes moved in one go when laggards are collected, or twice what the load's last record held if
+    /// that is more; never more than a quarter of a segment, or than `record_bytes_max`. Whoever submits
+    /// waits for one such piece at most. 4 KiB to 8 MiB, default 256 KiB.
     pub collect_bytes_max: usize,
 }
 

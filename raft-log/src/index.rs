@@ -69,6 +69,18 @@ impl ListRun {
     fn last(&self) -> u64 {
         self.first.get().saturating_add(u64::from(self.count)) - 1
     }
+
+    /// What of it lies within `first..=last`: of its batch only so much counts then.
+    pub(crate) fn part(&self, first: Index, last: Index) -> Option<Self> {
+        let first = first.max(self.first);
+        let last = last.min(Index::new(self.last()));
+        let count = (first <= last).then(|| last.distance_from(first) + 1)?;
+        Some(Self {
+            first,
+            count: u32::try_from(count).ok()?,
+            ..*self
+        })
+    }
 }
 
 /// Reads a list whose checksum must hold.
@@ -139,6 +151,8 @@ pub(crate) struct SegmentInfo {
     pub(crate) is_sealed: bool,
     /// Nothing where a recovery sealed it.
     pub(crate) at_seal: AtSeal,
+    /// It holds moved entries alone, which count as if they lay just before this one.
+    pub(crate) before: Option<u64>,
 }
 
 /// A replica as far as it is durable.
@@ -147,6 +161,14 @@ pub(crate) struct Replica {
     pub(crate) state: ReplicaState,
     /// Ascending, without overlap.
     pub(crate) spans: VecDeque<Span>,
+}
+
+impl Replica {
+    /// Where the entries from `first` on lie.
+    pub(crate) fn spans_from(&self, first: Index) -> impl Iterator<Item = &Span> {
+        let at = self.spans.partition_point(|span| span.last < first);
+        self.spans.range(at..)
+    }
 }
 
 /// Everything readers need: what is durable, and where.
@@ -260,6 +282,18 @@ impl Tables {
                 .all(|span| span.segment != segment || matches!(span.at, At::List { .. })),
             "a sealed segment's spans are lists"
         );
+    }
+
+    /// These segments are gone, with whatever lay there.
+    pub(crate) fn forget(&mut self, segments: &BTreeSet<u64>) {
+        if segments.is_empty() {
+            return;
+        }
+        for replica in self.replicas.values_mut() {
+            let is_there = |span: &Span| !segments.contains(&span.segment);
+            replica.spans.retain(is_there);
+        }
+        self.segments.retain(|number, _| !segments.contains(number));
     }
 
     /// Bytes of a replica's entries, wherever they lie.
@@ -509,6 +543,7 @@ mod tests {
                 live_bytes: 0,
                 is_sealed: true,
                 at_seal: AtSeal::default(),
+                before: None,
             };
             tables.segments.insert(number, info);
         }

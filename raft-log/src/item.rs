@@ -33,6 +33,7 @@ const RUNS: u8 = 12;
 const CLOSED: u8 = 13;
 const LIMITS: u8 = 14;
 const SUCCESSOR: u8 = 15;
+const APART: u8 = 16;
 
 /// Entries in the record's data part, in the order of the table.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,6 +46,15 @@ pub(crate) struct EntriesItem {
     /// Where terms change behind the first entry.
     pub(crate) term_changes: Vec<TermRun>,
     pub(crate) membership_entries: Vec<Index>,
+}
+
+impl EntriesItem {
+    /// The term of one of them.
+    pub(crate) fn term_at(&self, index: Index) -> Term {
+        let before = self.term_changes.iter().rev();
+        let mut runs = before.filter(|run| run.first <= index);
+        runs.next().map_or(self.first.term, |run| run.term)
+    }
 }
 
 /// A replica's entries in a sealed segment.
@@ -93,6 +103,20 @@ pub(crate) enum Item {
     Limits(Limits),
     /// The segment that follows a sealed one.
     Successor(u64),
+    /// Segments that lie apart, and are sealed.
+    Apart(Vec<ApartItem>),
+}
+
+/// A segment that holds moved entries alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ApartItem {
+    pub(crate) number: u64,
+    pub(crate) incarnation: u64,
+    /// Its entries count as if they lay just before this segment; `None`: before the one in which
+    /// this is said.
+    pub(crate) before: Option<u64>,
+    /// What it has room for still.
+    pub(crate) free_bytes: u64,
 }
 
 /// What holds until it is said anew: in checkpoints, and when a lane is opened or closed.
@@ -200,6 +224,7 @@ pub(crate) fn put_item(out: &mut BytesMut, owner: Owner, item: &Item) {
         Item::Closed => (CLOSED, 0),
         Item::Limits(_) => (LIMITS, 0),
         Item::Successor(_) => (SUCCESSOR, 0),
+        Item::Apart(_) => (APART, 0),
     };
     header(out, kind, flags, 0, owner);
     match item {
@@ -251,6 +276,14 @@ pub(crate) fn put_item(out: &mut BytesMut, owner: Owner, item: &Item) {
             out.put_u64_le(limits.numbers_end);
         }
         Item::Successor(number) => out.put_u64_le(*number),
+        Item::Apart(segments) => {
+            for segment in segments {
+                out.put_u64_le(segment.number);
+                out.put_u64_le(segment.incarnation);
+                out.put_u64_le(segment.before.unwrap_or_default());
+                out.put_u64_le(segment.free_bytes);
+            }
+        }
         Item::Entries(_) | Item::State(_) | Item::Tombstone | Item::Closed => {}
     }
     let len = count(out.len() - at - ITEM_HEADER_BYTES);
@@ -296,7 +329,7 @@ impl Items<'_> {
         }
         let is_lanes = matches!(
             kind,
-            SEGMENTS | RELEASED | OPENED | CLOSED | LIMITS | SUCCESSOR
+            SEGMENTS | RELEASED | OPENED | CLOSED | LIMITS | SUCCESSOR | APART
         );
         let owner = match (group, replica) {
             (0, 0) if is_lanes => None,
@@ -377,6 +410,18 @@ fn decode(kind: u8, flag: bool, body: &mut &[u8]) -> Option<Item> {
         SUCCESSOR => {
             let number = number(body)?;
             Item::Successor((1..=NUMBER_MAX).contains(&number).then_some(number)?)
+        }
+        APART => {
+            let mut segments = Vec::new();
+            while !body.is_empty() {
+                segments.push(ApartItem {
+                    number: number(body)?,
+                    incarnation: number(body)?,
+                    before: Some(number(body)?).filter(|before| *before > 0),
+                    free_bytes: number(body)?,
+                });
+            }
+            Item::Apart(segments)
         }
         _ => return None,
     })

@@ -33,6 +33,7 @@ use held::HeldFor;
 
 use crate::vfs::{FileId, FileLock, OpDone, OpId, Vfs, VfsError, Waker};
 
+mod apart;
 mod collect;
 mod commit;
 mod fits;
@@ -74,8 +75,10 @@ pub struct LaneStats {
     pub live_segment_bytes: u64,
     /// Segments that could not be recycled because bytes of them were still held.
     pub held_segments: u64,
-    /// Bytes of laggards' entries moved forward.
+    /// Bytes of laggards' entries moved, with what records say of them.
     pub moved_bytes: u64,
+    /// Segments that they were moved to, and that hold nothing else.
+    pub segments_apart: u64,
     /// Whether the disk is full: entries are refused.
     pub is_full: bool,
     /// Submissions encoded: those durable, on their way, and gathered for the next record.
@@ -161,6 +164,9 @@ enum FlightKind {
         data_at: u64,
     },
     Seal(Vec<seal::SealedReplica>),
+    /// A piece of what is moved, to a segment apart.
+    Apart,
+    SealApart(Vec<seal::SealedReplica>),
 }
 
 /// The log's one writer: a value that whoever owns it drives by [`Lane::poll`], on a thread that
@@ -216,6 +222,8 @@ pub struct Lane {
     /// Not before, the vote file is tried to be made larger.
     votes_grow_at: Time,
     moves: collect::Moves,
+    /// The segment apart that is being filled.
+    apart: Option<apart::Apart>,
     /// What the active segment's checkpoint takes.
     checkpoint_len: u64,
     is_closing: bool,
@@ -271,6 +279,9 @@ fn make_dirs(vfs: &dyn Vfs, data_dir: &Path, dir: &Path) -> Result<(), LogError>
 impl Drop for Lane {
     /// Whoever opens the lane next finds no file that is still made, renamed or removed.
     fn drop(&mut self) {
+        if let Some(apart) = self.apart.take() {
+            self.vfs.close(apart.file());
+        }
         if self.pool.is_busy() {
             self.vfs.wait_for_all();
         }
@@ -339,6 +350,7 @@ impl Lane {
             last_record_at: Time(0),
             votes_grow_at: Time(0),
             moves,
+            apart: None,
             checkpoint_len: 0,
             is_closing: false,
             unmovable: BTreeSet::new(),
@@ -605,6 +617,8 @@ impl Lane {
                 (self.lacks_segment, self.is_pool_full) = (false, false);
                 self.note_full();
                 self.unhold(HeldFor::Room);
+                // It may be what a move waits for.
+                self.collect();
             }
             // They ask, and wait on: the answer says whether there is room.
             Made::AskAgain => self.unhold(HeldFor::Room),

@@ -211,6 +211,16 @@ impl Pool {
         Ok((spare, file))
     }
 
+    /// Takes the next spare for something else than what comes next, if it is one of the usual size
+    /// and nobody waits for it.
+    pub(crate) fn take_apart(&mut self) -> Option<(Spare, FileId)> {
+        let front = self.spares.front()?;
+        let is_usual = front.len == self.segment_size_bytes && self.needed == 0;
+        let is_free = is_usual && self.is_open() && self.making.is_none();
+        // It is open.
+        is_free.then(|| self.take().ok()).flatten()
+    }
+
     /// Takes a segment that nothing needs; `is_held` says that bytes of it are still out.
     pub(crate) fn give_back(&mut self, dead: Dead, is_held: bool) {
         let fits = dead.len == self.segment_size_bytes && !is_held;
@@ -266,6 +276,7 @@ impl Pool {
             incarnation: incarnation(self.identity, self.lane, number, before),
             len,
             is_recycled,
+            is_apart: false,
         }
     }
 

@@ -14,7 +14,9 @@ const LSN_MAX: u64 = u64::MAX / 2;
 /// The largest table or data a record may claim, whatever the options: nothing larger is believed.
 pub(crate) const RECORD_BYTES_HARD_MAX: usize = 256 << 20;
 pub(crate) const RECORD_MAGIC: u32 = 0x314C_5246;
-pub(crate) const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 3;
+/// No segment lies apart.
+const VERSION_WITHOUT_APART: u8 = 2;
 /// Its headers do not say whose records they are.
 const VERSION_WITHOUT_OWNERS: u8 = 1;
 
@@ -175,7 +177,7 @@ impl RecordHeader {
             _ => return Err(newer),
         };
         let owners = match version {
-            VERSION => Some(Owners::decode(&owners)),
+            VERSION | VERSION_WITHOUT_APART => Some(Owners::decode(&owners)),
             VERSION_WITHOUT_OWNERS if is_zero(&owners) => None,
             _ => return Err(newer),
         };
@@ -291,7 +293,7 @@ mod tests {
     #[test]
     fn fault_13_a_whole_header_of_a_later_version_is_told_apart() {
         // What the spare bytes of version 1 may be for, it does not know.
-        for (at, value) in [(4, 3_u8), (5, 9), (4, 1)] {
+        for (at, value) in [(4, 4_u8), (5, 9), (4, 1)] {
             let mut bytes = header().encode(PLACE);
             bytes[at] = value;
             let crc = PLACE.checksum(&bytes[..60]);

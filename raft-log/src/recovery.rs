@@ -12,8 +12,8 @@ use raft_proto::{GroupId, Index, ReplicaId};
 use crate::config::LaneOptions;
 use crate::error::LogError;
 use crate::hard_state::{self, VotesFound};
-use crate::index::{AtSeal, SegmentInfo, Tables};
-use crate::item::{Item, Key, Limits};
+use crate::index::Tables;
+use crate::item::{ApartItem, Item, Key, Limits};
 use crate::lane::Active;
 use crate::owners::OwnerSet;
 use crate::read::lane_dir;
@@ -188,8 +188,8 @@ struct Walk<'a> {
     limits: Limits,
     /// Something lies behind the last record that may have been a write, or stale.
     may_be_cut: bool,
-    /// Segments named by a checkpoint, with their incarnations; those released since are gone.
-    named: BTreeMap<u64, u64>,
+    /// Segments named by a checkpoint; those released since are gone.
+    named: BTreeMap<u64, Named>,
     released: BTreeSet<u64>,
     /// What the base's checkpoint takes.
     checkpoint_len: u64,
@@ -199,6 +199,34 @@ struct Walk<'a> {
     lost: Vec<verify::Lost>,
     /// Records of a segment without a footer are lost, or may be: what they overwrote would count.
     may_count_overwritten: bool,
+}
+
+/// What a checkpoint says of a segment.
+#[derive(Clone, Copy, Debug)]
+struct Named {
+    incarnation: u64,
+    /// It lies apart, and counts as if it lay just before this one.
+    before: Option<u64>,
+    /// What it has room for still, if it lies apart.
+    free_bytes: u64,
+}
+
+impl Named {
+    const fn in_turn(incarnation: u64) -> Self {
+        Self {
+            incarnation,
+            before: None,
+            free_bytes: 0,
+        }
+    }
+
+    const fn apart(item: &ApartItem, before: u64) -> Self {
+        Self {
+            incarnation: item.incarnation,
+            before: Some(before),
+            free_bytes: item.free_bytes,
+        }
+    }
 }
 
 /// A record whose table is lost, or many.
@@ -263,11 +291,11 @@ pub(crate) fn analyse(
     walk.settle_spares(&dir, &files, &end)?;
     walk.settle(&votes);
     if options.verify_all || walk.may_count_overwritten {
-        walk.verify_entries(&dir, &files, 0..base.unwrap_or(0))?;
+        walk.verify_entries(&dir, &files, base.unwrap_or(0))?;
     }
     walk.report_votes(&votes, end.is_closed);
     let is_dead = |number: &u64| {
-        *number <= end.newest
+        (*number <= end.newest || walk.released.contains(number))
             && !walk.tables.segments.contains_key(number)
             && !walk.misnamed.contains(number)
             && !walk.unreadable.contains(number)
@@ -372,7 +400,16 @@ impl Walk<'_> {
         let mut limits = Limits::default();
         for item in crate::item::items(record.table.as_ref()?) {
             match item? {
-                (None, Item::Segments(segments)) => named.extend(segments),
+                (None, Item::Segments(segments)) => {
+                    let segments = segments.into_iter();
+                    named.extend(segments.map(|(number, life)| (number, Named::in_turn(life))));
+                }
+                (None, Item::Apart(segments)) => {
+                    for segment in segments {
+                        let before = segment.before?;
+                        named.insert(segment.number, Named::apart(&segment, before));
+                    }
+                }
                 (None, Item::Limits(found)) => limits = found,
                 (Some(key), Item::State(state)) => {
                     tables.replicas.entry(key).or_default().state = *state;
@@ -404,45 +441,14 @@ impl Walk<'_> {
         let Some(base) = base else {
             return Ok(());
         };
-        let named: Vec<(u64, u64)> = self.named.range(..base).map(|(n, i)| (*n, *i)).collect();
-        for (number, incarnation) in named {
-            let Some(file) = files.get(&number).copied() else {
-                self.report.missing.push(number);
-                continue;
-            };
-            let is_other = file
-                .header
-                .is_some_and(|header| header.number != number || header.incarnation != incarnation);
-            if is_other {
-                self.misnamed.insert(number);
-                continue;
-            }
-            if file.header.is_none() {
-                self.damage(number, 0, "the header and its copy are unreadable", &[]);
-            }
-            self.tables.segments.insert(
-                number,
-                SegmentInfo {
-                    file: file.file,
-                    len: file.len,
-                    incarnation,
-                    live_spans: 0,
-                    live_bytes: 0,
-                    is_sealed: true,
-                    at_seal: AtSeal::default(),
-                },
-            );
-            let mut segment = SegmentBytes::open(self.vfs, dir, &file, incarnation, self.options)?;
-            segment.glimpse(true);
-            let footer_at = self.take_footer(&mut segment)?;
-            segment.glimpse(false);
-            match footer_at {
-                Some(footer_at) if self.options.verify_all => {
-                    self.verify_records(&mut segment, footer_at)?;
-                }
-                Some(_) => {}
-                None => self.take_records(&mut segment)?,
-            }
+        let named = self.named.iter().filter(|(number, _)| **number != base);
+        let mut named: Vec<(u64, Named)> = named.map(|(n, named)| (*n, *named)).collect();
+        named.sort_by_key(|(number, named)| match named.before {
+            Some(before) => (before, false, *number),
+            None => (*number, true, *number),
+        });
+        for (number, named) in named {
+            self.take_sealed(dir, files, number, named)?;
         }
         Ok(())
     }
@@ -509,9 +515,10 @@ impl Walk<'_> {
     ) -> Result<(), LogError> {
         for number in &self.released {
             self.named.remove(number);
-            self.tables.segments.remove(number);
             self.misnamed.remove(number);
         }
+        // Entries that nothing else holds any more are missing then.
+        self.tables.forget(&self.released);
         self.report
             .missing
             .retain(|number| !self.released.contains(number));
@@ -530,7 +537,8 @@ impl Walk<'_> {
             let Some(header) = file.header.filter(|header| header.number != *number) else {
                 continue;
             };
-            let was_released = *number < base.unwrap_or(0) && !self.named.contains_key(number);
+            let was_released = self.released.contains(number)
+                || *number < base.unwrap_or(0) && !self.named.contains_key(number);
             if was_released && self.is_leftover(dir, file, header, files, end)? {
                 continue;
             }
@@ -590,7 +598,8 @@ impl Walk<'_> {
             let segment = SegmentBytes::open(self.vfs, dir, file, 0, self.options)?;
             // One in the making holds zeroes alone.
             let is_used = || segment.last_used(SEGMENT_HEADER_BYTES, segment.len());
-            if file.header.is_none() && is_used()?.is_some() {
+            let is_known = self.tables.segments.contains_key(number);
+            if file.header.is_none() && !is_known && is_used()?.is_some() {
                 self.unreadable.insert(*number);
                 let reason = "the header and its copy are unreadable: the file is kept aside";
                 self.damage(*number, 0, reason, &[]);

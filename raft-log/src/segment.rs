@@ -35,6 +35,8 @@ pub(crate) struct SegmentHeader {
     pub(crate) len: u64,
     /// What lies behind the records may be anything of an earlier life, not only zeroes.
     pub(crate) is_recycled: bool,
+    /// It is not one of those that the lane appends to in turn: it holds moved entries alone.
+    pub(crate) is_apart: bool,
 }
 
 /// What the first bytes of a segment file are.
@@ -57,7 +59,7 @@ impl SegmentHeader {
             out.put_u64_le(HEADER_MAGIC);
             out.put_u32_le(VERSION);
             out.put_u16_le(self.lane);
-            out.put_u16_le(u16::from(self.is_recycled));
+            out.put_u16_le(u16::from(self.is_recycled) | u16::from(self.is_apart) << 1);
             out.put_u64_le(self.identity);
             out.put_u64_le(self.number);
             out.put_u64_le(self.incarnation);
@@ -100,6 +102,7 @@ impl SegmentHeader {
         Ok(Some(Self {
             lane,
             is_recycled: flags & 1 != 0,
+            is_apart: flags & 2 != 0,
             identity: fields.get_u64_le(),
             number: fields.get_u64_le(),
             incarnation: fields.get_u64_le(),
@@ -177,6 +180,7 @@ mod tests {
         incarnation: 9,
         len: 65_536,
         is_recycled: true,
+        is_apart: true,
     };
 
     #[test]

@@ -118,6 +118,8 @@ pub(crate) struct Staging {
     pub(crate) is_plain: bool,
     /// Whether it holds entries that the log itself moves.
     has_moved: bool,
+    /// It names the segment apart that was sealed just now.
+    pub(crate) names_apart: bool,
 }
 
 impl Staging {

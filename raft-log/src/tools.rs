@@ -71,7 +71,9 @@ pub enum SegmentPurpose {
     Active,
     /// Full, and still needed.
     Sealed,
-    /// Made ahead, nothing in it yet.
+    /// Sealed, and it holds what laggards keep, moved there by the log itself.
+    Apart,
+    /// Made ahead: nothing in it counts.
     Prepared,
     /// Nothing needs it: the next open removes it, or keeps it aside if it cannot be read.
     Dead,
@@ -82,6 +84,7 @@ impl std::fmt::Display for SegmentPurpose {
         f.write_str(match self {
             Self::Active => "active",
             Self::Sealed => "sealed",
+            Self::Apart => "apart",
             Self::Prepared => "prepared",
             Self::Dead => "dead",
         })
@@ -291,6 +294,7 @@ impl Looked {
             let info = tables.segments.get(&file.number);
             let purpose = match info {
                 Some(_) if active == Some(file.number) => SegmentPurpose::Active,
+                Some(info) if info.before.is_some() => SegmentPurpose::Apart,
                 Some(_) => SegmentPurpose::Sealed,
                 None if file.number > analysis.newest => SegmentPurpose::Prepared,
                 None => SegmentPurpose::Dead,

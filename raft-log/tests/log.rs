@@ -1,6 +1,8 @@
 //! The log over a simulated disk: crashes, damage, failing operations, a model.
 #![allow(missing_docs, unreachable_pub, reason = "a test, not an interface")]
 
+#[path = "log/apart.rs"]
+mod apart;
 #[path = "log/collection.rs"]
 mod collection;
 #[path = "log/confined.rs"]

@@ -7,7 +7,7 @@ use raft_proto::HardState;
 use crate::error::LogError;
 use crate::hard_state::Half;
 use crate::index::{AtSeal, SegmentInfo};
-use crate::item::{ITEM_HEADER_BYTES, Item, Key, Limits, put_state};
+use crate::item::{ApartItem, ITEM_HEADER_BYTES, Item, Key, Limits, put_state};
 use crate::lane::held::HeldFor;
 use crate::lane::{Flight, FlightKind, Lane};
 use crate::pool::{Dead, RETRY_NANOS};
@@ -90,6 +90,9 @@ impl Lane {
         self.release_urgent();
         self.stage_watermark();
         self.settle_votes_before_close();
+        if self.seal_apart() {
+            return Ok(true);
+        }
         let next = self.queue.front().unwrap_or(&self.staging);
         if next.is_empty() {
             return Ok(false);
@@ -199,9 +202,6 @@ impl Lane {
     /// At the end of a burst, and when the release of segments must not wait.
     fn stage_watermark(&mut self) {
         let is_over = self.now >= self.last_record_at.plus_nanos(self.options.burst_end_nanos);
-        if is_over {
-            self.note_rest();
-        }
         let is_pressing = self.shared.is_full() && !self.to_release.is_empty();
         if (is_over || is_pressing)
             && self.owes_watermark()
@@ -244,7 +244,7 @@ impl Lane {
     }
 
     /// Whether the active segment has room for a record, and for what others need more.
-    fn has_room_for(&self, record: &Staging) -> bool {
+    pub(super) fn has_room_for(&self, record: &Staging) -> bool {
         let (len, batches) = (self.record_bytes(record), record.batches);
         let has = |kept| self.has_bytes(len, batches, kept);
         // Whatever it is, or as much as it is.
@@ -285,6 +285,7 @@ impl Lane {
             () if self.has_next_segment() => 0,
             () if record.has_entries && record.is_urgent => all / 2,
             () if record.has_entries => all,
+            () if record.names_apart => self.kept_for_release(),
             () if record.is_lanes() && !self.to_release.is_empty() => 0,
             () if record.is_lanes() => last / 2,
             () if record.makes_room() => self.kept_for_release(),
@@ -324,7 +325,8 @@ impl Lane {
                 + 8 * state.membership_entries.len()
                 + snapshots.sum::<usize>()
         });
-        let lane = 48 + 16 * (tables.segments.len() + 1) + LIMITS_ITEM_BYTES;
+        let segments = 2 * ITEM_HEADER_BYTES + 32 * (tables.segments.len() + 1);
+        let lane = segments + LIMITS_ITEM_BYTES;
         aligned(RECORD_HEADER_BYTES + lane + replicas.sum::<usize>())
     }
 
@@ -339,6 +341,7 @@ impl Lane {
             live_bytes: 0,
             is_sealed: false,
             at_seal: AtSeal::default(),
+            before: None,
         };
         self.shared.write().segments.insert(spare.number, info);
         self.active = super::Active {
@@ -472,10 +475,10 @@ impl Lane {
         buffers.append(&mut record);
         if kind == RecordKind::Watermark {
             let mut last = Staging::default();
-            let item = if staging.is_close {
-                Item::Closed
-            } else {
-                Item::Released(Vec::new())
+            let item = match self.apart_item().filter(|_| staging.names_apart) {
+                Some(item) => item,
+                None if staging.is_close => Item::Closed,
+                None => Item::Released(Vec::new()),
             };
             last.item(None, &item);
             buffers.append(&mut self.frame(kind, &mut last).0);
@@ -516,7 +519,7 @@ impl Lane {
     }
 
     /// What holds from the next record on.
-    pub(super) fn limits(&mut self) -> Limits {
+    pub(super) fn limits(&self) -> Limits {
         Limits {
             write_bytes_max: self.options.write_bytes_max(),
             numbers_end: self.pool.numbers_end(self.is_closing),
@@ -530,12 +533,22 @@ impl Lane {
         let limits = self.limits();
         let mut staging = Staging::default();
         let tables = self.tables();
-        let segments = tables
-            .segments
-            .iter()
-            .map(|(number, info)| (*number, info.incarnation))
-            .collect();
+        let (mut segments, mut apart) = (Vec::new(), Vec::new());
+        for (number, info) in &tables.segments {
+            match info.before {
+                None => segments.push((*number, info.incarnation)),
+                before => apart.push(ApartItem {
+                    number: *number,
+                    incarnation: info.incarnation,
+                    before,
+                    free_bytes: info.at_seal.other_bytes,
+                }),
+            }
+        }
         staging.item(None, &Item::Segments(segments));
+        if !apart.is_empty() {
+            staging.item(None, &Item::Apart(apart));
+        }
         staging.item(None, &Item::Limits(limits));
         for key in tables.keys() {
             let state = &tables.replicas[&key].state;
@@ -571,6 +584,7 @@ impl Lane {
         self.synced_lsn = flight.last_lsn;
         self.votes.first_half_done(&flight.votes_first);
         self.votes.second_half_done(&flight.votes_second);
+        let was_apart = matches!(flight.kind, FlightKind::Apart);
         match flight.kind {
             FlightKind::Record {
                 kind,
@@ -587,9 +601,17 @@ impl Lane {
                 self.earn_written(to_u64(staging.submitted_bytes()));
                 self.landed(*staging, data_at);
             }
-            FlightKind::Seal(sealed) => self.sealed(&sealed),
+            FlightKind::Seal(sealed) => {
+                self.sealed(&sealed);
+                self.moves.look_again();
+            }
+            FlightKind::Apart => {}
+            FlightKind::SealApart(sealed) => self.sealed_apart(sealed),
         }
-        self.collect();
+        // In turns: who submits waits for one piece at most.
+        if !was_apart || self.is_drained() {
+            self.collect();
+        }
     }
 
     fn landed(&mut self, mut staging: Staging, data_at: u64) {
@@ -653,7 +675,11 @@ impl Lane {
         self.earn_freed(freed);
         self.shared.tail.insert_all(recent);
         self.release(&std::mem::take(&mut staging.released));
-        if may_free {
+        if staging.names_apart {
+            self.publish_apart();
+        }
+        if may_free || staging.names_apart {
+            self.moves.look_again();
             self.find_dead();
         }
         self.complete(staging.done, None);

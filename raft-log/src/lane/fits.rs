@@ -134,7 +134,7 @@ impl Lane {
         let before = index.previous().unwrap_or_default();
         let flying = self.flight.as_ref().and_then(|flight| match &flight.kind {
             FlightKind::Record { staging, .. } => Some(&**staging),
-            FlightKind::Seal(_) => None,
+            FlightKind::Seal(_) | FlightKind::Apart | FlightKind::SealApart(_) => None,
         });
         let held = self.no_slot.records().chain(self.no_room.records());
         let oldest_first: Vec<&Staging> = flying

@@ -26,14 +26,19 @@ pub(super) struct SealedReplica {
 }
 
 /// Consecutive batches of one replica.
-struct Range {
-    key: Key,
-    overwrites_from: Option<Index>,
-    bytes: u64,
-    runs: Vec<ListRun>,
+pub(super) struct Range {
+    pub(super) key: Key,
+    pub(super) overwrites_from: Option<Index>,
+    pub(super) bytes: u64,
+    pub(super) runs: Vec<ListRun>,
 }
 
 impl Range {
+    /// Whether a run continues it.
+    pub(super) fn is_followed_by(&self, key: Key, first: Index) -> bool {
+        self.key == key && self.last().next() == first
+    }
+
     fn last(&self) -> Index {
         let last = self.runs.last().expect("a range has runs");
         last.first.plus(u64::from(last.count) - 1)
@@ -107,53 +112,16 @@ impl Lane {
         let table_len = SUCCESSOR_ITEM_BYTES + ranges.len() * RUNS_ITEM_BYTES;
         let data_at = self.active.offset + to_u64(RECORD_HEADER_BYTES + table_len);
         let mut staging = Staging::default();
-        let mut sealed: Vec<SealedReplica> = Vec::new();
         let successor = self
             .pool
             .first()
             .expect("it was made before this one is sealed");
         staging.item(None, &Item::Successor(successor));
-        let mut lists = BytesMut::new();
-        for range in ranges {
-            let list_at = lists.len();
-            range.runs.iter().for_each(|run| run.encode(&mut lists));
-            let place = Place {
-                incarnation: self.active.incarnation,
-                offset: data_at + to_u64(list_at),
-            };
-            let crc = place.checksum(&lists[list_at..]);
-            let count = to_u32(range.runs.len());
-            let (first, last) = (range.runs[0].first, range.last());
-            let item = Item::Runs(RunsItem {
-                overwrites_from: range.overwrites_from,
-                first,
-                last,
-                bytes: range.bytes,
-                list_at: to_u32(list_at),
-                list_count: count,
-                list_crc: crc,
-            });
-            staging.item(Some(range.key), &item);
-            let span = Span {
-                first,
-                last,
-                segment: self.active.number,
-                bytes: range.bytes,
-                at: At::List {
-                    offset: place.offset,
-                    count,
-                    crc,
-                },
-            };
-            match sealed.last_mut().filter(|last| last.key == range.key) {
-                Some(same) => same.spans.push(span),
-                None => sealed.push(SealedReplica {
-                    key: range.key,
-                    spans: vec![span],
-                }),
-            }
-        }
-        staging.data(lists.freeze());
+        let place = Place {
+            incarnation: self.active.incarnation,
+            offset: data_at,
+        };
+        let sealed = list(&mut staging, ranges, self.active.number, place);
         let (file, offset) = (self.active.file, self.active.offset);
         let (buffers, found_at) = self.frame(RecordKind::Footer, &mut staging);
         assert_eq!(
@@ -204,7 +172,7 @@ impl Lane {
                 };
                 let follows = ranges
                     .last()
-                    .is_some_and(|range| range.key == key && range.last().next() == span.first);
+                    .is_some_and(|range| range.is_followed_by(key, span.first));
                 if follows {
                     let range = ranges.last_mut().expect("it was just seen");
                     range.bytes += span.bytes;
@@ -248,6 +216,58 @@ impl Lane {
         self.active.is_sealed = true;
         self.stats.sealed_segments += 1;
     }
+}
+
+/// Stages what a footer says, whose data begins at `data_at`. Returns what readers go by then.
+pub(super) fn list(
+    staging: &mut Staging,
+    ranges: Vec<Range>,
+    segment: u64,
+    data_at: Place,
+) -> Vec<SealedReplica> {
+    let mut sealed: Vec<SealedReplica> = Vec::new();
+    let mut lists = BytesMut::new();
+    for range in ranges {
+        let list_at = lists.len();
+        range.runs.iter().for_each(|run| run.encode(&mut lists));
+        let place = Place {
+            offset: data_at.offset + to_u64(list_at),
+            ..data_at
+        };
+        let crc = place.checksum(&lists[list_at..]);
+        let count = to_u32(range.runs.len());
+        let (first, last) = (range.runs[0].first, range.last());
+        let item = Item::Runs(RunsItem {
+            overwrites_from: range.overwrites_from,
+            first,
+            last,
+            bytes: range.bytes,
+            list_at: to_u32(list_at),
+            list_count: count,
+            list_crc: crc,
+        });
+        staging.item(Some(range.key), &item);
+        let span = Span {
+            first,
+            last,
+            segment,
+            bytes: range.bytes,
+            at: At::List {
+                offset: place.offset,
+                count,
+                crc,
+            },
+        };
+        match sealed.last_mut().filter(|last| last.key == range.key) {
+            Some(same) => same.spans.push(span),
+            None => sealed.push(SealedReplica {
+                key: range.key,
+                spans: vec![span],
+            }),
+        }
+    }
+    staging.data(lists.freeze());
+    sealed
 }
 
 fn to_u64(len: usize) -> u64 {

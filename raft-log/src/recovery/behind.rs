@@ -10,7 +10,7 @@ use crate::error::LogError;
 use crate::lane::Active;
 use crate::owners::{OwnerSet, Owners};
 use crate::record::{RECORD_ALIGN, RECORD_HEADER_BYTES};
-use crate::segment::{SEGMENT_HEADER_BYTES, TRAILER_BYTES};
+use crate::segment::{SEGMENT_HEADER_BYTES, SegmentHeader, TRAILER_BYTES};
 
 /// What lies behind an invalid record.
 #[derive(Debug, Default)]
@@ -124,7 +124,8 @@ impl Walk<'_> {
             }
         }
         for (number, file) in files.range(segment.number + 1..) {
-            let Some(header) = file.header.filter(|header| header.number == *number) else {
+            let is_one = |header: &SegmentHeader| header.number == *number && !header.is_apart;
+            let Some(header) = file.header.filter(is_one) else {
                 continue;
             };
             let mut later =

@@ -27,6 +27,13 @@ pub(crate) struct SegmentFile {
     pub(crate) is_half: bool,
 }
 
+impl SegmentFile {
+    /// Whether its header says that it is none of those that are appended to in turn.
+    pub(super) fn is_apart(&self) -> bool {
+        self.header.is_some_and(|header| header.is_apart)
+    }
+}
+
 /// The segment files that are there, by number: closed with this, whatever becomes of the open.
 #[derive(Debug)]
 pub(crate) struct Files {

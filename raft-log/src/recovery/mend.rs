@@ -137,7 +137,7 @@ pub(crate) fn mend(
         successor,
         is_untouched: is_closed,
     };
-    let spares = spares(vfs.as_ref(), &dir, options, &files, next)?;
+    let spares = spares(vfs.as_ref(), &dir, options, (&files, &tables, &dead), next)?;
     files.hand_over(&tables);
     for key in voted {
         let hard_state = tables.replicas[&key].state.hard_state;
@@ -346,13 +346,17 @@ fn spares(
     vfs: &dyn Vfs,
     dir: &Path,
     options: &LaneOptions,
-    files: &BTreeMap<u64, SegmentFile>,
+    (files, tables, dead): (&BTreeMap<u64, SegmentFile>, &Tables, &[u64]),
     next: Next,
 ) -> Result<VecDeque<Spare>, LogError> {
     let newest = next.newest;
     let mut spares = VecDeque::new();
     let mut excess = Vec::new();
     for (number, file) in files.range(newest + 1..) {
+        if tables.segments.contains_key(number) || dead.contains(number) {
+            // It lies apart, and counts; or it did, and was released.
+            continue;
+        }
         let is_misnamed = file.header.is_some_and(|header| header.number != *number);
         if is_misnamed {
             continue;
@@ -385,7 +389,8 @@ struct Next {
     is_untouched: bool,
 }
 
-/// A new incarnation, unless nothing can have been written behind the header.
+/// A new incarnation, unless nothing can have been written behind the header: what was moved to it
+/// counts for nothing.
 fn renew(
     vfs: &dyn Vfs,
     options: &LaneOptions,
@@ -393,8 +398,8 @@ fn renew(
     is_untouched: bool,
 ) -> Result<Spare, LogError> {
     let mut header = file.header.expect("the caller has seen it");
-    if !is_untouched {
-        header.is_recycled = true;
+    if !is_untouched || header.is_apart {
+        (header.is_recycled, header.is_apart) = (true, false);
         header.incarnation = incarnation(
             options.log_identity(),
             options.lane,

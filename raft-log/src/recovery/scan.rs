@@ -103,6 +103,9 @@ impl Walk<'_> {
         let mut active: Option<Active> = None;
         let mut is_first_behind = true;
         for (number, file) in files.range(start.unwrap_or_default()..) {
+            if file.is_apart() {
+                continue;
+            }
             let is_next = match cursor.successor {
                 // What lies between was made ahead and not used.
                 Some(successor) if *number < successor => continue,
@@ -152,6 +155,7 @@ impl Walk<'_> {
                     live_bytes: 0,
                     is_sealed: false,
                     at_seal: AtSeal::default(),
+                    before: None,
                 },
             );
             let mut at_hand = Active {
@@ -342,7 +346,7 @@ impl Walk<'_> {
             if let Some(record) = &record
                 && let Some(table) = &record.table
                 && segment.data(record)?.is_some()
-                && self.take(segment.number, record, table, Some(&mut *active), cursor)
+                && self.take(later, segment.number, record, Some(&mut *active), cursor)?
             {
                 self.note_mended(segment.number, record);
                 cursor.passed(record);
@@ -380,7 +384,7 @@ impl Walk<'_> {
             cursor.has_damage = true;
             match record {
                 Some(record) if record.table.is_some() => {
-                    self.take_damaged(segment, &record, active, cursor)?;
+                    self.take_damaged(later, segment, &record, active, cursor)?;
                     cursor.passed(&record);
                     at = record.end();
                     if record.header.kind == RecordKind::Footer {

@@ -1,13 +1,16 @@
 //! Taking what a record says into the tables, and noting what is wrong with it.
 
+use std::collections::BTreeMap;
+use std::path::Path;
+
 use bytes::Bytes;
 use raft_proto::Index;
 
 use super::scan::Cursor;
 use super::segment_bytes::{BadBatch, Record, SegmentBytes};
-use super::{LostTable, MendedReport, Walk};
+use super::{LostTable, MendedReport, Named, SegmentFile, Walk};
 use crate::error::LogError;
-use crate::item::{Item, Key, Limits, items};
+use crate::item::{ApartItem, Item, Key, Limits, items};
 use crate::lane::Active;
 use crate::record::RecordKind;
 
@@ -15,12 +18,15 @@ impl Walk<'_> {
     /// Takes what a whole record says. `false` if its table makes no sense.
     pub(super) fn take(
         &mut self,
+        (dir, files): (&Path, &BTreeMap<u64, SegmentFile>),
         segment: u64,
         record: &Record,
-        table: &Bytes,
         mut active: Option<&mut Active>,
         cursor: &Cursor,
-    ) -> bool {
+    ) -> Result<bool, LogError> {
+        let Some(table) = &record.table else {
+            return Ok(false);
+        };
         // The base's checkpoint was taken before, and a footer says nothing new of records that
         // are gone through.
         let is_told = matches!(
@@ -28,28 +34,46 @@ impl Walk<'_> {
             RecordKind::Checkpoint | RecordKind::Footer
         );
         if is_told && cursor.expected.is_none() {
-            return true;
+            return Ok(true);
         }
+        // What named a segment apart may be lost.
+        let is_lossy = cursor.has_damage;
         let makes_sense = |item: Option<(_, Item)>| match item {
             None => false,
-            // What is released lies before.
-            Some((_, Item::Released(numbers))) => numbers.iter().all(|number| *number < segment),
+            // What is released lies before, or apart.
+            Some((_, Item::Released(numbers))) => numbers
+                .iter()
+                .all(|number| *number < segment || is_lossy || self.is_apart(*number)),
             Some(_) => true,
         };
         if !items(table).all(makes_sense) {
-            return false;
+            return Ok(false);
         }
         if let Some(limits) = limits_in(table) {
             self.limits = limits;
         }
         if is_told {
-            return true;
+            return Ok(true);
         }
         let mut at = record.data_at();
         for (owner, item) in items(table).flatten() {
             let Some(key) = owner else {
-                if let Item::Released(numbers) = item {
-                    self.released.extend(numbers);
+                match item {
+                    Item::Released(numbers) => self.released.extend(numbers),
+                    Item::Apart(found) => {
+                        let is_new = |apart: &ApartItem| {
+                            // It is said twice.
+                            let known = self.named.get(&apart.number);
+                            known.is_none_or(|known| known.incarnation != apart.incarnation)
+                        };
+                        let found: Vec<ApartItem> = found.into_iter().filter(is_new).collect();
+                        for apart in found {
+                            let named = Named::apart(&apart, apart.before.unwrap_or(segment));
+                            self.named.insert(apart.number, named);
+                            self.take_sealed(dir, files, apart.number, named)?;
+                        }
+                    }
+                    _ => {}
                 }
                 continue;
             };
@@ -64,7 +88,13 @@ impl Walk<'_> {
                 other => self.apply(key, other),
             }
         }
-        true
+        Ok(true)
+    }
+
+    /// Whether a segment that counts lies apart.
+    fn is_apart(&self, number: u64) -> bool {
+        let named = self.named.get(&number);
+        named.is_some_and(|named| named.before.is_some())
     }
 
     pub(super) fn apply(&mut self, key: Key, item: Item) {
@@ -91,14 +121,14 @@ impl Walk<'_> {
     /// nothing.
     pub(super) fn take_damaged(
         &mut self,
+        later: (&Path, &BTreeMap<u64, SegmentFile>),
         segment: &SegmentBytes<'_>,
         record: &Record,
         active: &mut Active,
         cursor: &Cursor,
     ) -> Result<(), LogError> {
-        let table = record.table.clone().unwrap_or_default();
         let bad = segment.bad_batches(record)?;
-        if !self.take(segment.number, record, &table, Some(active), cursor) {
+        if !self.take(later, segment.number, record, Some(active), cursor)? {
             self.lose_table(segment.number, record);
             return Ok(());
         }

@@ -97,16 +97,16 @@ impl Walk<'_> {
         });
     }
 
-    /// Checks every entry that counts and lies in one of the `segments`, and names those that fail
-    /// beside what was lost there.
+    /// Checks every entry that counts and lies in a segment before the base, or in one apart, and
+    /// names those that fail beside what was lost there.
     pub(super) fn verify_entries(
         &mut self,
         dir: &Path,
         files: &BTreeMap<u64, SegmentFile>,
-        segments: Range<u64>,
+        base: u64,
     ) -> Result<(), LogError> {
         let mut lost = std::mem::take(&mut self.lost);
-        for (number, spans) in self.spans_by_segment(segments) {
+        for (number, spans) in self.spans_by_segment(base) {
             let here = lost.extract_if(.., |lost| lost.segment == number);
             let here = here.collect();
             let info = self.tables.segments.get(&number);
@@ -129,7 +129,11 @@ impl Walk<'_> {
         Ok(())
     }
 
-    fn spans_by_segment(&self, segments: Range<u64>) -> BTreeMap<u64, Vec<(Key, Span)>> {
+    fn spans_by_segment(&self, base: u64) -> BTreeMap<u64, Vec<(Key, Span)>> {
+        let is_apart = |number: u64| {
+            let info = self.tables.segments.get(&number);
+            info.is_some_and(|info| info.before.is_some())
+        };
         let mut found: BTreeMap<u64, Vec<(Key, Span)>> = BTreeMap::new();
         for key in self.tables.keys() {
             let replica = &self.tables.replicas[&key];
@@ -138,7 +142,8 @@ impl Walk<'_> {
                 // Those of a segment without a footer were checked as its records were gone
                 // through; here it is for their terms.
                 let is_told = !is_sound && matches!(span.at, At::Batch { .. });
-                if segments.contains(&span.segment) && !is_told {
+                let is_concerned = span.segment < base || is_apart(span.segment);
+                if is_concerned && !is_told {
                     found.entry(span.segment).or_default().push((key, *span));
                 }
             }

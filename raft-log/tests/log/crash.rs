@@ -44,6 +44,7 @@ struct Seen {
     split: u64,
     sealed: u64,
     moved_bytes: u64,
+    apart: u64,
 }
 
 impl Seen {
@@ -61,6 +62,7 @@ impl Seen {
         let stats = driven.lane.stats();
         self.sealed += stats.sealed_segments;
         self.moved_bytes += stats.moved_bytes;
+        self.apart += stats.segments_apart;
     }
 }
 
@@ -356,6 +358,7 @@ fn every_crash(suite: &str, seeds: std::ops::Range<u64>, kind: Kind) -> Seen {
         seen.split += history.seen.split;
         seen.sealed += history.seen.sealed;
         seen.moved_bytes += history.seen.moved_bytes;
+        seen.apart += history.seen.apart;
         for (number, point) in history.points.iter().enumerate() {
             for (at, subset) in subsets(point.disk.unsynced(), &mut rng).iter().enumerate() {
                 let what = format!("seed {seed} point {number} subset {at}");
@@ -389,6 +392,7 @@ fn fault_25_every_crash_point_of_compaction_collection_and_recycling() {
     let suite = "log crashes, segments collected and recycled";
     let seen = every_crash(suite, 300..302, TURNOVER);
     assert!(seen.moved_bytes > 0, "laggards are collected: {seen:?}");
+    assert!(seen.apart > 3, "{seen:?}");
 }
 
 #[test]

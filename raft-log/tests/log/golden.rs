@@ -94,14 +94,15 @@ fn files(disk: &SimVfs) -> Vec<(String, Vec<u8>)> {
 
 /// `UPDATE_GOLDEN=1` writes the files anew: only for a new version of the format, under a new name.
 #[test]
-fn version_2_is_what_is_written_today() {
+fn version_3_is_what_is_written_today() {
     let (disk, _) = turned_over();
     let files = files(&disk);
-    // Footers with their trailers, recycled segments, moved entries: all of it is in them.
+    // Footers with their trailers, recycled segments, one apart, moved entries: all of it is in them.
     let segments = files.iter().filter(|(name, _)| name != "votes");
-    let (mut footers, mut recycled, mut moved) = (0, 0, 0);
+    let (mut footers, mut recycled, mut apart, mut moved) = (0, 0, 0, 0);
     for (_, bytes) in segments {
         recycled += usize::from(bytes[14] & 1);
+        apart += usize::from(bytes[14] >> 1 & 1);
         let records = records(bytes);
         footers += records.iter().filter(|(_, kind, ..)| *kind == 4).count();
         let tables = records.iter().filter(|(_, kind, ..)| *kind == 1);
@@ -109,11 +110,11 @@ fn version_2_is_what_is_written_today() {
             .filter(|(at, ..)| bytes[at + 64..at + 66] == [1, 1])
             .count();
     }
-    assert!(footers > 0 && recycled > 0 && moved > 0);
+    assert!(footers > 0 && recycled > 0 && apart > 0 && moved > 0);
     for (name, today) in files {
-        let path = golden(2).join(&name);
+        let path = golden(3).join(&name);
         if std::env::var_os("UPDATE_GOLDEN").is_some() {
-            std::fs::create_dir_all(golden(2)).expect("a directory");
+            std::fs::create_dir_all(golden(3)).expect("a directory");
             std::fs::write(&path, &today).expect("written");
         }
         let then = std::fs::read(&path).expect("the golden file is there");
@@ -129,6 +130,11 @@ fn version_1_is_read() {
 #[test]
 fn version_2_is_read() {
     is_read(2, &turned_over().1);
+}
+
+#[test]
+fn version_3_is_read() {
+    is_read(3, &turned_over().1);
 }
 
 /// What is written behind records of version 1 is read together with them.

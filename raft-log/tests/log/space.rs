@@ -614,3 +614,58 @@ fn what_dies_at_once_is_collected_though_nothing_is_written() {
     assert!(stats.live_segment_bytes <= most, "{most}, {stats:?}");
     assert!(stats.moved_bytes <= 200 * 2_300, "once: {stats:?}");
 }
+
+/// There is always more to write: a group keeps all that it writes, and lies beside others that keep
+/// nothing, whatever its part of the load is. It pins its own bytes and a segment, beside the one
+/// appended to; one more at the times when what lives in it is moved. Moving costs less than was written.
+#[test]
+fn a_load_without_end_leaves_a_group_that_never_compacts_its_own_bytes_and_one_segment() {
+    for (own, beside, segment_size_bytes) in [
+        (500, 9_500, 64 << 10),
+        (2_000, 6_000, 256 << 10),
+        (5_000, 5_000, 256 << 10),
+        (8_000, 2_000, 256 << 10),
+        (15_000, 1_000, 256 << 10),
+        (100, 100, 256 << 10),
+    ] {
+        let options = LaneOptions {
+            segment_size_bytes,
+            record_bytes_max: 64 << 10,
+            ..options()
+        };
+        let what = format!("{own} beside {beside}");
+        let disk = disk(17);
+        let (mut driven, _) = Driven::open(&disk, &options);
+        let to_u64 = |bytes: usize| u64::try_from(bytes).expect("small");
+        let rounds = 40 * segment_size_bytes / to_u64(own + beside + 300);
+        let mut above = 0;
+        for index in 1..=rounds {
+            let laggards = one(1, index, own);
+            let mut others = one(2, index, beside);
+            others.compact_before = Some(Index::new(index + 1));
+            for submission in [laggards, others] {
+                driven.lane.submit(submission).expect("taken");
+            }
+            while driven.lane.pending_bytes() > 8_000 {
+                driven.step();
+            }
+            for done in driven.lane.take_completions() {
+                done.result.expect("it is durable");
+            }
+            let stats = driven.lane.stats();
+            let held = index * (to_u64(own) + 40);
+            let most = bound(held, index, stats.live_segments, segment_size_bytes);
+            let pinned = stats.live_segment_bytes;
+            assert!(
+                pinned <= most + segment_size_bytes,
+                "{what}, {index} of {rounds}: {most}, {stats:?}"
+            );
+            above += u64::from(pinned > most);
+        }
+        let stats = driven.lane.stats();
+        assert!(stats.segments_apart > 10, "{what}: {stats:?}");
+        assert!(above < rounds / 10, "{what}: {above} of {rounds}");
+        let for_load = stats.written_bytes - stats.moved_bytes;
+        assert!(stats.moved_bytes < for_load, "{what}: {stats:?}");
+    }
+}

@@ -187,7 +187,7 @@ fn fault_12_lengths_that_claim_too_much_are_no_record_and_read_nothing() {
 #[test]
 fn fault_13_a_record_of_a_later_version_or_kind_is_refused_and_nothing_is_touched() {
     let log = unproven(1);
-    for (byte, value) in [(4, 3_u8), (5, 9)] {
+    for (byte, value) in [(4, 4_u8), (5, 9)] {
         let disk = Arc::new(log.disk.fork());
         disk.damage(&log.path, |content| {
             content[log.start + byte] = value;
@@ -195,10 +195,10 @@ fn fault_13_a_record_of_a_later_version_or_kind_is_refused_and_nothing_is_touche
         });
         let before = content(&disk, &log.path);
         let refused = open(&disk, &options()).map(|_| ());
-        let Err(error @ LogError::NeedsVersion { version: 3, .. }) = refused else {
+        let Err(error @ LogError::NeedsVersion { version: 4, .. }) = refused else {
             panic!("byte {byte}: {refused:?}");
         };
-        assert!(error.to_string().contains("needs version 3"), "{error}");
+        assert!(error.to_string().contains("needs version 4"), "{error}");
         assert_eq!(content(&disk, &log.path), before);
     }
 }
