@@ -296,6 +296,12 @@ impl Tables {
         self.segments.retain(|number, _| !segments.contains(number));
     }
 
+    /// Bytes of all entries that were moved to segments apart.
+    pub(crate) fn bytes_apart(&self) -> u64 {
+        let apart = self.segments.values().filter(|info| info.before.is_some());
+        apart.map(|info| info.live_bytes).sum()
+    }
+
     /// Bytes of a replica's entries, wherever they lie.
     pub(crate) fn live_bytes(&self, key: Key) -> u64 {
         let spans = self.replicas.get(&key).map(|replica| &replica.spans);

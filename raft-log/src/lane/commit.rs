@@ -617,19 +617,24 @@ impl Lane {
     fn landed(&mut self, mut staging: Staging, data_at: u64) {
         let mut may_free = false;
         let mut freed = 0;
+        let is_end = |change: &Change| {
+            matches!(
+                change,
+                Change::Reset(_) | Change::Compact(_) | Change::Tombstone
+            )
+        };
+        let has_end = staging.changes.iter().any(|(_, change)| is_end(change));
         let mut recent = Vec::new();
         {
             let mut tables = self.shared.write();
+            let apart = if has_end { tables.bytes_apart() } else { 0 };
             for key in staging.forgotten.drain(..) {
                 tables.reset(key);
                 tables.replicas.remove(&key);
             }
             for (key, change) in staging.changes.drain(..) {
                 may_free |= !matches!(change, Change::HardState(_) | Change::Snapshots(_));
-                let is_end = matches!(
-                    change,
-                    Change::Reset(_) | Change::Compact(_) | Change::Tombstone
-                );
+                let is_end = is_end(&change);
                 let before = if is_end { tables.live_bytes(key) } else { 0 };
                 match change {
                     Change::Entries { item, at, batch } => {
@@ -670,6 +675,12 @@ impl Lane {
                 if is_end {
                     freed += before - tables.live_bytes(key);
                 }
+            }
+            if has_end {
+                // What was moved and died all the same was moved in vain.
+                let died = apart.saturating_sub(tables.bytes_apart());
+                freed = freed.saturating_sub(died);
+                self.moves.spend(died);
             }
         }
         self.earn_freed(freed);
