@@ -20,7 +20,7 @@
 //!                     └────────┴────────┴────────┴──────────┘
 //!     entries, ◀── LogReader: slices       ▲
 //!     any thread      of read-only maps    └── what is dead is recycled; the few live entries of
-//!                                              laggards are moved forward by the log itself
+//!                                              laggards are moved by the log itself
 //! ```
 //!
 //! # Example

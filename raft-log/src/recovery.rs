@@ -441,7 +441,7 @@ impl Walk<'_> {
         let Some(base) = base else {
             return Ok(());
         };
-        let named = self.named.iter().filter(|(number, _)| **number != base);
+        let named = self.named.range(..base);
         let mut named: Vec<(u64, Named)> = named.map(|(n, named)| (*n, *named)).collect();
         named.sort_by_key(|(number, named)| match named.before {
             Some(before) => (before, false, *number),

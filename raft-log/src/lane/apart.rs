@@ -1,5 +1,5 @@
 //! Segments apart: what laggards have in old segments is moved into segments that hold nothing
-//! else. So nothing young, which dies, comes to lie beside it, and it is not moved again for that.
+//! else. So what the load writes, most of which dies soon, does not come to lie beside it.
 //!
 //! ```text
 //! old segments ──▶ records of one that is apart ──▶ footer ──▶ a record of the lane names it ──▶ index

@@ -33,9 +33,10 @@ impl Walk<'_> {
             self.report.missing.push(number);
             return Ok(());
         };
-        let is_other = file
-            .header
-            .is_some_and(|header| header.number != number || header.incarnation != incarnation);
+        let is_other = file.header.is_some_and(|header| {
+            (header.number, header.incarnation) != (number, incarnation)
+                || header.is_apart != before.is_some()
+        });
         if is_other {
             self.misnamed.insert(number);
             return Ok(());
@@ -237,6 +238,10 @@ impl Walk<'_> {
     /// How far copied entries are those that their replica's log holds now: of the others the terms
     /// differ.
     fn as_due(&self, key: Key, item: &EntriesItem) -> Option<Index> {
+        if item.last.index.distance_from(item.first.index) > to_u64(item.len) {
+            // More entries than bytes.
+            return None;
+        }
         let state = &self.tables.replicas.get(&key)?.state;
         let is_due = |index: Index| {
             let due = state.term_at(index);

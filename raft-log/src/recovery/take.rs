@@ -44,6 +44,7 @@ impl Walk<'_> {
             Some((_, Item::Released(numbers))) => numbers
                 .iter()
                 .all(|number| *number < segment || is_lossy || self.is_apart(*number)),
+            Some((_, Item::Apart(found))) => found.iter().all(|apart| self.may_name(apart)),
             Some(_) => true,
         };
         if !items(table).all(makes_sense) {
@@ -61,16 +62,12 @@ impl Walk<'_> {
                 match item {
                     Item::Released(numbers) => self.released.extend(numbers),
                     Item::Apart(found) => {
-                        let is_new = |apart: &ApartItem| {
-                            // It is said twice.
-                            let known = self.named.get(&apart.number);
-                            known.is_none_or(|known| known.incarnation != apart.incarnation)
-                        };
-                        let found: Vec<ApartItem> = found.into_iter().filter(is_new).collect();
                         for apart in found {
                             let named = Named::apart(&apart, apart.before.unwrap_or(segment));
-                            self.named.insert(apart.number, named);
-                            self.take_sealed(dir, files, apart.number, named)?;
+                            // It is said twice.
+                            if self.named.insert(apart.number, named).is_none() {
+                                self.take_sealed(dir, files, apart.number, named)?;
+                            }
                         }
                     }
                     _ => {}
@@ -89,6 +86,14 @@ impl Walk<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// Whether a record may name a segment apart: one that nothing else is known of, or the same again.
+    fn may_name(&self, apart: &ApartItem) -> bool {
+        match self.named.get(&apart.number) {
+            Some(known) => known.before.is_some() && known.incarnation == apart.incarnation,
+            None => !self.tables.segments.contains_key(&apart.number),
+        }
     }
 
     /// Whether a segment that counts lies apart.
