@@ -162,8 +162,8 @@ pub(crate) struct Analysis {
     pub(crate) last_lsn: u64,
     /// Files that nothing needs: removed by an open.
     pub(crate) dead: Vec<u64>,
-    /// Files that were in use and cannot be read: kept aside by an open.
-    pub(crate) unreadable: Vec<u64>,
+    /// Files that were in use, or may have been, and are of no use any more: kept aside by an open.
+    pub(crate) aside: Vec<u64>,
     pub(crate) votes: VotesFound,
     pub(crate) report: RecoveryReport,
     /// Replicas whose health is new, and to be recorded.
@@ -182,7 +182,7 @@ struct Walk<'a> {
     voted: BTreeSet<Key>,
     /// Segments whose file bears another segment's header.
     misnamed: BTreeSet<u64>,
-    unreadable: BTreeSet<u64>,
+    aside: BTreeSet<u64>,
     highest: u64,
     /// What the last record that says so says.
     limits: Limits,
@@ -266,7 +266,7 @@ pub(crate) fn analyse(
         healths: BTreeSet::new(),
         voted: BTreeSet::new(),
         misnamed: BTreeSet::new(),
-        unreadable: BTreeSet::new(),
+        aside: BTreeSet::new(),
         highest: 0,
         limits: Limits::default(),
         may_be_cut: false,
@@ -289,6 +289,7 @@ pub(crate) fn analyse(
     let end = walk.records_from(&dir, &files, base)?;
     walk.settle_files(&dir, &files, base, &end)?;
     walk.settle_spares(&dir, &files, &end)?;
+    walk.settle_unnamed(&dir, &files, &end)?;
     walk.settle(&votes);
     if options.verify_all || walk.may_count_overwritten {
         walk.verify_entries(&dir, &files, base.unwrap_or(0))?;
@@ -298,7 +299,7 @@ pub(crate) fn analyse(
         (*number <= end.newest || walk.released.contains(number))
             && !walk.tables.segments.contains_key(number)
             && !walk.misnamed.contains(number)
-            && !walk.unreadable.contains(number)
+            && !walk.aside.contains(number)
     };
     let numbers_end = walk.numbers_end(&end);
     if votes.is_foreign {
@@ -321,7 +322,7 @@ pub(crate) fn analyse(
         numbers_end,
         last_lsn: end.last_lsn,
         dead,
-        unreadable: walk.unreadable.into_iter().collect(),
+        aside: walk.aside.into_iter().collect(),
         votes,
         report: walk.report,
         healths: walk.healths,
@@ -334,6 +335,11 @@ impl Walk<'_> {
     fn find_files(&mut self, dir: &Path, files: &mut Files) -> Result<(), LogError> {
         for entry in self.vfs.list(dir)? {
             let number = segment_number(&entry.name).filter(|_| entry.is_file);
+            let aside = entry.name.strip_suffix(mend::DAMAGED_SUFFIX);
+            // Its number names no other one, which might come to lie beside it.
+            self.highest = self
+                .highest
+                .max(aside.and_then(segment_number).unwrap_or(0));
             let Some(number) = number else {
                 let is_ours = [mend::CUT_SUFFIX, mend::DAMAGED_SUFFIX, UNFINISHED_SUFFIX]
                     .iter()
@@ -600,8 +606,39 @@ impl Walk<'_> {
             let is_used = || segment.last_used(SEGMENT_HEADER_BYTES, segment.len());
             let is_known = self.tables.segments.contains_key(number);
             if file.header.is_none() && !is_known && is_used()?.is_some() {
-                self.unreadable.insert(*number);
+                self.aside.insert(*number);
                 let reason = "the header and its copy are unreadable: the file is kept aside";
+                self.damage(*number, 0, reason, &[]);
+            }
+        }
+        Ok(())
+    }
+
+    /// What named a segment apart may be lost, and what it was copied from released since: one that
+    /// nothing names is kept then.
+    fn settle_unnamed(
+        &mut self,
+        dir: &Path,
+        files: &BTreeMap<u64, SegmentFile>,
+        end: &End,
+    ) -> Result<(), LogError> {
+        if !end.has_damage && self.lost_tables.is_empty() {
+            return Ok(());
+        }
+        for (number, file) in files {
+            let is_told = self.tables.segments.contains_key(number)
+                || self.named.contains_key(number)
+                || self.released.contains(number)
+                || self.misnamed.contains(number)
+                || end.successor == Some(*number);
+            let Some(header) = file.header.filter(|header| header.is_apart && !is_told) else {
+                continue;
+            };
+            let incarnation = header.incarnation;
+            let mut segment = SegmentBytes::open(self.vfs, dir, file, incarnation, self.options)?;
+            if segment.has_footer()? {
+                self.aside.insert(*number);
+                let reason = "nothing names this segment of moved entries: the file is kept aside";
                 self.damage(*number, 0, reason, &[]);
             }
         }
@@ -729,4 +766,6 @@ struct End {
     /// What follows the newest segment by its footer, if that is the last thing in it.
     successor: Option<u64>,
     last_lsn: u64,
+    /// Records are lost.
+    has_damage: bool,
 }

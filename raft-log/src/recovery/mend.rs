@@ -75,7 +75,7 @@ pub(crate) fn mend(
         numbers_end,
         last_lsn,
         dead,
-        unreadable,
+        aside,
         votes: votes_found,
         mut report,
         healths,
@@ -114,13 +114,13 @@ pub(crate) fn mend(
         opening.cut = (active.number, cut.offset, cut.bytes);
     }
     let reusable = bury(vfs.as_ref(), &dir, options, &files, &dead)?;
-    for number in unreadable {
-        // Nothing can be read from it, and nothing of it is thrown away.
+    for number in aside {
+        // Nothing in it counts, and nothing of it is thrown away.
         files.close(number);
         let path = segment_path(&dir, number);
-        let mut aside = path.clone().into_os_string();
-        aside.push(DAMAGED_SUFFIX);
-        vfs.replace(&path, Path::new(&aside))?;
+        let mut name = path.clone().into_os_string();
+        name.push(DAMAGED_SUFFIX);
+        vfs.replace(&path, Path::new(&name))?;
         vfs.sync_dir(&dir)?;
     }
     if let Some((number, cut)) = torn_first

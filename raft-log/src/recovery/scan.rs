@@ -99,6 +99,7 @@ impl Walk<'_> {
             newest: 0,
             successor: None,
             last_lsn: 0,
+            has_damage: false,
         };
         let mut active: Option<Active> = None;
         let mut is_first_behind = true;
@@ -217,6 +218,7 @@ impl Walk<'_> {
         end.newest = cursor.newest;
         end.successor = cursor.successor;
         end.last_lsn = cursor.last_lsn;
+        end.has_damage = cursor.has_damage;
         Ok(end)
     }
 
@@ -311,7 +313,7 @@ impl Walk<'_> {
         cursor.newest = segment;
         cursor.successor = None;
         cursor.has_damage = true;
-        self.unreadable.insert(segment);
+        self.aside.insert(segment);
         self.lost_tables.push(LostTable::of_anybody(segment, 0));
     }
 

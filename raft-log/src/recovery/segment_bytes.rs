@@ -281,6 +281,18 @@ impl<'a> SegmentBytes<'a> {
         }
     }
 
+    /// Whether a whole footer lies in it.
+    pub(super) fn has_footer(&mut self) -> Result<bool, LogError> {
+        let mut at = SEGMENT_HEADER_BYTES;
+        while let Some(record) = self.durable_from(at, None)? {
+            at = record.end();
+            if record.header.kind == RecordKind::Footer {
+                return Ok(record.table.is_some() && self.data(&record)?.is_some());
+            }
+        }
+        Ok(false)
+    }
+
     /// The next whole header at or behind `from`.
     pub(crate) fn next_record(&mut self, from: usize) -> Result<Option<Record>, LogError> {
         self.next_record_before(from, self.len)

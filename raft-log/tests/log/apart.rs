@@ -339,6 +339,116 @@ fn fault_9_a_segment_apart_that_is_gone_is_missing() {
     );
 }
 
+/// Where records that name a segment apart lie, checkpoints aside.
+fn namings(content: &[u8]) -> Vec<usize> {
+    let says_apart = |at: usize, table: usize| {
+        let mut items = &content[at + 64..at + 64 + table];
+        while let Some(len) = items.get(4..8) {
+            if items[0] == 16 {
+                return true;
+            }
+            let len = u32::from_le_bytes(len.try_into().expect("four"));
+            items = &items[24 + usize::try_from(len).expect("small")..];
+        }
+        false
+    };
+    let of_lane = records(content).into_iter();
+    let of_lane = of_lane.filter(|&(at, kind, table, _)| kind != 2 && says_apart(at, table));
+    of_lane.map(|(at, ..)| at).collect()
+}
+
+/// What was moved may have its only copy there: if both records that name it are lost, its file is no
+/// spare, and is kept for the operator. In a log without damage it is one: it was not named yet.
+#[test]
+fn fault_4_a_segment_apart_is_kept_aside_when_the_records_that_name_it_are_lost() {
+    let (closed, path) = closed();
+    let whole = content(&closed.disk, &path);
+    let dir = path.parent().expect("a directory");
+    let aside = path.with_extension("seg.damaged");
+    let all = segments(&closed.disk);
+    let mut named = all
+        .iter()
+        .map(|path| (path, namings(&content(&closed.disk, path))))
+        .filter(|(_, namings)| !namings.is_empty());
+    let (active, namings) = named.next().expect("it is named");
+    assert_eq!((namings.len(), named.next()), (2, None), "twice");
+    let number = u64::from_str_radix(&path.file_stem().expect("a name").to_string_lossy(), 16);
+    let number = number.expect("a number");
+    let is_kept = |disk: &SimVfs| {
+        let entries = disk.list(dir).expect("it lists");
+        let is_there = |path: &PathBuf| entries.iter().any(|entry| dir.join(&entry.name) == *path);
+        let is_whole = is_there(&aside) && content(disk, &aside) == whole;
+        assert!(!is_whole || !is_there(&path), "it has one name");
+        is_whole
+    };
+    for (lost, is_both) in [
+        (&namings[..1], false),
+        (&namings[1..], false),
+        (&namings, true),
+    ] {
+        for is_strict in [false, true] {
+            let what = format!("{lost:?} {is_strict}");
+            let disk = Arc::new(closed.disk.fork());
+            for at in lost {
+                disk.damage(active, |content| content[at + 64..at + 128].fill(0xA5));
+            }
+            let options = raft_log::LaneOptions {
+                verify_all: is_strict,
+                ..options()
+            };
+            let looked = Arc::new(disk.fork());
+            let (lane, recovery) = open(&looked, &options).expect("it opens");
+            let report = &recovery.report;
+            let names_it = |damage: &&raft_log::DamageReport| damage.segment == number;
+            let told = report.damaged.iter().filter(names_it).count();
+            assert_eq!(told, usize::from(is_both), "{what}: {report:?}");
+            assert_eq!(is_kept(&looked), is_both, "{what}: {report:?}");
+            drop(lane);
+            // Nothing that comes later takes its name, or its place.
+            for _ in 0..3 {
+                let (mut driven, _) = Driven::open(&looked, &options);
+                driven.pass(300_000_000);
+                driven.lane.close().expect("it closes");
+                looked.set_now(raft_proto::Time(0));
+            }
+            assert_eq!(is_kept(&looked), is_both, "{what}");
+            let found = look(&disk, &closed, &what, true);
+            // Of those who have entries there nothing else has a copy.
+            assert_eq!(found.hurt.is_empty(), !is_both, "{what}: {:?}", found.hurt);
+            assert!(!found.hurt.contains(&key(9)), "{what}: {:?}", found.hurt);
+        }
+    }
+}
+
+/// Behind a crash alone one that nothing names had none that was copied released for it: its file is
+/// used again, sealed or not.
+#[test]
+fn a_segment_apart_that_a_crash_left_unnamed_is_a_spare_again() {
+    let mut sealed = 0;
+    for steps in 0..40 {
+        let mut used = Used::new(20);
+        used.fill_until_moving();
+        for _ in 0..steps {
+            used.driven.step();
+        }
+        used.take();
+        if used.counts().0 > 0 {
+            continue;
+        }
+        let disk = Arc::new(used.disk.fork());
+        disk.crash_keeping(|_| false);
+        let is_left = |path: &PathBuf| is_sealed_apart(&content(&disk, path));
+        let left: Vec<PathBuf> = segments(&disk).into_iter().filter(is_left).collect();
+        sealed += left.len();
+        let (_, recovery) = open(&disk, &options()).expect("it opens");
+        assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
+        for path in left {
+            assert!(!is_sealed_apart(&content(&disk, &path)), "{path:?}");
+        }
+    }
+    assert!(sealed > 0);
+}
+
 /// What cannot be read stays where it is, and whoever reads it is told; the rest is moved, and the spare
 /// that was taken for nothing is one again.
 #[test]
