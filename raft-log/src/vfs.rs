@@ -256,10 +256,10 @@ pub trait Vfs: Send + Sync + Debug {
     /// Begins an operation.
     fn submit(&self, op: Op) -> OpId;
     /// Waits until something that was submitted and runs in the background has ended, if anything
-    /// does. A simulated file system has no background.
+    /// does. On a simulated file system nothing does beside its callers.
     fn wait(&self) {}
     /// Waits until nothing that was submitted runs in the background any more; what has ended is
-    /// still to be taken. A simulated file system has no background.
+    /// still to be taken.
     fn wait_for_all(&self) {}
     /// Has `waker` called, on any thread, whenever something that runs in the background has ended,
     /// as long as it lives. `false`: there is no background, or nobody is told of it.

@@ -237,6 +237,8 @@ impl World {
 
     fn end(&mut self, at: usize) {
         let host = &mut self.hosts[at];
+        // It ends before what is dropped waits for anything.
+        host.vfs.set_hung(true);
         host.running = None;
         let id = host.id;
         self.in_flight.retain(|_, (_, to, _)| *to != id);

@@ -28,6 +28,8 @@ pub(crate) const SECTOR: usize = 512;
 #[derive(Debug)]
 pub struct SimVfs {
     state: Mutex<State>,
+    /// What has ended while somebody waited for it.
+    ended: Mutex<Vec<OpDone>>,
 }
 
 #[derive(Clone, Debug)]
@@ -96,6 +98,7 @@ impl SimVfs {
     const fn with(state: State) -> Self {
         Self {
             state: Mutex::new(state),
+            ended: Mutex::new(Vec::new()),
         }
     }
 
@@ -109,7 +112,8 @@ impl SimVfs {
         self.lock().latency_nanos = nanos.max(1);
     }
 
-    /// While hung, no submitted operation ends.
+    /// While hung, no submitted operation ends, and nobody waits for one: so power is lost in the
+    /// midst of what is dropped before the crash.
     pub fn set_hung(&self, is_hung: bool) {
         self.lock().is_hung = is_hung;
     }
@@ -195,6 +199,7 @@ impl SimVfs {
     /// what was not synced is still read back.
     pub fn kill_process(&self) {
         let mut state = self.lock();
+        self.ended().clear();
         let pending = std::mem::take(&mut state.pending);
         for op in pending.into_values() {
             if let Op::Write { .. } = op {
@@ -217,6 +222,7 @@ impl SimVfs {
     /// and directory entry in a fixed order.
     pub fn crash_keeping(&self, mut keep: impl FnMut(usize) -> bool) {
         let mut state = self.lock();
+        self.ended().clear();
         let pending = std::mem::take(&mut state.pending);
         for op in pending.into_values() {
             // An operation under way may have reached the disk in part.
@@ -268,6 +274,10 @@ impl SimVfs {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn ended(&self) -> MutexGuard<'_, Vec<OpDone>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// SplitMix64.
@@ -277,6 +287,14 @@ fn next(rng: &mut u64) -> u64 {
     z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
     z ^ (z >> 31)
+}
+
+/// The open file that an operation is on; what has none runs in the background elsewhere.
+const fn file_of(op: &Op) -> Option<FileId> {
+    match op {
+        Op::Write { file, .. } | Op::Sync { file } => Some(*file),
+        Op::Prepare { .. } | Op::Recycle { .. } | Op::Remove { .. } => None,
+    }
 }
 
 const fn empty_dir() -> Node {
@@ -810,10 +828,6 @@ impl Vfs for SimVfs {
         let id = OpId(state.next_op);
         state.note("submit", Path::new(""), id.0);
         // Operations on one file end in the order they were submitted.
-        let file_of = |op: &Op| match op {
-            Op::Write { file, .. } | Op::Sync { file } => Some(*file),
-            Op::Prepare { .. } | Op::Recycle { .. } | Op::Remove { .. } => None,
-        };
         let file = file_of(&op);
         let last = state
             .pending
@@ -828,10 +842,27 @@ impl Vfs for SimVfs {
         id
     }
 
+    /// In the order in which it would have ended; no time passes.
+    fn wait_for_all(&self) {
+        let mut state = self.lock();
+        if state.is_hung {
+            return;
+        }
+        let pending = state.pending.iter();
+        let slow = pending.filter(|(_, op)| file_of(op).is_none());
+        let slow: Vec<(Time, OpId)> = slow.map(|(key, _)| *key).collect();
+        for key in slow {
+            if let Some(op) = state.pending.remove(&key) {
+                let (op, result) = (key.1, state.run(&op));
+                self.ended().push(OpDone { op, result });
+            }
+        }
+    }
+
     fn completions(&self, now: Time) -> Vec<OpDone> {
         let mut state = self.lock();
         let now = now.max(state.now);
-        let mut done = Vec::new();
+        let mut done = std::mem::take(&mut *self.ended());
         while let Some((&(due, id), _)) = state.pending.first_key_value()
             && due <= now
             && !state.is_hung

@@ -143,8 +143,8 @@ impl Used {
         if is_clean {
             driven.lane.close().expect("it closes");
         } else {
-            drop(driven);
             disk.crash();
+            drop(driven);
         }
         disk.set_now(raft_proto::Time(0));
         let (driven, recovery) = Driven::open(&disk, &options());

@@ -335,8 +335,8 @@ fn check_later(options: &LaneOptions, disk: &Arc<SimVfs>, first: &Model, seed: u
         assert_eq!(driven.lane.pending_bytes(), 0, "{what}: it is durable");
     }
     let want = workload.model;
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (lane, recovery) = open(disk, options).expect("it opens");
     let found = seen_all(&lane, &recovery).expect("it reads");
     assert!(

@@ -765,8 +765,8 @@ fn is_written_on(disk: &Arc<SimVfs>, closed: &Closed, what: &str) {
     for _ in 0..24 {
         driven.write(workload.draw());
     }
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (lane, recovery) = open(disk, &options()).expect("it opens");
     assert_eq!(recovery.report.damaged, [], "{what}");
     let found = crate::workload::seen_all(&lane, &recovery).expect("it reads");

@@ -148,8 +148,8 @@ fn base(kind: Kind) -> Arc<SimVfs> {
             driven.settle().len() + 20,
             usize::try_from(ROOM).expect("small")
         );
-        drop(driven);
         disk.kill_process();
+        drop(driven);
     }
     disk
 }
@@ -251,8 +251,8 @@ fn run_with(kind: Kind, base: &SimVfs, call: u64, fault: Fault, refused: &mut u6
         assert!(recovery.report.damaged.is_empty(), "{what}: {recovery:?}");
         let found = seen_all(&lane, &recovery).expect("it reads");
         tracks.check(&found, &what);
-        drop(lane);
         disk.crash();
+        drop(lane);
         let (lane, recovery) = open(&disk, &options).expect("it opens");
         let again = seen_all(&lane, &recovery).expect("it reads");
         assert!(agrees(&again, &found), "{what}: what was found is durable");
@@ -388,8 +388,8 @@ fn every_operation_of_a_recovery_failing_changes_nothing() {
                 let found = seen_all(&lane, &recovery).expect("it reads");
                 let is_known = agrees(&found, &before) || agrees(&found, &workload.model);
                 assert!(is_known, "{what}");
-                drop(lane);
                 disk.crash();
+                drop(lane);
                 let (lane, recovery) = open(&disk, &options()).expect("it opens");
                 let again = seen_all(&lane, &recovery).expect("it reads");
                 assert!(agrees(&again, &found), "{what}: what was found is durable");
@@ -533,8 +533,8 @@ fn fault_27_an_open_on_a_file_system_that_turns_read_only_is_an_error() {
             for _ in 0..12 {
                 driven.write(workload.draw());
             }
-            drop(driven);
             whole.crash();
+            drop(driven);
         }
         for call in 1.. {
             let disk = Arc::new(whole.fork());

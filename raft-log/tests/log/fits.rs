@@ -135,8 +135,8 @@ fn what_would_be_read_back_as_damage_is_refused_by_name() {
         driven.lane.submit(of(&[batch(1, 5, 13, 1)])).expect("fits");
         driven.lane.submit(of(&[batch(1, 5, 14, 2)])).expect("fits");
         driven.settle();
-        drop(driven);
         disk.crash();
+        drop(driven);
         let (mut lane, recovery) = open(&disk, &options()).expect("it opens");
         assert_eq!(recovery.report.damaged, []);
         let state = &recovery.replicas[&key(1)];
@@ -175,8 +175,8 @@ fn what_follows_a_tombstone_is_refused_as_such() {
     // As long as it is known to be gone.
     let refused = driven.lane.submit(of(&[batch(1, 1, 9, 1)]));
     assert!(matches!(refused, Err(LogError::Gone { .. })), "{refused:?}");
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options()).expect("it opens");
     assert_eq!(recovery.report.damaged, []);
 }
@@ -238,8 +238,8 @@ fn a_vote_is_not_taken_back_nor_given_twice() {
         refused(voting(4, None), changes(2));
         driven.lane.submit(voting(4, Some(2))).expect("the same");
         driven.settle();
-        drop(driven);
         disk.crash();
+        drop(driven);
         let (_, recovery) = open(&disk, &options()).expect("it opens");
         assert_eq!(recovery.report.damaged, []);
         let found = recovery.replicas[&key(1)].hard_state;
@@ -277,8 +277,8 @@ fn a_snapshot_past_the_last_entry_is_not_retained() {
     ] {
         driven.write(submission);
     }
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options()).expect("it opens");
     assert_eq!(recovery.report.damaged, []);
     assert_eq!(recovery.replicas[&key(1)].last, id(3, 30));

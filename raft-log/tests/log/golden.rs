@@ -153,8 +153,8 @@ fn version_1_is_appended_to() {
             driven.write(workload.draw());
         }
         model = workload.model;
-        drop(driven);
         disk.crash();
+        drop(driven);
     }
 }
 

@@ -63,8 +63,8 @@ fn a_hundred_thousand_that_are_gone_leave_a_bounded_table() {
     let table = checkpoint_bytes(&disk);
     assert!(table < 100_000, "{table} bytes of a checkpoint");
     assert!(most < 1_000_000, "{most} bytes of an index");
-    drop(driven);
     disk.crash();
+    drop(driven);
     for _ in 0..2 {
         let (lane, recovery) = open(&disk, &options()).expect("it opens");
         assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
@@ -82,8 +82,8 @@ fn a_hundred_thousand_that_are_gone_leave_a_bounded_table() {
         }
         let known = recovery.replicas.len();
         assert!(known < 3_000, "{known} are known");
-        drop(lane);
         disk.crash();
+        drop(lane);
     }
     crate::record("log replicas gone", "replicas", BATCHES * BATCH);
 }
@@ -150,8 +150,8 @@ fn what_is_submitted_for_one_that_is_gone_is_refused_and_not_written() {
     driven.pass(1_000_000_000);
     let live = driven.lane.stats().live_segments;
     assert!(live <= 2, "{live} segments");
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options()).expect("it opens");
     assert_eq!(recovery.report.damaged, []);
     let health = |group| {
@@ -178,8 +178,8 @@ fn one_that_is_forgotten_does_not_come_back_from_older_segments() {
     for group in 2..=20 {
         driven.write(gone(group));
     }
-    drop(driven);
     disk.crash();
+    drop(driven);
     // An open makes the vote file anew without them.
     let (mut driven, _) = Driven::open(&disk, &options());
     let mut next = 2;
@@ -192,8 +192,8 @@ fn one_that_is_forgotten_does_not_come_back_from_older_segments() {
         next += 1;
         left -= u64::from(segments(&disk).len() >= 6);
     }
-    drop(driven);
     disk.crash();
+    drop(driven);
     let paths = segments(&disk);
     let used = paths.iter().rfind(|path| {
         let content = content(&disk, path);
@@ -221,8 +221,8 @@ fn one_that_is_forgotten_does_not_come_back_from_older_segments() {
             let first = lane.reader().range(key(1).0, key(1).1);
             let want = (Index::new(1), Index::new(next - 1));
             assert_eq!(first, Some(want), "damaged {is_damaged}");
-            drop(lane);
             disk.crash();
+            drop(lane);
         }
     }
     assert_eq!(most, 1, "they are forgotten");

@@ -83,8 +83,8 @@ fn fault_16_a_full_vote_file_holds_up_new_replicas_alone() {
     driven.pass(3 * SECOND);
     assert_eq!(done(&mut driven), [PLACES + 1, PLACES + 1]);
     assert!(!driven.lane.stats().is_full, "it resumes by itself");
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options).expect("it opens");
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     let term = |group| recovery.replicas[&key(group)].hard_state.term;
@@ -186,8 +186,8 @@ fn fault_16_entries_without_room_hold_up_neither_votes_nor_compaction() {
     assert_eq!(done(&mut driven).len(), 39 - durable + 1);
     assert!(!driven.lane.stats().is_full, "it resumes by itself");
     assert_eq!(driven.lane.pending_bytes(), 0);
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options()).expect("it opens");
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     assert_eq!(recovery.replicas[&key(2)].hard_state.term, Term::new(5));
@@ -334,8 +334,8 @@ fn fault_16_votes_beside_entries_without_room_go_on() {
     assert_eq!(others, [2, 2, 3, 3, 4, 4, 5, 5], "in the reserve");
     assert!(done.len() < 39 + 8, "some wait");
     let durable = u64::try_from(done.len() - 8).expect("small");
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options()).expect("it opens");
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     for group in 2..=5 {
@@ -372,8 +372,8 @@ fn fault_16_a_vote_behind_few_entries_without_room_takes_them_along() {
     driven.pass(3 * SECOND);
     assert_eq!(done(&mut driven), [2, 2, 2, 2]);
     assert!(driven.lane.stats().is_full);
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (lane, recovery) = open(&disk, &options()).expect("it opens");
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     let state = &recovery.replicas[&key(2)];
@@ -421,8 +421,8 @@ fn fault_16_a_vote_behind_an_append_that_just_lacks_room_takes_it_along() {
     assert!(done(&mut driven).len() > 2);
     assert_eq!(driven.lane.pending_bytes(), 0);
     assert!(driven.lane.stats().is_full);
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options).expect("it opens");
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     let state = &recovery.replicas[&key(1)];
@@ -460,8 +460,8 @@ fn fault_16_a_vote_gathered_with_few_entries_without_room_takes_them_along() {
         [2, 2],
         "who votes does not wait, who does not waits"
     );
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options()).expect("it opens");
     let state = &recovery.replicas[&key(2)];
     assert_eq!(state.hard_state.term, Term::new(5));
@@ -524,8 +524,8 @@ fn fault_16_where_votes_have_no_room_left_a_compaction_makes_it() {
         let mut done = done(&mut driven);
         done.sort_unstable();
         assert_eq!(done, [1, 2, 2]);
-        drop(driven);
         disk.crash();
+        drop(driven);
         let (_, recovery) = open(&disk, &options).expect("it opens");
         assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
         let state = &recovery.replicas[&key(2)];
@@ -637,14 +637,14 @@ fn fault_16_where_votes_have_no_room_left_the_last_one_is_proven() {
             driven.lane.submit(vote(3, 1)).expect("it waits");
             driven.pass(SECOND);
             assert_eq!(done(&mut driven), [0; 0]);
-            drop(driven);
             damaged.crash();
+            drop(driven);
         }
         damaged.set_capacity(None);
         let (mut driven, _) = Driven::open(&damaged, &options);
         driven.write(vote(3, 1));
-        drop(driven);
         disk.crash();
+        drop(driven);
         open(&disk, &options).expect("it opens");
     }
 }
@@ -753,8 +753,8 @@ fn fault_16_what_the_log_moves_is_not_put_over_what_waited_for_room() {
         assert_eq!(range, Some((Index::new(1), Index::new(12))));
     };
     check(driven.lane.reader());
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (lane, recovery) = open(&disk, &options).expect("it opens");
     assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
     check(lane.reader());

@@ -96,8 +96,8 @@ fn fault_18_nobody_waits_unheard_for_a_segment_that_cannot_be_made() {
         assert_eq!(told(appended + done.len()), ALL, "all are told");
         assert!(done.iter().all(|done| done.result.is_err()), "{done:?}");
         disk.fault_every("prepare", None);
-        drop(driven);
         disk.crash();
+        drop(driven);
         let (_, recovery) = open(&disk, &options()).expect("it opens");
         assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
         let last = recovery.replicas[&key(1)].last.index;

@@ -41,8 +41,8 @@ fn filled(is_closed: bool) -> Arc<SimVfs> {
         driven.lane.close().expect("it closes");
         disk.set_now(raft_proto::Time(0));
     } else {
-        drop(driven);
         disk.crash_keeping(|_| true);
+        drop(driven);
     }
     disk
 }
@@ -81,8 +81,8 @@ fn a_number_that_was_given_out_is_not_given_again() {
                 "{what}: {new:?}"
             );
             // Said once: what follows goes on from there.
-            drop(driven);
             disk.crash();
+            drop(driven);
             let (_, recovery) = open(&disk, &options()).expect("it opens");
             assert_eq!(recovery.report.missing, [0_u64; 0], "{what}");
         }
@@ -104,8 +104,8 @@ fn fault_9_a_gap_in_the_numbers_is_no_missing_segment() {
     let (mut driven, recovery) = Driven::open(&disk, &options());
     assert_eq!(recovery.report.missing, [0_u64; 0]);
     fill(&mut driven, &mut 61, 30);
-    drop(driven);
     disk.crash();
+    drop(driven);
     let used = used(&disk);
     let gap = used.windows(2).position(|pair| pair[1] > pair[0] + 1);
     let gap = gap.unwrap_or_else(|| panic!("{used:?} has a gap"));

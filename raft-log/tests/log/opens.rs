@@ -53,8 +53,8 @@ fn fault_16_a_full_disk_with_a_torn_tail_opens_and_says_that_it_was_not_kept() {
     assert_eq!(kept_aside(&disk), [[0_u8; 0]; 0]);
     assert_eq!(recovery.replicas[&key(1)].last.index, Index::new(1));
     driven.write(vote(1, 3));
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &options()).expect("it opens again");
     assert_eq!(recovery.report, raft_log::RecoveryReport::default());
     assert_eq!(recovery.replicas[&key(1)].hard_state.term, Term::new(3));
@@ -73,8 +73,8 @@ fn fault_16_a_full_disk_with_slots_of_those_who_are_gone_opens() {
     let mut gone = Submission::new(key(2).0, key(2).1, 200);
     gone.tombstone = true;
     driven.write(gone);
-    drop(driven);
     disk.crash();
+    drop(driven);
     disk.set_capacity(Some(disk.used_bytes()));
     for round in 3..6 {
         let (mut driven, recovery) = Driven::open(&disk, &options());
@@ -92,8 +92,8 @@ fn fault_16_a_full_disk_with_slots_of_those_who_are_gone_opens() {
         if round == 4 {
             disk.set_capacity(None);
         }
-        drop(driven);
         disk.crash();
+        drop(driven);
     }
     let votes = content(&disk, &Path::new(DATA).join("votes"));
     let slots = votes[4096..].chunks(64).take(8);
@@ -197,8 +197,8 @@ fn the_names_of_directories_that_an_open_makes_are_durable() {
         now: Time(0),
     };
     driven.write(append(&mut Rng(9), 1, 1, 100));
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open();
     assert_eq!(recovery.replicas[&key(1)].last.index, Index::new(1));
 }

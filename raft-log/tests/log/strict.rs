@@ -34,8 +34,8 @@ fn grown(seed: u64, is_closed: bool) -> (Arc<SimVfs>, Model) {
     if is_closed {
         driven.lane.close().expect("it closes");
     } else {
-        drop(driven);
         disk.crash();
+        drop(driven);
     }
     disk.set_now(raft_proto::Time(0));
     (disk, workload.model)

@@ -48,8 +48,8 @@ fn unproven_of(seed: u64, payload_max: u64) -> Unproven {
             break (before, owner);
         }
     };
-    drop(driven);
     disk.crash();
+    drop(driven);
     let path = segments(&disk)[0].clone();
     let (start, kind, table, data) = *records(&content(&disk, &path)).last().expect("records");
     assert_eq!(kind, 1);
@@ -417,8 +417,8 @@ fn fault_9_whoever_needs_nothing_of_a_missing_segment_starts() {
     compacted.compact_before = Some(Index::new(5));
     driven.write(compacted);
     fill(&mut driven, &disk, 1, next, 4);
-    drop(driven);
     disk.crash();
+    drop(driven);
     let middle = segments(&disk)[1].clone();
     disk.misplace(&middle, None);
     let (mut driven, recovery) = Driven::open(&disk, &options());
@@ -451,8 +451,8 @@ fn fault_10_a_newest_segment_cut_within_its_header_is_made_again() {
     let (mut driven, _) = Driven::open(&whole, &options());
     let next = fill(&mut driven, &whole, 1, 1, 2);
     driven.pass(1_000_000_000);
-    drop(driven);
     whole.crash();
+    drop(driven);
     let newest = segments(&whole).pop().expect("a spare");
     let size = content(&whole, &newest).len();
     for len in (0..=1_024).step_by(64).chain([1, 511, 513, 1_023]) {
@@ -470,8 +470,8 @@ fn fault_10_a_newest_segment_cut_within_its_header_is_made_again() {
         for path in segments(&disk) {
             assert_eq!(content(&disk, &path).len(), size, "{what}: {path:?}");
         }
-        drop(driven);
         disk.crash();
+        drop(driven);
         let (_, recovery) = open(&disk, &options()).expect("it opens");
         let last = recovery.replicas[&key(1)].last.index;
         assert_eq!(last, Index::new(next - 1), "{what}");
@@ -522,8 +522,8 @@ fn fault_4_the_loss_of_a_whole_page_at_the_end_is_damage() {
             if is_closed {
                 driven.lane.close().expect("it closes");
             } else {
-                drop(driven);
                 disk.crash();
+                drop(driven);
             }
             disk.set_now(raft_proto::Time(0));
             let path = segments(&disk)[0].clone();

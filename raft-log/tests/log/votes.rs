@@ -48,8 +48,8 @@ fn ten_thousand_votes_cost_one_write_and_one_sync() {
         driven.pass(1_000_000_000);
         let end = disk.calls() - calls - storm;
         assert!(end <= 8, "{end} calls");
-        drop(driven);
         disk.crash();
+        drop(driven);
         let (_, recovery) = open(&disk, &options).expect("it opens");
         for group in voters() {
             let state = &recovery.replicas[&key(group)];
@@ -228,8 +228,8 @@ fn what_is_gone_takes_no_slot_and_little_else() {
     }
     // 4,000 have voted, 200 at a time.
     assert_eq!(file_bytes(&disk), before);
-    drop(driven);
     disk.crash();
+    drop(driven);
     for _ in 0..2 {
         let (lane, recovery) = open(&disk, &options()).expect("it opens");
         assert!(recovery.report.damaged.is_empty(), "{:?}", recovery.report);
@@ -249,8 +249,8 @@ fn what_is_gone_takes_no_slot_and_little_else() {
             assert_eq!(state.hard_state.term, term, "{group}");
         }
         assert_eq!(file_bytes(&disk), before);
-        drop(lane);
         disk.crash();
+        drop(lane);
     }
     // A checkpoint holds the names, and the states of those who live.
     let newest = crate::damage::segments(&disk)
@@ -287,8 +287,8 @@ fn fault_20_a_fence_stays_when_a_term_is_recorded_behind_it() {
     assert_eq!(recovery.replicas[&key(1)].health, Health::VoteUnknown);
     driven.write(vote(key(1), 3, 30));
     driven.pass(300_000_000);
-    drop(driven);
     disk.crash();
+    drop(driven);
     let votes = crate::damage::content(&disk, &Path::new(DATA).join("votes"));
     for half in [HALF_A, HALF_B] {
         assert_eq!(votes[half + 4], 1, "the slot at {half} is fenced");

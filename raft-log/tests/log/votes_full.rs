@@ -131,8 +131,8 @@ fn fault_16_holes_among_the_slots_need_no_other_file() {
         let done = driven.settle();
         assert_eq!(done.len(), 40);
         assert!(done.iter().all(|done| done.result.is_ok()), "{:?}", done[0]);
-        drop(driven);
         disk.crash();
+        drop(driven);
         let (_, recovery) = open(&disk, &options()).expect("it opens");
         assert_eq!(recovery.report.damaged, []);
         let terms = recovery.replicas.values();
@@ -194,8 +194,8 @@ fn fault_16_a_vote_file_without_header_on_a_full_disk_is_made_anew() {
         assert_eq!(recovery.report.damaged.len(), 1, "{:?}", recovery.report);
         driven.lane.submit(vote(key(1), 3, 12)).expect("taken");
         assert_eq!(driven.settle().len(), 1);
-        drop(driven);
         disk.crash();
+        drop(driven);
         let (_, recovery) = open(&disk, &options()).expect("it opens");
         assert_eq!(recovery.report, raft_log::RecoveryReport::default());
         assert_eq!(recovery.replicas[&key(1)].hard_state.term, Term::new(12));
@@ -337,8 +337,8 @@ fn fault_16_a_vote_file_that_grows_says_nothing_that_the_log_lacks() {
         assert_eq!(state.health, Health::Sound, "life {life}: {report:?}");
         driven.pass(3_000_000_000);
         assert!(content(&disk, &file()).len() > before, "it has grown");
-        drop(driven);
         disk.crash();
+        drop(driven);
     }
 }
 

@@ -152,8 +152,8 @@ fn a_term_is_told_of_each_entry_held_and_of_the_one_before_them() {
     driven.settle();
     let want = [None, None, Some(1), Some(1), Some(2), Some(4), None, None];
     assert_eq!(terms(&driven), want);
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (driven, _) = Driven::open(&disk, &options());
     assert_eq!(terms(&driven), want, "as the next open finds it");
 }

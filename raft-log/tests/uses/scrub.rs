@@ -68,8 +68,8 @@ fn fault_3_a_flipped_payload_bit_of_a_sealed_segment_is_found_after_open_and_oth
         Err(LogError::Damaged { segment: 1, .. })
     ));
     // It is on record, whatever an open finds by itself.
-    drop(driven);
     disk.crash();
+    drop(driven);
     let (_, recovery) = open(&disk, &quiet()).expect("it opens");
     for group in 1..=GROUPS {
         let health = &recovery.replicas[&key(group)].health;

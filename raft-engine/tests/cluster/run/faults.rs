@@ -103,9 +103,12 @@ impl Run {
         let restart_at = self.now.plus_nanos(away_nanos);
         self.count_log(at);
         let host = &mut self.hosts[at];
-        if host.running.take().is_none() {
+        let Some(running) = host.running.take() else {
             return;
-        }
+        };
+        // Power goes before what is dropped waits for anything.
+        host.vfs.set_hung(true);
+        drop(running);
         self.report.crashes += 1;
         let id = host.id;
         host.vfs.crash();
