@@ -6,6 +6,8 @@ use crate::state::SNAPSHOTS_BYTES_MAX;
 
 /// Some hundred compactions.
 const LAST_RESERVE_BYTES: u64 = 16 << 10;
+/// A vote or two, a compaction, and the release of what it frees.
+const RESERVE_LEAST_BYTES: u64 = 1 << 10;
 
 /// Settings of a lane.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,8 +32,9 @@ pub struct LaneOptions {
     /// Segments kept prepared ahead. 1 to 16, default 1.
     pub spare_segments: usize,
     /// What of the active segment is kept for votes, terms and compaction while the disk is full:
-    /// the last quarter of it, 16 KiB at most, for what makes room alone. Up to half a segment;
-    /// default a sixteenth of one.
+    /// the last quarter of it, 640 bytes at least and 16 KiB at most, for what makes room alone. 1 KiB
+    /// to half a segment, default a sixteenth of one. 0: nothing is kept, and a full disk may wait for
+    /// room that somebody else makes.
     pub reserve_bytes: Option<u64>,
     /// How long after the last append a burst counts as ended, in nanoseconds: a watermark record
     /// is written then. 1 ms to 60 s, default 100 ms.
@@ -111,8 +114,11 @@ impl LaneOptions {
             ("spare_segments", size(self.spare_segments), 1, 16),
             (
                 "reserve_bytes",
-                self.reserve(),
-                0,
+                match self.reserve() {
+                    0 => RESERVE_LEAST_BYTES,
+                    reserve => reserve,
+                },
+                RESERVE_LEAST_BYTES,
                 self.segment_size_bytes / 2,
             ),
             (
@@ -191,9 +197,11 @@ impl LaneOptions {
         self.reserve_bytes.unwrap_or(self.segment_size_bytes / 16)
     }
 
-    /// What of the reserve is kept for watermarks, opens and closes, half of it, and for what makes room.
+    /// What of the reserve is kept for watermarks, opens and closes, half of it, and for what makes room
+    /// and its release.
     pub(crate) fn last_reserve(&self) -> u64 {
-        (self.reserve() / 4).min(LAST_RESERVE_BYTES)
+        let least = self.reserve().min(2 * crate::lane::RELEASE_BYTES);
+        (self.reserve() / 4).clamp(least, LAST_RESERVE_BYTES)
     }
 }
 
@@ -216,5 +224,18 @@ mod tests {
                 ..
             })
         ));
+        let reserve = |bytes| {
+            let options = LaneOptions {
+                reserve_bytes: Some(bytes),
+                ..LaneOptions::default()
+            };
+            options.check()
+        };
+        let refused = reserve(1_023).expect_err("too small for what a full disk needs");
+        let says = "reserve_bytes is 1023, outside 1024 to 33554432";
+        assert!(refused.to_string().contains(says), "{refused}");
+        for bytes in [0, 1 << 10, 32 << 20] {
+            reserve(bytes).expect("within bounds");
+        }
     }
 }

@@ -43,6 +43,7 @@ mod interleavings;
 mod scrub;
 mod seal;
 
+pub(crate) use commit::RELEASE_BYTES;
 pub(crate) use scrub::DEFAULT_BYTES_PER_S;
 pub use scrub::ScrubStatus;
 

@@ -30,7 +30,10 @@ pub(super) const WATERMARK_BYTES: usize = SECTOR_BYTES + 2 * RECORD_ALIGN;
 const RELEASED_MAX: usize = 16;
 
 /// What of the last reserve a record that names released segments takes, at most.
-const RELEASE_BYTES: u64 = 256;
+pub(crate) const RELEASE_BYTES: u64 = {
+    let bytes = RECORD_HEADER_BYTES + ITEM_HEADER_BYTES + RECORD_ALIGN + 8 * RELEASED_MAX;
+    aligned(bytes) as u64
+};
 
 /// What a checkpoint says of limits.
 const LIMITS_ITEM_BYTES: usize = ITEM_HEADER_BYTES + 16;
@@ -295,7 +298,7 @@ impl Lane {
 
     /// What is left for the release of the segments that a record frees.
     pub(super) fn kept_for_release(&self) -> u64 {
-        (self.options.last_reserve() / 4).min(RELEASE_BYTES)
+        (self.options.last_reserve() / 2).min(RELEASE_BYTES)
     }
 
     /// Whether the next segment is there and holds a checkpoint, `len` bytes and a footer.

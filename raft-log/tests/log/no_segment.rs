@@ -444,3 +444,71 @@ fn fault_18_a_segment_that_can_be_made_in_the_end_is_enough() {
     }
     assert_eq!(driven.lane.pending_bytes(), 0);
 }
+
+fn compaction(group: u64, number: u64, before: u64) -> Submission {
+    let mut submission = Submission::new(key(group).0, key(group).1, number);
+    submission.compact_before = Some(Index::new(before));
+    submission
+}
+
+/// A full disk: entries have taken what they could of the room that was left, then so many compactions
+/// that free nothing, or as many as found room. How many did; and whether one that frees segments did
+/// then, and left the disk full.
+fn compacted_at_last(reserve: u64, pad: usize, small: u64) -> (u64, bool, bool) {
+    let disk = disk(53);
+    let options = LaneOptions {
+        reserve_bytes: Some(reserve),
+        ..options()
+    };
+    let (mut driven, _) = Driven::open(&disk, &options);
+    // Two segments of group 2 alone.
+    for index in 1..=40 {
+        driven.write(of_size(2, index, 4_000));
+    }
+    for index in 1..=100 {
+        driven.write(of_size(3, index, 10));
+    }
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut index = 1;
+    while driven.lane.submit(of_size(1, index, 1_000 + pad)).is_ok() {
+        driven.pass(SECOND / 100);
+        index += 1;
+        assert!(index < 200, "it fills up");
+    }
+    driven.lane.take_completions();
+    let mut written = 0;
+    for before in 2..2 + small {
+        let compaction = compaction(3, 100 + before, before);
+        driven.lane.submit(compaction).expect("taken");
+        driven.pass(SECOND / 100);
+        if driven.lane.take_completions().is_empty() {
+            break;
+        }
+        written += 1;
+    }
+    driven.lane.submit(compaction(2, 41, 41)).expect("taken");
+    driven.pass(5 * SECOND);
+    let done = driven.lane.take_completions();
+    let is_compacted = done.iter().any(|done| done.group == key(2).0);
+    (written, is_compacted, driven.lane.stats().is_full)
+}
+
+/// What one compaction leaves is enough for the release of what it frees, however small the reserve: the
+/// disk would stay full otherwise, before somebody else makes room.
+#[test]
+fn fault_16_a_compaction_leaves_room_for_the_release_of_what_it_frees() {
+    for reserve in [1 << 10, 1 << 11, 4 << 10] {
+        let mut compacted = 0;
+        for pad in (0..512).step_by(64) {
+            let (most, ..) = compacted_at_last(reserve, pad, 90);
+            assert!(most < 90, "the disk is full");
+            for small in most.saturating_sub(4)..=most {
+                let (_, is_compacted, is_full) = compacted_at_last(reserve, pad, small);
+                let what = format!("reserve {reserve}, {pad} bytes more, {small} compactions");
+                assert!(!(is_compacted && is_full), "{what}");
+                compacted += u64::from(is_compacted);
+            }
+        }
+        assert!(compacted > 0, "{reserve}");
+    }
+}
