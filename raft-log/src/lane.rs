@@ -9,7 +9,7 @@
 //! polls in two halves: between [`Lane::poll_begin`] and [`Lane::poll_end`] the disk works and does
 //! not need the lane, so that others may have it meanwhile and submit.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -228,8 +228,8 @@ pub struct Lane {
     /// What the active segment's checkpoint takes.
     checkpoint_len: u64,
     is_closing: bool,
-    /// Segments whose laggards cannot be read.
-    unmovable: BTreeSet<u64>,
+    /// Segments with an entry that cannot be moved, which is said: not tried before that one is gone.
+    unmovable: BTreeMap<u64, (Key, Index)>,
     scrub: scrub::Scrub,
     /// Of whoever has submitted something since the open.
     extents: FxHashMap<Key, fits::Extent>,
@@ -354,7 +354,7 @@ impl Lane {
             apart: None,
             checkpoint_len: 0,
             is_closing: false,
-            unmovable: BTreeSet::new(),
+            unmovable: BTreeMap::new(),
             scrub,
             extents: FxHashMap::default(),
             buried: FxHashSet::default(),

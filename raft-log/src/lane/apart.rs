@@ -141,7 +141,14 @@ impl Apart {
                 let most = most.min(room);
                 // Damage is found here before anybody else reads it: the entries stay where
                 // they are, and whoever reads them is told.
-                let batches = match reader.entries(key.0, key.1, next, *last, most) {
+                self.next = next;
+                let read = |most| reader.entries(key.0, key.1, next, *last, most);
+                // What lies before a damaged entry can be read.
+                let batches = match read(most) {
+                    Err(LogError::Damaged { .. }) => read(1),
+                    batches => batches,
+                };
+                let batches = match batches {
                     Err(LogError::Io(error)) if !error.is_of_medium() => return Copying::Later,
                     batches => batches.ok(),
                 };
@@ -289,7 +296,7 @@ impl Lane {
                 Copying::Later => return true,
                 Copying::Full => return false,
                 Copying::Impossible => {
-                    self.unmovable.insert(victim);
+                    self.unmovable.insert(victim, (key, apart.next));
                     apart.next = Index::ZERO;
                     apart.keys = Some(Vec::new());
                 }

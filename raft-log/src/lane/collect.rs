@@ -151,7 +151,7 @@ impl Lane {
             return None;
         }
         let may_move = |number: &u64, info: &SegmentInfo| {
-            info.live_spans > 0 && info.garbage_bytes() > 0 && !self.unmovable.contains(number)
+            info.live_spans > 0 && info.garbage_bytes() > 0 && !self.unmovable.contains_key(number)
         };
         let mut emptiest: Vec<(u64, &SegmentInfo)> = sealed
             .into_iter()
@@ -217,7 +217,7 @@ impl Lane {
                         batches => batches.ok(),
                     };
                     let Some(batch) = batches.and_then(|batches| joined(key, batches)) else {
-                        self.unmovable.insert(victim);
+                        self.unmovable.insert(victim, (key, next));
                         return moved;
                     };
                     next = batch.last().index.next();
@@ -277,11 +277,21 @@ impl Lane {
         }
         sealed
             .iter()
-            .filter(|(number, info)| info.live_spans > 0 && !self.unmovable.contains(number))
+            .filter(|(number, info)| info.live_spans > 0 && !self.unmovable.contains_key(number))
             .filter(|(_, info)| info.garbage_share() >= LEAST_SHARE)
             .filter(|(_, info)| info.moved_bytes() <= room)
             .max_by_key(|(number, info)| (info.garbage_share(), std::cmp::Reverse(**number)))
             .map(|(number, _)| **number)
+    }
+
+    /// What could not be moved may be gone now.
+    pub(super) fn forget_unmovable(&mut self) {
+        let mut unmovable = std::mem::take(&mut self.unmovable);
+        unmovable.retain(|segment, (key, index)| {
+            let mut here = self.ranges_in(*key, *segment).into_iter();
+            here.any(|(first, last)| first <= *index && *index <= last)
+        });
+        self.unmovable = unmovable;
     }
 
     /// Who has something in a segment, last first.

@@ -695,6 +695,7 @@ impl Lane {
         if may_free || staging.names_apart {
             self.moves.look_again();
             self.find_dead();
+            self.forget_unmovable();
         }
         self.complete(staging.done, None);
     }

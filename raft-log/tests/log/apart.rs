@@ -458,11 +458,25 @@ fn what_cannot_be_read_is_not_moved_and_holds_up_nobody() {
         used.fill();
     }
     assert_eq!(used.counts(), (0, 0), "nothing is moved yet");
-    for path in segments(&used.disk).iter().take(2) {
+    let bad: Vec<PathBuf> = segments(&used.disk).into_iter().take(2).collect();
+    for path in &bad {
         let whole = content(&used.disk, path);
-        for (at, kind, table, data) in records(&whole) {
-            if kind == 1 && data > 0 {
-                used.disk.flip_bit(path, at + 64 + table + data / 2, 3);
+        for (at, kind, table, _) in records(&whole) {
+            let mut items = &whole[at + 64..at + 64 + table];
+            let mut data_at = at + 64 + table;
+            while kind == 1 && !items.is_empty() {
+                let len = |at: usize| {
+                    let bytes = items[at..at + 4].try_into().expect("four");
+                    usize::try_from(u32::from_le_bytes(bytes)).expect("small")
+                };
+                if items[0] == 1 {
+                    // All but what group 3 has.
+                    if items[8] != 3 {
+                        used.disk.flip_bit(path, data_at + 16, 3);
+                    }
+                    data_at += len(24 + 32);
+                }
+                items = &items[24 + len(4)..];
             }
         }
     }
@@ -471,6 +485,8 @@ fn what_cannot_be_read_is_not_moved_and_holds_up_nobody() {
         used.fill();
         most = most.max(used.disk.used_bytes());
     }
+    let stayed = segments(&used.disk);
+    assert!(bad.iter().all(|path| stayed.contains(path)), "{stayed:?}");
     let stats = used.driven.lane.stats();
     assert!(stats.segments_apart > 3, "{stats:?}");
     let reader = used.driven.lane.reader();
@@ -481,4 +497,15 @@ fn what_cannot_be_read_is_not_moved_and_holds_up_nobody() {
     // What is kept, two segments that stay, and those that are ever at work.
     let kept = 400 * 2_000;
     assert!(most < kept + 10 * (64 << 10), "{most}");
+    // When those who have something there go on, none is left that cannot be moved.
+    for group in [1, 2] {
+        let mut submission = used.submission(group);
+        submission.compact_before = Some(used.last(group));
+        used.submit(submission);
+    }
+    for _ in 0..100 {
+        used.fill();
+    }
+    let left = segments(&used.disk);
+    assert!(bad.iter().all(|path| !left.contains(path)), "{left:?}");
 }
