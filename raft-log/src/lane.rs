@@ -227,6 +227,8 @@ pub struct Lane {
     apart: Option<apart::Apart>,
     /// What the active segment's checkpoint takes.
     checkpoint_len: u64,
+    /// What one took when a segment was asked for.
+    checkpoint_asked: usize,
     is_closing: bool,
     /// Segments with an entry that cannot be moved, which is said: not tried before that one is gone.
     unmovable: BTreeMap<u64, (Key, Index)>,
@@ -353,6 +355,7 @@ impl Lane {
             moves,
             apart: None,
             checkpoint_len: 0,
+            checkpoint_asked: 0,
             is_closing: false,
             unmovable: BTreeMap::new(),
             scrub,
@@ -628,6 +631,10 @@ impl Lane {
                 self.is_pool_full |= error.is_storage_full();
                 self.note_full();
                 self.lacking = Some(error);
+                if self.checkpoint_asked != self.checkpoint_bytes() {
+                    // They may need a smaller one now, and ask again.
+                    self.unhold(HeldFor::Room);
+                }
                 self.collect();
             }
             Made::Failed(error) => {

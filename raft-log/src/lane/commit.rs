@@ -304,6 +304,7 @@ impl Lane {
     /// Whether the next segment is there and holds a checkpoint, `len` bytes and a footer.
     fn make_room(&mut self, len: usize, batches: usize) -> bool {
         let checkpoint = self.checkpoint_bytes();
+        self.checkpoint_asked = checkpoint;
         let footer = RECORD_HEADER_BYTES
             + super::seal::SUCCESSOR_ITEM_BYTES
             + batches * (super::seal::RUNS_ITEM_BYTES + crate::index::LIST_RUN_BYTES);
@@ -316,7 +317,7 @@ impl Lane {
         self.pool.has(to_u64(needed.next_multiple_of(512)))
     }
 
-    fn checkpoint_bytes(&self) -> usize {
+    pub(super) fn checkpoint_bytes(&self) -> usize {
         let tables = self.tables();
         let replicas = tables.replicas.values().map(|replica| {
             let state = &replica.state;

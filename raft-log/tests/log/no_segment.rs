@@ -451,6 +451,43 @@ fn compaction(group: u64, number: u64, before: u64) -> Submission {
     submission
 }
 
+/// The checkpoint shrinks while entries wait for a larger segment on its account: the spare that is there
+/// is enough for them then.
+#[test]
+fn fault_16_who_waits_asks_again_when_the_checkpoint_has_shrunk() {
+    let disk = disk(52);
+    let (mut driven, _) = Driven::open(&disk, &options());
+    // Nothing of the log becomes free: there is something of group 4 in each segment.
+    driven.write(of_size(4, 1, 100));
+    for group in [5, 6] {
+        driven.write(snapshot_of(group, 1, 30_000));
+    }
+    let mut next = 1;
+    while driven.lane.stats().sealed_segments < 1 {
+        driven.write(of_size(4, next + 1, 4_000));
+        next += 1;
+    }
+    driven.pass(SECOND);
+    disk.set_capacity(Some(disk.used_bytes()));
+    let mut waiting = 0;
+    while waiting == 0 {
+        next += 1;
+        driven.lane.submit(of_size(4, next, 4_000)).expect("taken");
+        driven.pass(SECOND / 100);
+        waiting = driven.lane.pending_bytes();
+    }
+    driven.pass(5 * SECOND);
+    done(&mut driven);
+    assert!(driven.lane.pending_bytes() > 0, "a larger one is needed");
+    for group in [5, 6] {
+        let mut submission = Submission::new(key(group).0, key(group).1, 2);
+        submission.tombstone = true;
+        driven.lane.submit(submission).expect("taken");
+    }
+    driven.pass(5 * SECOND);
+    assert_eq!(done(&mut driven), [5, 6, 4]);
+}
+
 /// A full disk: entries have taken what they could of the room that was left, then so many compactions
 /// that free nothing, or as many as found room. How many did; and whether one that frees segments did
 /// then, and left the disk full.
