@@ -70,13 +70,13 @@ impl Lane {
         }
     }
 
-    /// Whether entries of `bytes` fit behind all that waits, the reserve aside: in the active segment,
-    /// or in the next one if it is there.
+    /// Whether entries of `bytes` fit, the reserve aside: in the active segment, where they pass those
+    /// that wait for another one, or in the next one if it is there, behind all that waits.
     pub(super) fn has_room(&self, bytes: usize) -> bool {
-        let len = to_u64(self.pending_bytes() + bytes + 1024)
-            + self.footer_bytes(16)
-            + self.options.reserve();
-        let is_here = !self.active.is_sealed && self.active.offset + len <= self.active.len;
+        let beside = self.footer_bytes(16) + self.options.reserve();
+        let len = to_u64(self.pending_bytes() + bytes + 1024) + beside;
+        let here = self.active.offset + len - to_u64(self.no_room.len());
+        let is_here = !self.active.is_sealed && here <= self.active.len;
         let start = || to_u64(SEGMENT_HEADER_BYTES + self.checkpoint_bytes());
         let is_in = |next: u64| start() + len <= next;
         is_here || self.pool.front_len().is_some_and(is_in)

@@ -281,6 +281,38 @@ fn fault_16_it_is_full_until_what_is_waited_for_can_be_made() {
     assert!(!driven.lane.stats().is_full, "it resumes by itself");
 }
 
+/// Entries of others go on in the room that is left meanwhile, and in that alone: whoever waits for a
+/// larger segment is next when there is room for it.
+#[test]
+fn fault_16_who_waits_for_a_larger_segment_holds_up_nobody_else() {
+    let options = LaneOptions {
+        record_bytes_max: 256 << 10,
+        ..options()
+    };
+    let disk = disk(44);
+    let (mut driven, _) = Driven::open(&disk, &options);
+    driven.write(of_size(2, 1, 1_000));
+    driven.pass(SECOND);
+    disk.set_capacity(Some(disk.used_bytes()));
+    driven.lane.submit(of_size(1, 1, 150_000)).expect("taken");
+    driven.pass(SECOND / 2);
+    assert!(driven.lane.stats().is_full);
+    let mut next = 2;
+    while driven.lane.submit(of_size(2, next, 4_000)).is_ok() {
+        driven.pass(SECOND / 10);
+        assert_eq!(done(&mut driven), [2], "its own waits for nothing");
+        next += 1;
+        assert!(next < 100, "it fills up");
+    }
+    assert!(next > 10, "{next}");
+    let own = driven.lane.submit(of_size(1, 2, 10));
+    assert!(matches!(own, Err(LogError::StorageFull)), "{own:?}");
+    assert_eq!(driven.lane.stats().sealed_segments, 0);
+    disk.set_capacity(None);
+    driven.pass(5 * SECOND);
+    assert_eq!(done(&mut driven), [1]);
+}
+
 /// A segment that is free then leaves nothing to be made: they ask again nevertheless.
 #[test]
 fn fault_16_who_waits_asks_again_when_a_segment_is_free() {
