@@ -298,7 +298,21 @@ impl LogReader {
             .from_index(wanted.from)
             .filter(|part| part.first().index == wanted.from)
             .and_then(|part| part.up_to_index(at.last));
+        let part = part.filter(|part| self.is_due(key, part));
         part.ok_or_else(|| damaged("other entries than recorded".to_owned()))
+    }
+
+    /// Whether entries are of the terms that the replica's state gives them: those that others have
+    /// overwritten are not.
+    fn is_due(&self, key: Key, part: &Batch) -> bool {
+        let tables = self.shared.read();
+        let Some(replica) = tables.replicas.get(&key) else {
+            return true;
+        };
+        [part.first(), part.last()].into_iter().all(|id| {
+            let due = replica.state.term_at(id.index);
+            due.is_none_or(|due| due == id.term)
+        })
     }
 
     fn locate(&self, key: Key, index: Index) -> Result<Option<Location>, LogError> {

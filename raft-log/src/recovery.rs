@@ -127,6 +127,10 @@ impl RecoveryReport {
     }
 }
 
+/// How far ahead of the newest segment a record may say that numbers were given out: no log gives out
+/// so many beside one segment, and it has so many lies to go before there is none left.
+const NUMBERS_AHEAD_MAX: u64 = 1 << 32;
+
 /// What is to be cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Cut {
@@ -183,7 +187,8 @@ struct Walk<'a> {
     /// Segments whose file bears another segment's header.
     misnamed: BTreeSet<u64>,
     aside: BTreeSet<u64>,
-    highest: u64,
+    /// Those of all files, whatever they hold.
+    numbers: BTreeSet<u64>,
     /// What the last record that says so says.
     limits: Limits,
     /// Something lies behind the last record that may have been a write, or stale.
@@ -267,7 +272,7 @@ pub(crate) fn analyse(
         voted: BTreeSet::new(),
         misnamed: BTreeSet::new(),
         aside: BTreeSet::new(),
-        highest: 0,
+        numbers: BTreeSet::new(),
         limits: Limits::default(),
         may_be_cut: false,
         named: BTreeMap::new(),
@@ -337,9 +342,7 @@ impl Walk<'_> {
             let number = segment_number(&entry.name).filter(|_| entry.is_file);
             let aside = entry.name.strip_suffix(mend::DAMAGED_SUFFIX);
             // Its number names no other one, which might come to lie beside it.
-            self.highest = self
-                .highest
-                .max(aside.and_then(segment_number).unwrap_or(0));
+            self.numbers.extend(aside.and_then(segment_number));
             let Some(number) = number else {
                 let is_ours = [mend::CUT_SUFFIX, mend::DAMAGED_SUFFIX, UNFINISHED_SUFFIX]
                     .iter()
@@ -349,7 +352,7 @@ impl Walk<'_> {
                 }
                 continue;
             };
-            self.highest = self.highest.max(number);
+            self.numbers.insert(number);
             let found = files.open(number, &dir.join(&entry.name))?;
             let is_foreign = found.header.is_some_and(|header| {
                 header.lane != self.options.lane || header.identity != self.options.log_identity()
@@ -393,27 +396,43 @@ impl Walk<'_> {
                 // A first write that was torn.
                 continue;
             }
-            if self.take_checkpoint(&record).is_some() {
+            if self.take_checkpoint(*number, files, &record).is_some() {
                 return Ok(Some(*number));
             }
         }
         Ok(None)
     }
 
-    fn take_checkpoint(&mut self, record: &Record) -> Option<()> {
+    fn take_checkpoint(
+        &mut self,
+        own: u64,
+        files: &BTreeMap<u64, SegmentFile>,
+        record: &Record,
+    ) -> Option<()> {
         let mut tables = Tables::default();
         let mut named = BTreeMap::new();
+        // What follows this segment, or counts behind what it holds, cannot be told of in it.
+        let mut absurd = BTreeSet::new();
         let mut limits = Limits::default();
         for item in crate::item::items(record.table.as_ref()?) {
             match item? {
                 (None, Item::Segments(segments)) => {
-                    let segments = segments.into_iter();
-                    named.extend(segments.map(|(number, life)| (number, Named::in_turn(life))));
+                    for (number, incarnation) in segments {
+                        if number <= own {
+                            named.insert(number, Named::in_turn(incarnation));
+                        } else {
+                            absurd.insert(number);
+                        }
+                    }
                 }
                 (None, Item::Apart(segments)) => {
                     for segment in segments {
-                        let before = segment.before?;
-                        named.insert(segment.number, Named::apart(&segment, before));
+                        match segment.before {
+                            Some(before) if before < own && segment.number != own => {
+                                named.insert(segment.number, Named::apart(&segment, before));
+                            }
+                            _ => drop(absurd.insert(segment.number)),
+                        }
                     }
                 }
                 (None, Item::Limits(found)) => limits = found,
@@ -429,6 +448,10 @@ impl Walk<'_> {
                 _ => return None,
             }
         }
+        absurd.retain(|number| !named.contains_key(number));
+        let is_old = |number: &&u64| **number < own && files.contains_key(number);
+        self.misnamed.extend(absurd.iter().filter(is_old));
+        self.report.missing.extend(absurd);
         self.tables = tables;
         self.named = named;
         self.limits = limits;
@@ -447,7 +470,8 @@ impl Walk<'_> {
         let Some(base) = base else {
             return Ok(());
         };
-        let named = self.named.range(..base);
+        // One apart may have a higher number, if the one before it was never named.
+        let named = self.named.iter().filter(|(number, _)| **number != base);
         let mut named: Vec<(u64, Named)> = named.map(|(n, named)| (*n, *named)).collect();
         named.sort_by_key(|(number, named)| match named.before {
             Some(before) => (before, false, *number),
@@ -463,9 +487,16 @@ impl Walk<'_> {
     fn numbers_end(&self, end: &End) -> u64 {
         // A log without a record begins anew: those before its first segment would be missed.
         let is_new = end.newest == 0 && self.report.foreign.is_empty();
-        let of_files = if is_new { 0 } else { self.highest };
-        let known = of_files.max(end.newest).max(end.successor.unwrap_or(0)) + 1;
-        known.max(self.limits.numbers_end)
+        let files = self.numbers.range(..=end.newest + 2 * NUMBERS_AHEAD_MAX);
+        let of_files = files.last().copied().filter(|_| !is_new);
+        // Of one that is told of nobody knows whether it was there.
+        let told = self.named.keys().chain(&self.released).copied();
+        let told = told
+            .chain(end.successor)
+            .map(|number| number.saturating_add(1));
+        let told = told.chain([self.limits.numbers_end]);
+        let told = told.map(|number| number.min(end.newest + NUMBERS_AHEAD_MAX));
+        told.fold(of_files.unwrap_or(0).max(end.newest) + 1, u64::max)
     }
 
     fn damage(

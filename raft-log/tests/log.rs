@@ -47,6 +47,8 @@ mod opening;
 mod opens;
 #[path = "log/report.rs"]
 mod report;
+#[path = "log/rewrite.rs"]
+mod rewrite;
 #[path = "log/space.rs"]
 mod space;
 #[path = "log/split.rs"]

@@ -28,6 +28,8 @@ pub(super) struct Cursor {
     /// far.
     is_closing: bool,
     pub(super) has_damage: bool,
+    /// The first record is a checkpoint that was taken before.
+    pub(super) has_base: bool,
     /// The synced lsn of a watermark record whose second one, of the same write, is not there yet.
     pub(super) lone_watermark: Option<u64>,
 }
@@ -83,6 +85,7 @@ impl Walk<'_> {
             is_closed: false,
             is_closing: false,
             has_damage: false,
+            has_base: base.is_some(),
             lone_watermark: None,
         };
         let mut end = End {
@@ -378,6 +381,13 @@ impl Walk<'_> {
                 found.is_proof = true;
                 found.is_nobodys = was_closed;
             }
+            if let Some(record) = &record
+                && record.table.is_some()
+                && segment.data(record)?.is_some()
+            {
+                // All of it is there, and it makes no sense: that is no torn write.
+                found.is_proof = true;
+            }
             let cut = self.cut(segment, at, record.as_ref(), &found, is_recycled, cursor)?;
             let is_too_large = self.is_too_large(segment, cut, active)?;
             if !found.is_proof && !is_too_large && !segment.is_short {
@@ -394,19 +404,7 @@ impl Walk<'_> {
                     }
                 }
                 Some(record) => {
-                    // In its place in the chain, a checkpoint or a footer says nothing that the
-                    // records before it have not said.
-                    let says_again = expected.is_some()
-                        && matches!(
-                            record.header.kind,
-                            RecordKind::Checkpoint | RecordKind::Footer
-                        );
-                    if says_again {
-                        let reason = "a table that repeats what other records say";
-                        self.damage(segment.number, to_u64(at), reason, &[]);
-                    } else {
-                        self.lose_table(segment.number, &record);
-                    }
+                    self.lose_table(segment.number, &record, cursor);
                     cursor.passed(&record);
                     at = record.end();
                     if record.header.kind == RecordKind::Footer {

@@ -64,7 +64,8 @@ impl Walk<'_> {
         if before.is_some()
             && let Some(info) = self.tables.segments.get_mut(&number)
         {
-            info.at_seal.other_bytes = free_bytes;
+            // No more is believed than there can be.
+            info.at_seal.other_bytes = free_bytes.min(file.len);
         }
         match footer_at {
             Some(footer_at) if self.options.verify_all => {
@@ -262,6 +263,9 @@ impl Walk<'_> {
         let mut at = record.data_at();
         for (owner, item) in items(table).flatten() {
             if let (Some(key), Item::Entries(item)) = (owner, item) {
+                if at.saturating_add(item.len) > record.end() {
+                    return;
+                }
                 let span = Span {
                     first: item.first.index,
                     last: item.last.index,

@@ -12,6 +12,7 @@ use super::{LostTable, MendedReport, Named, SegmentFile, Walk};
 use crate::error::LogError;
 use crate::item::{ApartItem, Item, Key, Limits, items};
 use crate::lane::Active;
+use crate::owners::OwnerSet;
 use crate::record::RecordKind;
 
 impl Walk<'_> {
@@ -34,16 +35,13 @@ impl Walk<'_> {
             RecordKind::Checkpoint | RecordKind::Footer
         );
         if is_told && cursor.expected.is_none() {
-            return Ok(true);
+            return Ok(cursor.has_base);
         }
-        // What named a segment apart may be lost.
-        let is_lossy = cursor.has_damage;
         let makes_sense = |item: Option<(_, Item)>| match item {
             None => false,
-            // What is released lies before, or apart.
             Some((_, Item::Released(numbers))) => numbers
                 .iter()
-                .all(|number| *number < segment || is_lossy || self.is_apart(*number)),
+                .all(|number| may_release(files, segment, *number)),
             Some((_, Item::Apart(found))) => found.iter().all(|apart| self.may_name(apart)),
             Some(_) => true,
         };
@@ -63,9 +61,11 @@ impl Walk<'_> {
                     Item::Released(numbers) => self.released.extend(numbers),
                     Item::Apart(found) => {
                         for apart in found {
-                            let named = Named::apart(&apart, apart.before.unwrap_or(segment));
                             // It is said twice.
-                            if self.named.insert(apart.number, named).is_none() {
+                            if !self.is_named(&apart) {
+                                let named = Named::apart(&apart, segment);
+                                self.named.insert(apart.number, named);
+                                self.misnamed.remove(&apart.number);
                                 self.take_sealed(dir, files, apart.number, named)?;
                             }
                         }
@@ -88,18 +88,16 @@ impl Walk<'_> {
         Ok(true)
     }
 
-    /// Whether a record may name a segment apart: one that nothing else is known of, or the same again.
+    /// Whether a record may name a segment apart, which counts before its own: one that nothing else is
+    /// known of, or no such one as was named, or the same again.
     fn may_name(&self, apart: &ApartItem) -> bool {
-        match self.named.get(&apart.number) {
-            Some(known) => known.before.is_some() && known.incarnation == apart.incarnation,
-            None => !self.tables.segments.contains_key(&apart.number),
-        }
+        let is_known = self.tables.segments.contains_key(&apart.number);
+        apart.before.is_none() && (!is_known || self.is_named(apart))
     }
 
-    /// Whether a segment that counts lies apart.
-    fn is_apart(&self, number: u64) -> bool {
-        let named = self.named.get(&number);
-        named.is_some_and(|named| named.before.is_some())
+    fn is_named(&self, apart: &ApartItem) -> bool {
+        let named = self.named.get(&apart.number);
+        named.is_some_and(|it| it.before.is_some() && it.incarnation == apart.incarnation)
     }
 
     pub(super) fn apply(&mut self, key: Key, item: Item) {
@@ -134,7 +132,7 @@ impl Walk<'_> {
     ) -> Result<(), LogError> {
         let bad = segment.bad_batches(record)?;
         if !self.take(later, segment.number, record, Some(active), cursor)? {
-            self.lose_table(segment.number, record);
+            self.lose_table(segment.number, record, cursor);
             return Ok(());
         }
         self.report_bad(segment.number, record, bad);
@@ -179,13 +177,35 @@ impl Walk<'_> {
     }
 
     /// The table of a record is lost, its header is not.
-    pub(super) fn lose_table(&mut self, segment: u64, record: &Record) {
+    pub(super) fn lose_table(&mut self, segment: u64, record: &Record, cursor: &Cursor) {
+        let offset = to_u64(record.offset);
+        let header = &record.header;
+        let owners = match header.kind {
+            RecordKind::Data | RecordKind::Watermark => header.owners.map(|owners| owners.own),
+            // In its place in the chain it says nothing that the records before it have not said.
+            _ if cursor.expected.is_some() => {
+                let reason = "a table that repeats what other records say";
+                return self.damage(segment, offset, reason, &[]);
+            }
+            // Those before it are gone.
+            _ if header.lsn > 1 => None,
+            _ => Some(OwnerSet::default()),
+        };
         self.lost_tables.push(LostTable {
             segment,
-            offset: to_u64(record.offset),
-            owners: record.header.owners.map(|owners| owners.own),
+            offset,
+            owners,
         });
     }
+}
+
+/// Whether a record of a segment may release another one: that lies before it, or apart.
+fn may_release(files: &BTreeMap<u64, SegmentFile>, segment: u64, number: u64) -> bool {
+    let is_in_turn = |file: &SegmentFile| {
+        let header = file.header;
+        header.is_some_and(|header| header.number == number && !header.is_apart)
+    };
+    number < segment || number > segment && !files.get(&number).is_some_and(is_in_turn)
 }
 
 /// What a table says of limits.

@@ -1,6 +1,8 @@
 //! Segments apart, to which the log moves what laggards keep: whatever comes in between, and whatever
 //! becomes of their files.
 
+#[path = "lies.rs"]
+mod lies;
 #[path = "apart_lives.rs"]
 mod lives;
 

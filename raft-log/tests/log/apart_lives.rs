@@ -22,13 +22,13 @@ impl Used {
         }
     }
 
-    fn settle(&mut self) {
+    pub(super) fn settle(&mut self) {
         for done in self.driven.settle() {
             done.result.expect("it is durable");
         }
     }
 
-    fn step(&mut self, steps: u64) {
+    pub(super) fn step(&mut self, steps: u64) {
         for _ in 0..steps {
             self.driven.step();
         }
@@ -45,7 +45,7 @@ impl Used {
     }
 
     /// One entry of each of two groups, so many times.
-    fn put_both(&mut self, (one, other): (u64, u64), times: u64) {
+    pub(super) fn put_both(&mut self, (one, other): (u64, u64), times: u64) {
         for _ in 0..times {
             self.put(one, 2_800);
             self.put(other, 2_800);
@@ -53,7 +53,7 @@ impl Used {
     }
 
     /// A group keeps nothing of what it has.
-    fn compact(&mut self, group: u64) {
+    pub(super) fn compact(&mut self, group: u64) {
         let mut submission = self.submission(group);
         submission.compact_before = Some(self.last(group).next());
         self.submit(submission);
