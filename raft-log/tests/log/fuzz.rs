@@ -18,7 +18,7 @@ fn input(rng: &mut Rng, len_max: u64) -> Vec<u8> {
             5 => out.extend_from_slice(&rng.below(16).to_le_bytes()),
             // The header of an item: a kind that there is, a length that may be right.
             6 => {
-                out.push(1 + rng.below(15).to_le_bytes()[0]);
+                out.push(1 + rng.below(16).to_le_bytes()[0]);
                 out.extend_from_slice(&[rng.below(2).to_le_bytes()[0], 0, 0]);
                 out.extend_from_slice(&[rng.below(80).to_le_bytes()[0], 0, 0, 0]);
                 out.extend_from_slice(&rng.below(3).to_le_bytes());
@@ -66,6 +66,7 @@ fn table(rng: &mut Rng, kinds: &[u8]) -> Vec<u8> {
             8 => 5,
             9 => 2 * rng.below(3),
             12 => 4,
+            16 => 4 * rng.below(3),
             _ => 0,
         };
         if kind == 8 {
@@ -98,7 +99,7 @@ fn table(rng: &mut Rng, kinds: &[u8]) -> Vec<u8> {
             12 => (0..3).for_each(|_| body.extend_from_slice(&small(rng))),
             _ => {}
         }
-        let is_lanes = matches!(kind, 9 | 10 | 11 | 13 | 14 | 15);
+        let is_lanes = matches!(kind, 9 | 10 | 11 | 13 | 14 | 15 | 16);
         out.push(kind);
         out.extend_from_slice(&[u8::from(rng.one_in(4)), 0, 0]);
         out.extend_from_slice(&u32::try_from(body.len()).expect("small").to_le_bytes());
@@ -111,8 +112,8 @@ fn table(rng: &mut Rng, kinds: &[u8]) -> Vec<u8> {
     out
 }
 
-const DATA: &[u8] = &[1, 2, 3, 4, 5, 6, 8, 10, 11, 13, 14];
-const CHECKPOINT: &[u8] = &[7, 7, 8, 9, 14];
+const DATA: &[u8] = &[1, 2, 3, 4, 5, 6, 8, 10, 11, 13, 14, 16];
+const CHECKPOINT: &[u8] = &[7, 7, 8, 9, 14, 16];
 const FOOTER: &[u8] = &[12, 12, 12, 15];
 
 fn many(suite: &str, body: fn(&[u8]), kinds: &[u8], len_max: u64) {
