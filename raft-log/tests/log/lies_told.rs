@@ -334,38 +334,48 @@ fn a_segment_in_turn_is_not_taken_for_one_apart() {
     assert!(cases > 8, "{cases}");
 }
 
-/// Copies that claim more entries than they have bytes are not gone through one by one, which would take
-/// years: without their segment's footer they count for nothing.
+/// Copies that claim more entries than they have bytes, or more bytes than their record, are not gone
+/// through one by one, which would take years: without their segment's footer they count for nothing.
 #[test]
 fn copies_of_more_entries_than_bytes_are_none() {
-    const STATE: u8 = 7;
-    const LAST: u64 = 1 << 50;
     let mut cases = 0;
     for world in worlds() {
         let named = names(&world.base().records[0].items);
         let apart = world.segments.iter().filter(|it| it.is_apart);
         for segment in apart.filter(|it| named.contains_key(&it.number)) {
-            let disk = told(world, world.base(), |records| {
-                // Term and index of the last entry.
-                all(&mut records[..1], STATE).for_each(|item| {
-                    item.set_word(4, 1 << 40);
-                    item.set_word(5, LAST);
-                });
-            });
-            let mut told = segment.records.clone();
-            all(&mut told, ENTRIES).for_each(|item| item.set_word(3, LAST));
-            disk.damage(&segment.path, |content| {
-                assert!(put(content, &segment.records, &told));
-                let footer = segment.records.last().expect("it is sealed");
-                content[footer.at..].fill(0);
-            });
-            let found = Found::new(world, &disk, &options(), "entries without end");
-            // Whoever has written since has said where he ends.
-            assert!(!found.hurt().is_empty());
+            endless(world, segment, 1 << 50, None);
+            endless(world, segment, (1 << 32) - 10, Some(u32::MAX));
             cases += 1;
         }
     }
     assert!(cases > 8, "{cases}");
+}
+
+/// Opens a log whose states and copies say that they end at `last`, in other terms.
+fn endless(world: &World, segment: &Segment, last: u64, bytes: Option<u32>) {
+    const STATE: u8 = 7;
+    let disk = told(world, world.base(), |records| {
+        // Term and index of the last entry.
+        all(&mut records[..1], STATE).for_each(|item| {
+            item.set_word(4, 1 << 40);
+            item.set_word(5, last);
+        });
+    });
+    let mut told = segment.records.clone();
+    for item in all(&mut told, ENTRIES) {
+        item.set_word(3, last);
+        if let Some(bytes) = bytes {
+            item.body[32..36].copy_from_slice(&bytes.to_le_bytes());
+        }
+    }
+    disk.damage(&segment.path, |content| {
+        assert!(put(content, &segment.records, &told));
+        let footer = segment.records.last().expect("it is sealed");
+        content[footer.at..].fill(0);
+    });
+    let found = Found::new(world, &disk, &options(), "entries without end");
+    // Whoever has written since has said where he ends.
+    assert!(!found.hurt().is_empty());
 }
 
 /// The number of a segment that is named or released is nobody's, whether there ever was one.
