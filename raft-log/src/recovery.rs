@@ -294,7 +294,7 @@ pub(crate) fn analyse(
     let end = walk.records_from(&dir, &files, base)?;
     walk.settle_files(&dir, &files, base, &end)?;
     walk.settle_spares(&dir, &files, &end)?;
-    walk.settle_unnamed(&dir, &files, &end)?;
+    walk.settle_unnamed(&dir, &files, base, &end)?;
     walk.settle(&votes);
     if options.verify_all || walk.may_count_overwritten {
         walk.verify_entries(&dir, &files, base.unwrap_or(0))?;
@@ -651,9 +651,12 @@ impl Walk<'_> {
         &mut self,
         dir: &Path,
         files: &BTreeMap<u64, SegmentFile>,
+        base: Option<u64>,
         end: &End,
     ) -> Result<(), LogError> {
-        if !end.has_damage && self.lost_tables.is_empty() {
+        // Without a checkpoint nothing was ever moved.
+        let is_whole = !end.has_damage && self.lost_tables.is_empty() && base.is_some();
+        if is_whole {
             return Ok(());
         }
         for (number, file) in files {
