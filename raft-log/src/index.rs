@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Buf, BufMut, BytesMut};
 use raft_proto::{Batch, Index};
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::item::{EntriesItem, Key};
 use crate::record::Place;
@@ -161,6 +161,8 @@ pub(crate) struct Replica {
     pub(crate) state: ReplicaState,
     /// Ascending, without overlap.
     pub(crate) spans: VecDeque<Span>,
+    /// Which segment was appended to when it last gave up entries, in this life of the lane.
+    pub(crate) compacted_in: Option<u64>,
 }
 
 impl Replica {
@@ -169,6 +171,14 @@ impl Replica {
         let at = self.spans.partition_point(|span| span.last < first);
         self.spans.range(at..)
     }
+}
+
+/// What is kept by replicas that compact as they go.
+#[derive(Debug, Default)]
+pub(crate) struct Windows {
+    pub(crate) live_bytes: u64,
+    /// Where some of it lies.
+    pub(crate) segments: FxHashSet<u64>,
 }
 
 /// Everything readers need: what is durable, and where.
@@ -294,6 +304,33 @@ impl Tables {
             replica.spans.retain(is_there);
         }
         self.segments.retain(|number, _| !segments.contains(number));
+    }
+
+    /// What is kept by those that compact as they go, while segment `now` is appended to.
+    pub(crate) fn windows(&self, now: u64) -> Windows {
+        let mut windows = Windows::default();
+        for replica in self.replicas.values() {
+            if !self.has_window(replica, now) {
+                continue;
+            }
+            for span in &replica.spans {
+                windows.live_bytes += span.bytes;
+                windows.segments.insert(span.segment);
+            }
+        }
+        windows
+    }
+
+    /// Whether a replica compacts as it goes: it has done so in the newer half of the time that what
+    /// it keeps spans, which is counted in segments. Or it may keep all for ever.
+    fn has_window(&self, replica: &Replica, now: u64) -> bool {
+        let oldest = replica.spans.front();
+        let Some((oldest, compacted_in)) = oldest.zip(replica.compacted_in) else {
+            return false;
+        };
+        let info = self.segments.get(&oldest.segment);
+        let written_in = info.and_then(|info| info.before).unwrap_or(oldest.segment);
+        now.saturating_sub(compacted_in) <= now.saturating_sub(written_in) / 2
     }
 
     /// Bytes of all entries that were moved to segments apart.

@@ -115,7 +115,7 @@ pub(crate) struct ApartItem {
     /// Its entries count as if they lay just before this segment; `None`: before the one in which
     /// this is said.
     pub(crate) before: Option<u64>,
-    /// What it has room for still.
+    /// What others could take in it: an end left free, and copies that had died before its footer.
     pub(crate) free_bytes: u64,
 }
 

@@ -211,14 +211,18 @@ impl Pool {
         Ok((spare, file))
     }
 
-    /// Takes the next spare for something else than what comes next, if it is one of the usual size
-    /// and nobody waits for it.
+    /// Whether the next spare may be taken for something else than what comes next: it is one of the
+    /// usual size, and nobody waits for it.
+    pub(crate) fn may_take_apart(&self) -> bool {
+        let front = self.spares.front();
+        let is_usual = front.is_some_and(|front| front.len == self.segment_size_bytes);
+        is_usual && self.needed == 0 && self.is_open() && self.making.is_none()
+    }
+
+    /// Takes the next spare for something else than what comes next, if it may be.
     pub(crate) fn take_apart(&mut self) -> Option<(Spare, FileId)> {
-        let front = self.spares.front()?;
-        let is_usual = front.len == self.segment_size_bytes && self.needed == 0;
-        let is_free = is_usual && self.is_open() && self.making.is_none();
         // It is open.
-        is_free.then(|| self.take().ok()).flatten()
+        self.may_take_apart().then(|| self.take().ok()).flatten()
     }
 
     /// Takes a segment that nothing needs; `is_held` says that bytes of it are still out.

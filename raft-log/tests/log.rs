@@ -11,6 +11,8 @@ mod confined;
 mod crash;
 #[path = "log/damage.rs"]
 mod damage;
+#[path = "log/dense.rs"]
+mod dense;
 #[path = "log/every_bit.rs"]
 mod every_bit;
 #[path = "log/failure.rs"]
@@ -65,6 +67,8 @@ mod tracked;
 mod votes;
 #[path = "log/votes_full.rs"]
 mod votes_full;
+#[path = "log/windows.rs"]
+mod windows;
 #[path = "log/workload.rs"]
 mod workload;
 

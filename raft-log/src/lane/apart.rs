@@ -49,6 +49,8 @@ pub(super) struct Apart {
     /// What the last of them has before this is copied.
     next: Index,
     runs: Vec<Copied>,
+    /// What came next had no room in it.
+    is_full: bool,
     stage: Stage,
 }
 
@@ -97,6 +99,7 @@ impl Apart {
             keys: None,
             next: Index::ZERO,
             runs: Vec::new(),
+            is_full: false,
             stage: Stage::Open,
         }
     }
@@ -115,10 +118,30 @@ impl Apart {
         )
     }
 
-    /// What others could still have put into it; little of it is nothing.
+    /// What others could take in its place: what could have been put into it if there had been more,
+    /// and what died before its footer. Little of it is nothing, and so is an end that was too small
+    /// for what came next: it would be left elsewhere as well.
     fn free_bytes(&self) -> u64 {
-        let free = to_u64(self.room(&Staging::default()));
-        if free > self.len / 8 { free } else { 0 }
+        let end = match self.is_full {
+            true => 0,
+            false => to_u64(self.room(&Staging::default())),
+        };
+        let free = end + self.died_bytes();
+        if free > self.len / 32 { free } else { 0 }
+    }
+
+    /// What of the copies died before the footer was written.
+    fn died_bytes(&self) -> u64 {
+        let Stage::Sealed(sealed) = &self.stage else {
+            return 0;
+        };
+        let copied: u64 = self
+            .runs
+            .iter()
+            .map(|copied| u64::from(copied.run.len))
+            .sum();
+        let spans = sealed.iter().flat_map(|replica| &replica.spans);
+        copied.saturating_sub(spans.map(|span| span.bytes).sum())
     }
 
     /// Copies what a replica has in a segment, from where it stands on.
@@ -294,7 +317,10 @@ impl Lane {
                     apart.keys.as_mut().and_then(Vec::pop);
                 }
                 Copying::Later => return true,
-                Copying::Full => return false,
+                Copying::Full => {
+                    apart.is_full = true;
+                    return false;
+                }
                 Copying::Impossible => {
                     self.unmovable.insert(victim, (key, apart.next));
                     apart.next = Index::ZERO;
@@ -492,11 +518,18 @@ fn room_behind(len: u64, offset: u64, runs: usize) -> usize {
     usize::try_from(left).unwrap_or(usize::MAX)
 }
 
-/// What a batch's item takes, about, if it changes terms or memberships often.
+/// What a batch's item takes at most for each entry: a change of term, and the index of a membership.
+const TABLE_BYTES_MAX: u64 = 16 + 8;
+
+/// What a batch's item takes at most, if it changes terms or memberships often.
 fn table_bytes(batch: &Batch) -> usize {
     match batch.first().term == batch.last().term && !batch.may_hold_membership() {
         true => 0,
-        false => batch.size_bytes(),
+        false => {
+            let count = batch.last().index.distance_from(batch.first().index) + 1;
+            let table = count.saturating_mul(TABLE_BYTES_MAX);
+            usize::try_from(table).unwrap_or(usize::MAX)
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use raft_proto::Index;
 
 use crate::config::LaneOptions;
 use crate::error::LogError;
-use crate::index::{LIST_RUN_BYTES, Replica, SegmentInfo};
+use crate::index::{LIST_RUN_BYTES, Replica, SegmentInfo, Tables, Windows};
 use crate::item::{ENTRIES_ITEM_BYTES, Key};
 use crate::lane::Lane;
 use crate::lane::apart::{Apart, RUN_BYTES, joined};
@@ -22,8 +22,14 @@ pub(super) struct Moves {
     /// Bytes that may be moved: what was written, and what died since.
     credit: u64,
     /// What the next move costs, as far as is known; nothing if there is nothing to do. Nobody looks
-    /// again before so much is paid for, or something dies.
+    /// again before so much is paid for, or more has died.
     wanted: Option<u64>,
+    /// Something has died, or a segment was sealed, since garbage was counted.
+    has_news: bool,
+    /// As long as there is less garbage, there is nothing new to be found.
+    quiet_below: u64,
+    /// Who compacts as they go, as of the last seal, naming or watermark.
+    windows: Option<Windows>,
     /// What the last record held of what was submitted.
     last_bytes: u64,
 }
@@ -67,14 +73,29 @@ impl Moves {
     pub(super) fn new(options: &LaneOptions) -> Self {
         Self {
             credit: options.segment_size_bytes,
-            wanted: Some(0),
+            wanted: None,
+            has_news: true,
+            quiet_below: 0,
+            windows: None,
             last_bytes: 0,
         }
     }
 
-    /// Something died, or a segment was sealed: there may be more to do.
+    /// Something died: there may be more to do.
     pub(super) const fn look_again(&mut self) {
-        self.wanted = Some(0);
+        self.has_news = true;
+    }
+
+    /// There may be more to do, however little has died.
+    pub(super) const fn look_anew(&mut self) {
+        self.has_news = true;
+        self.quiet_below = 0;
+    }
+
+    /// Where things lie has changed, or time has passed: those who compact as they go may be others.
+    pub(super) fn look_afresh(&mut self) {
+        self.windows = None;
+        self.look_anew();
     }
 
     pub(super) const fn spend(&mut self, bytes: u64) {
@@ -107,23 +128,30 @@ impl Lane {
     /// Takes a spare segment for what is to be moved, if that frees more than it takes, and is paid for.
     fn begin_apart(&mut self) {
         let is_busy = self.has_held() || self.lacks_segment || self.active.is_sealed;
-        let credit = self.moves.credit;
-        let may_pay = self.moves.wanted.is_some_and(|wanted| wanted <= credit);
-        if !may_pay || is_busy || !self.spares_one() {
+        if is_busy || !self.spares_one() || !self.pool.may_take_apart() {
             return;
         }
-        let plan = self.plan();
-        let segment = self.options.segment_size_bytes;
-        self.moves.wanted = plan.as_ref().map(|plan| plan.moved_bytes.min(segment));
-        let plan = plan.filter(|plan| plan.moved_bytes.min(segment) <= credit);
-        let Some(mut plan) = plan else {
+        let credit = self.moves.credit;
+        let may_pay = |wanted: u64| wanted <= credit;
+        if !self.has_more_garbage() && !self.moves.wanted.is_some_and(may_pay) {
             return;
-        };
-        if let Some((spare, file)) = self.pool.take_apart() {
+        }
+        let segment = self.options.segment_size_bytes;
+        let plan = self.plan();
+        self.moves.wanted = plan.as_ref().map(|plan| plan.moved_bytes.min(segment));
+        if !self.moves.wanted.is_some_and(may_pay) {
+            return;
+        }
+        if let (Some(mut plan), Some((spare, file))) = (plan, self.pool.take_apart()) {
             plan.victims.reverse();
             self.apart = Some(Apart::new(spare, file, plan.victims));
-            self.moves.look_again();
+            self.moves.look_anew();
         }
+    }
+
+    /// Whether so much has died since the last look that it may have been missed.
+    fn has_more_garbage(&mut self) -> bool {
+        std::mem::take(&mut self.moves.has_news) && self.garbage_bytes() >= self.moves.quiet_below
     }
 
     /// Whether the next segment will hardly be needed before another one is made.
@@ -132,44 +160,81 @@ impl Lane {
         left >= self.active.len / 4 || self.is_drained()
     }
 
-    /// The emptiest segments, as few as will do: what lives in them fits into fewer. And those that
-    /// fit in as well.
-    ///
-    /// There are some as soon as there is a segment's worth of garbage, however thin it lies: or a
-    /// group that never compacts would pin what lies beside its entries in a long log.
-    fn plan(&self) -> Option<Plan> {
+    /// The sealed segments that are not released yet.
+    fn sealed_segments<'a>(
+        &'a self,
+        tables: &'a Tables,
+    ) -> impl Iterator<Item = (u64, &'a SegmentInfo)> {
+        let segments = tables.segments.iter().map(|(number, info)| (*number, info));
+        segments.filter(|(number, info)| info.is_sealed && !self.releasing.contains(number))
+    }
+
+    fn garbage_bytes(&self) -> u64 {
         let tables = self.tables();
-        let sealed = tables
-            .segments
-            .iter()
-            .filter(|(number, info)| info.is_sealed && !self.releasing.contains(number));
-        let sealed: Vec<(u64, &SegmentInfo)> =
-            sealed.map(|(number, info)| (*number, info)).collect();
+        let sealed = self.sealed_segments(&tables);
+        sealed.map(|(_, info)| info.garbage_bytes()).sum()
+    }
+
+    /// What is emptied next, if there is too much garbage, however thin it lies: a segment's worth
+    /// beside those that never compact, or they would pin it in a long log. Those that compact as they
+    /// go will leave by themselves, so beside them there may be as much again as they keep.
+    fn plan(&mut self) -> Option<Plan> {
         let segment = self.options.segment_size_bytes;
-        let garbage: u64 = sealed.iter().map(|(_, info)| info.garbage_bytes()).sum();
-        if garbage <= segment {
+        // There is no look for less.
+        let step = segment / 16;
+        let most = segment - step;
+        let garbage = self.garbage_bytes();
+        self.moves.quiet_below = garbage + step;
+        if garbage <= most {
+            self.moves.quiet_below = most;
             return None;
         }
-        let may_move = |number: &u64, info: &SegmentInfo| {
-            info.live_spans > 0 && info.garbage_bytes() > 0 && !self.unmovable.contains_key(number)
-        };
-        let mut emptiest: Vec<(u64, &SegmentInfo)> = sealed
-            .into_iter()
-            .filter(|(number, info)| may_move(number, info))
+        let windows = self.moves.windows.take();
+        let windows = windows.unwrap_or_else(|| self.tables().windows(self.active.number));
+        let plan = self.plan_beside(&windows, garbage, most);
+        self.moves.windows = Some(windows);
+        plan
+    }
+
+    fn plan_beside(&self, windows: &Windows, garbage: u64, most: u64) -> Option<Plan> {
+        let tables = self.tables();
+        let sealed: Vec<(u64, &SegmentInfo)> = self.sealed_segments(&tables).collect();
+        let beside_none = sealed.iter().copied();
+        let beside_none: Vec<(u64, &SegmentInfo)> = beside_none
+            .filter(|(number, _)| !windows.segments.contains(number))
             .collect();
-        emptiest.sort_by_key(|(number, info)| (std::cmp::Reverse(info.garbage_share()), *number));
+        let pinned: u64 = beside_none
+            .iter()
+            .map(|(_, info)| info.garbage_bytes())
+            .sum();
+        let for_keepers = (pinned > most)
+            .then(|| self.emptiest(beside_none))
+            .flatten();
+        let has_too_much = garbage > most + windows.live_bytes;
+        for_keepers.or_else(|| has_too_much.then(|| self.emptiest(sealed)).flatten())
+    }
+
+    /// The emptiest segments, as few as will do: what lives in them fits into fewer. And those that
+    /// fit in as well.
+    fn emptiest(&self, mut segments: Vec<(u64, &SegmentInfo)>) -> Option<Plan> {
+        segments.retain(|(number, info)| {
+            info.live_spans > 0 && info.garbage_bytes() > 0 && !self.unmovable.contains_key(number)
+        });
+        segments.sort_by_key(|(number, info)| (std::cmp::Reverse(info.garbage_share()), *number));
+        let segment = self.options.segment_size_bytes;
         let room = self.apart_room();
         let (mut taken, mut moved_bytes) = (0, 0);
         let mut victims = Vec::new();
         let mut is_enough = false;
-        for (number, info) in emptiest {
+        for (number, info) in segments {
             let fits_in = (moved_bytes + info.moved_bytes()).div_ceil(room);
+            victims.push(number);
             if is_enough && fits_in > u64::div_ceil(moved_bytes, room) {
+                // It fills the rest.
                 break;
             }
             taken += info.len;
             moved_bytes += info.moved_bytes();
-            victims.push(number);
             is_enough |= taken >= (fits_in + 1) * segment;
         }
         is_enough.then_some(Plan {
@@ -181,7 +246,7 @@ impl Lane {
     /// What a segment apart holds, about.
     fn apart_room(&self) -> u64 {
         let segment = self.options.segment_size_bytes;
-        segment - segment / 64 - 4096
+        segment - segment / 512 - 2048
     }
 
     /// Moves a little to the end of the active segment: on a full disk there may be no other place.
@@ -265,32 +330,29 @@ impl Lane {
     /// which others need.
     fn victim(&self, room: u64) -> Option<u64> {
         const LEAST_SHARE: u128 = 100_000;
-        let tables = self.tables();
-        let sealed: Vec<_> = tables
-            .segments
-            .iter()
-            .filter(|(number, info)| info.is_sealed && !self.releasing.contains(number))
-            .collect();
-        let garbage: u64 = sealed.iter().map(|(_, info)| info.garbage_bytes()).sum();
-        if garbage <= self.options.segment_size_bytes {
+        if self.garbage_bytes() <= self.options.segment_size_bytes {
             return None;
         }
-        sealed
-            .iter()
+        let tables = self.tables();
+        self.sealed_segments(&tables)
             .filter(|(number, info)| info.live_spans > 0 && !self.unmovable.contains_key(number))
             .filter(|(_, info)| info.garbage_share() >= LEAST_SHARE)
             .filter(|(_, info)| info.moved_bytes() <= room)
-            .max_by_key(|(number, info)| (info.garbage_share(), std::cmp::Reverse(**number)))
-            .map(|(number, _)| **number)
+            .max_by_key(|(number, info)| (info.garbage_share(), std::cmp::Reverse(*number)))
+            .map(|(number, _)| number)
     }
 
     /// What could not be moved may be gone now.
     pub(super) fn forget_unmovable(&mut self) {
         let mut unmovable = std::mem::take(&mut self.unmovable);
+        let before = unmovable.len();
         unmovable.retain(|segment, (key, index)| {
             let mut here = self.ranges_in(*key, *segment).into_iter();
             here.any(|(first, last)| first <= *index && *index <= last)
         });
+        if unmovable.len() < before {
+            self.moves.look_anew();
+        }
         self.unmovable = unmovable;
     }
 

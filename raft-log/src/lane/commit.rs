@@ -598,6 +598,8 @@ impl Lane {
                 self.is_second_half_late = false;
                 if kind == RecordKind::Watermark {
                     self.watermark_lsn = flight.last_lsn;
+                    // At rest no segment is sealed.
+                    self.moves.look_afresh();
                 } else {
                     self.last_record_at = self.now;
                 }
@@ -607,7 +609,7 @@ impl Lane {
             }
             FlightKind::Seal(sealed) => {
                 self.sealed(&sealed);
-                self.moves.look_again();
+                self.moves.look_afresh();
             }
             FlightKind::Apart => {}
             FlightKind::SealApart(sealed) => self.sealed_apart(sealed),
@@ -677,7 +679,11 @@ impl Lane {
                     }
                 }
                 if is_end {
-                    freed += before - tables.live_bytes(key);
+                    let gave_up = before - tables.live_bytes(key);
+                    freed += gave_up;
+                    if let Some(replica) = tables.replicas.get_mut(&key).filter(|_| gave_up > 0) {
+                        replica.compacted_in = Some(self.active.number);
+                    }
                 }
             }
             if has_end {
@@ -689,9 +695,14 @@ impl Lane {
         }
         self.earn_freed(freed);
         self.shared.tail.insert_all(recent);
-        self.release(&std::mem::take(&mut staging.released));
+        let released = std::mem::take(&mut staging.released);
+        self.release(&released);
         if staging.names_apart {
             self.publish_apart();
+            self.moves.look_afresh();
+        }
+        if !released.is_empty() {
+            self.moves.look_anew();
         }
         if may_free || staging.names_apart {
             self.moves.look_again();

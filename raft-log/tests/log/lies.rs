@@ -75,7 +75,7 @@ impl World {
         used.fill_until_named();
         match seed % 4 {
             0 => {}
-            1 => used.lag(4, 24, &mut rng),
+            1 => used.lag(4, 32, &mut rng),
             2 => used.compact(3),
             _ => used.lag(2, 3, &mut rng),
         }

@@ -124,7 +124,7 @@ fn copies_said_to_count_later_than_they_do_are_not_read() {
     used.driven.pass(2_000_000_000);
     assert!(used.counts().0 > 0, "what the first has is moved");
     used.put_both((3, 4), 40);
-    let submission = used.entries(1, 2, Index::new(149), 300);
+    let submission = used.entries(1, 2, Index::new(135), 300);
     used.submit(submission);
     used.settle();
     // Segments in which all counts stay where they are.
@@ -248,8 +248,8 @@ fn of_two_that_name_a_segment_one_may_be_wrong() {
 #[test]
 fn segments_apart_with_higher_numbers_than_the_active_one_are_found() {
     let mut higher = 0;
-    for world in worlds() {
-        let world = nearly_full(world);
+    for times in [60, 80, 100, 120] {
+        let world = nearly_full(&moved_at_once(times));
         let counts = |number: &u64| world.holders.get(number).is_some_and(|it| !it.is_empty());
         let numbers: Vec<u64> = named(&world).into_iter().filter(counts).collect();
         let [first, .., _] = &numbers[..] else {
@@ -274,6 +274,24 @@ fn segments_apart_with_higher_numbers_than_the_active_one_are_found() {
         }
     }
     assert!(higher > 0, "{higher}");
+}
+
+/// One in which several segments apart were named beside the same active one.
+fn moved_at_once(times: u64) -> World {
+    let mut used = Used::new(times);
+    used.put_both((1, 2), times);
+    used.compact(2);
+    used.driven.pass(2_000_000_000);
+    let Used {
+        disk,
+        driven,
+        model,
+        ..
+    } = used;
+    drop(driven);
+    disk.crash();
+    disk.set_now(Time(0));
+    World::of(&disk, model)
 }
 
 /// The same world, when its active segment has no room for the record of an open.

@@ -404,7 +404,7 @@ fn fault_16_a_vote_file_that_cannot_grow_loses_nobody() {
 }
 
 /// Appends one entry of so many bytes.
-fn one(group: u64, index: u64, bytes: usize) -> Submission {
+pub fn one(group: u64, index: u64, bytes: usize) -> Submission {
     let (group, replica) = key(group);
     let mut submission = Submission::new(group, replica, index);
     let mut batch = BatchBuilder::new(group, Term::new(1), Index::new(index), bytes);
