@@ -333,12 +333,6 @@ impl Tables {
         now.saturating_sub(compacted_in) <= now.saturating_sub(written_in) / 2
     }
 
-    /// Bytes of all entries that were moved to segments apart.
-    pub(crate) fn bytes_apart(&self) -> u64 {
-        let apart = self.segments.values().filter(|info| info.before.is_some());
-        apart.map(|info| info.live_bytes).sum()
-    }
-
     /// Bytes of a replica's entries, wherever they lie.
     pub(crate) fn live_bytes(&self, key: Key) -> u64 {
         let spans = self.replicas.get(&key).map(|replica| &replica.spans);

@@ -303,8 +303,7 @@ impl Lane {
         self.moves.last_bytes = bytes;
     }
 
-    /// What died of it pays once more, however much it is; what had been moved before takes as much
-    /// away instead: groups that keep a window of their log are not laggards.
+    /// What died of it pays once more, however much it is.
     pub(super) fn earn_freed(&mut self, bytes: u64) {
         self.moves.credit = self.moves.credit.saturating_add(bytes);
     }

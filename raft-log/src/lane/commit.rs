@@ -629,11 +629,9 @@ impl Lane {
                 Change::Reset(_) | Change::Compact(_) | Change::Tombstone
             )
         };
-        let has_end = staging.changes.iter().any(|(_, change)| is_end(change));
         let mut recent = Vec::new();
         {
             let mut tables = self.shared.write();
-            let apart = if has_end { tables.bytes_apart() } else { 0 };
             for key in staging.forgotten.drain(..) {
                 tables.reset(key);
                 tables.replicas.remove(&key);
@@ -685,12 +683,6 @@ impl Lane {
                         replica.compacted_in = Some(self.active.number);
                     }
                 }
-            }
-            if has_end {
-                // What was moved and died all the same was moved in vain.
-                let died = apart.saturating_sub(tables.bytes_apart());
-                freed = freed.saturating_sub(died);
-                self.moves.spend(died);
             }
         }
         self.earn_freed(freed);
