@@ -623,12 +623,6 @@ impl Lane {
     fn landed(&mut self, mut staging: Staging, data_at: u64) {
         let mut may_free = false;
         let mut freed = 0;
-        let is_end = |change: &Change| {
-            matches!(
-                change,
-                Change::Reset(_) | Change::Compact(_) | Change::Tombstone
-            )
-        };
         let mut recent = Vec::new();
         {
             let mut tables = self.shared.write();
@@ -638,7 +632,10 @@ impl Lane {
             }
             for (key, change) in staging.changes.drain(..) {
                 may_free |= !matches!(change, Change::HardState(_) | Change::Snapshots(_));
-                let is_end = is_end(&change);
+                let is_end = matches!(
+                    change,
+                    Change::Reset(_) | Change::Compact(_) | Change::Tombstone
+                );
                 let before = if is_end { tables.live_bytes(key) } else { 0 };
                 match change {
                     Change::Entries { item, at, batch } => {
